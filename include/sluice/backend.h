@@ -1,0 +1,118 @@
+/* backend.h - the only door from a model to a device.
+ * A backend is one rank's device: its memory and the operations a forward pass is made of. Ops tables are complete at
+ * start-up. Ops are issued in order by the rank's one thread and return at once on a GPU (stream-ordered); on the CPU they
+ * have finished on return. They cannot fail: shapes were checked when the model was built; a device fault ends the process.
+ *
+ * Letters: T tokens, B sequences, R rows, H heads, Hk KV heads, D head_dim, C hidden, F ffn, V vocab, K inputs, N outputs.
+ * Activations have ops->act_dtype (cpu ref and fast: f32; cuda: bf16), row-major, contiguous unless a stride says otherwise.
+ * Batch invariance: on the CPU backends a row's result never depends on T, B or the neighbours. */
+#ifndef SLUICE_BACKEND_H
+#define SLUICE_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <sluice/err.h>
+#include <sluice/step_plan.h>
+#include <sluice/types.h>
+
+struct backend;                    /* opaque, per rank */
+
+/* A weight in the backend's own layout (packed panels on the fast CPU path). rows = outputs N, cols = inputs K. */
+struct weight {
+    int64_t rows, cols;            /* a vector has rows = 1 */
+    void *data;                    /* device memory of weight_bytes() bytes; NULL = absent */
+};
+enum weight_kind { WEIGHT_MATRIX, WEIGHT_VECTOR };   /* WEIGHT_MATRIX serves matmul and embed alike (tied head) */
+
+struct backend_options {
+    int32_t threads;               /* CPU: threads of this rank, >= 1 */
+    int32_t device;                /* GPU index */
+    enum dtype kv_dtype;           /* F32 or BF16 */
+    int32_t max_tokens, max_seqs, max_rows, vocab_size;    /* largest step, for workspace and sampler state */
+};
+
+/* KV cache of one layer: k and v are [num_blocks, Hk, block_size, D] of kv_dtype. */
+struct kv_layer { void *k, *v; };
+
+struct embed_args { const token_id *ids; int32_t num_tokens; const struct weight *table; token_id first_row; void *out; };
+    /* out [T, C] = table[ids - first_row]; rows outside this shard of the vocabulary give zeros */
+struct rmsnorm_args {
+    const void *x;                 /* [T, C] added to residual first, or NULL: no add */
+    void *residual;                /* [T, C] in: running sum; out: the sum incl. x. Always f32 on the CPU, bf16 on CUDA */
+    const struct weight *weight;   /* [C] */
+    void *out;                     /* [T, C] = norm(residual) * weight */
+    int32_t num_tokens, hidden; float eps;
+};
+struct matmul_args {
+    const void *x;                 /* [T, K] */
+    const struct weight *w;        /* [N, K] */
+    const struct weight *bias;     /* [N] or NULL */
+    void *out;                     /* [T, N], or f32 [T, N] when out_f32 (logits) */
+    int32_t num_tokens;
+    bool out_f32;
+};
+struct rope_store_args {
+    void *qkv;                     /* [T, (H + 2 Hk) * D]: q is rotated in place; k is rotated and stored; v stored */
+    const struct weight *q_norm, *k_norm;    /* [D] or NULL (Qwen3: RMS norm of each head before the rotation) */
+    const float *cos_sin;          /* [max_position, D]: D/2 cosines then D/2 sines, attention factor applied */
+    const int32_t *positions;      /* [T] */
+    const int64_t *slot_mapping;   /* [T] */
+    struct kv_layer kv;
+    int32_t num_tokens, num_heads, num_kv_heads, head_dim, block_size; float eps;
+};
+struct attention_args {
+    const void *qkv;               /* [T, (H + 2 Hk) * D], only q is read */
+    void *out;                     /* [T, H * D] */
+    struct kv_layer kv;
+    const int32_t *cu_seqlens_q, *context_lens;      /* [B+1], [B] */
+    const block_id *block_tables;  /* [B, max_blocks_per_seq] */
+    int32_t num_tokens, num_seqs, num_decode_seqs, max_blocks_per_seq, max_q_len, max_context_len;
+    int32_t num_heads, num_kv_heads, head_dim, block_size;
+    int32_t sliding_window;        /* 0 = none; else a query sees its last `sliding_window` positions */
+    float scale;                   /* 1 / sqrt(D) */
+};
+struct silu_mul_args { const void *gate_up; /* [T, 2F]: gate then up */ void *out; /* [T, F] */ int32_t num_tokens, ffn; };
+struct gather_rows_args { const void *x; /* [T, C] */ const struct step_plan *plan; void *out; /* [R, C]: row r = x[rows[r].token] */
+                          int32_t hidden; };
+struct sample_args {
+    const float *logits;           /* [R, V] f32; the op may overwrite it */
+    const struct step_plan *plan;  /* rows, bias, history */
+    struct step_result *result;    /* rows filled */
+    int32_t vocab_size;
+};
+
+struct backend_ops {
+    const char *name;              /* "cpu-ref", "cpu-fast", "cuda" */
+    enum dtype act_dtype;
+    int  (*open)(struct backend **out, const struct backend_options *options, struct err *err);
+    void (*close)(struct backend *b);
+    const char *(*describe)(const struct backend *b);       /* "AVX-512 BF16, 2 threads" */
+    /* Device memory: one arena per rank. reserve once, then carve (64-byte aligned, never fails within the reserve). */
+    int   (*reserve)(struct backend *b, size_t bytes, struct err *err);
+    void *(*carve)(struct backend *b, size_t bytes);
+    size_t (*workspace_bytes)(const struct backend_options *options);    /* what open itself needs; part of the memory plan */
+    /* Weights: bytes in the backend's layout; store converts n_rows rows of fp32 starting at row (any order, any thread). */
+    size_t (*weight_bytes)(enum weight_kind kind, int64_t rows, int64_t cols);
+    void   (*weight_store)(struct backend *b, struct weight *w, enum weight_kind kind, int64_t row, int64_t n_rows, const float *src);
+    /* Plan to device, results back: on the CPU upload returns the plan itself. */
+    const struct step_plan *(*upload)(struct backend *b, const struct step_plan *plan);
+    void  (*synchronize)(struct backend *b);
+    /* Runs fn(arg, begin, end) over 0..n on the rank's threads (weight loading); fn must be pure per index. */
+    void  (*parallel_for)(struct backend *b, int64_t n, int64_t grain, void (*fn)(void *arg, int64_t begin, int64_t end), void *arg);
+
+    void (*embed)(struct backend *b, const struct embed_args *args);
+    void (*rmsnorm)(struct backend *b, const struct rmsnorm_args *args);
+    void (*matmul)(struct backend *b, const struct matmul_args *args);
+    void (*rope_store)(struct backend *b, const struct rope_store_args *args);
+    void (*attention)(struct backend *b, const struct attention_args *args);
+    void (*silu_mul)(struct backend *b, const struct silu_mul_args *args);
+    void (*gather_rows)(struct backend *b, const struct gather_rows_args *args);
+    void (*sample)(struct backend *b, const struct sample_args *args);
+};
+
+extern const struct backend_ops backend_cpu_ref;     /* plain fp32, reads like the formula: the oracle */
+extern const struct backend_ops backend_cpu_fast;    /* bf16 weights and KV, vector code chosen at run time */
+
+#endif

@@ -1,0 +1,36 @@
+/* comm.h - how the ranks of one engine move data between them. Two implementations: comm_cpu (threads of one process),
+ * comm_nccl (GPUs). Stream-ordered: a call takes its place behind the ops issued before on that rank; on the CPU it has
+ * finished on return. A rank that fails or stalls makes every other rank's call return ERR_ENDED: nobody waits for ever. */
+#ifndef SLUICE_COMM_H
+#define SLUICE_COMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <sluice/err.h>
+#include <sluice/types.h>
+
+struct comm;        /* one rank's end of a group */
+
+struct comm_ops {
+    const char *name;
+    /* In place over n elements; sums are made in rank order, so every rank gets the same bits. f32 (cpu), f32 or bf16 (nccl). */
+    int (*all_reduce)(struct comm *c, void *data, int64_t n, enum dtype dtype);
+    /* dst [size, n] in rank order, src [n]. */
+    int (*all_gather)(struct comm *c, const void *src, void *dst, int64_t n, enum dtype dtype);
+    int (*broadcast)(struct comm *c, void *data, int64_t bytes, int root);
+    int (*send)(struct comm *c, const void *data, int64_t bytes, int peer);
+    int (*recv)(struct comm *c, void *data, int64_t bytes, int peer);
+    int (*barrier)(struct comm *c);
+    void (*abort)(struct comm *c);      /* any thread: every present and later call of the group answers ERR_ENDED */
+};
+
+struct comm_group;  /* shared by the ranks of a comm_cpu group */
+
+/* size ranks, timeout for any one wait. comm_cpu_rank hands out the ends; both live until comm_cpu_free. */
+int  comm_cpu_new(struct comm_group **out, int size, int64_t timeout_ms, struct err *err);
+struct comm *comm_cpu_rank(struct comm_group *group, int rank);
+void comm_cpu_free(struct comm_group *group);
+extern const struct comm_ops comm_cpu_ops;
+
+#endif

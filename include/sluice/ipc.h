@@ -1,0 +1,82 @@
+/* ipc.h - the complete list of what crosses between gateway and engine: bounded frames over a socketpair.
+ * A frame is a frame_head and len payload bytes, host byte order (same host, same build: version checked in MSG_READY).
+ * The gateway range-checks every field of every message as if the engine were hostile; a bad frame costs the replica.
+ * Encoders append to a buf; decoders borrow from the payload they are given and copy nothing. Thread: none. */
+#ifndef SLUICE_IPC_H
+#define SLUICE_IPC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <sluice/err.h>
+#include <sluice/request.h>
+#include <sluice/step_plan.h>
+#include <sluice/token_event.h>
+
+struct buf;
+
+enum { IPC_VERSION = 1, IPC_MAX_PAYLOAD = 64 << 20, IPC_FD = 3, IPC_PAGE_FD = 4 };   /* descriptors an engine inherits */
+
+enum msg_type {
+    /* gateway -> engine */
+    MSG_SUBMIT = 1,         /* engine_request with its arrays */
+    MSG_ABORT,              /* msg_abort; unknown ids are ignored (idempotent) */
+    MSG_STOP,               /* no payload: finish nothing more, exit 0 */
+    /* engine -> gateway */
+    MSG_PROGRESS = 64,      /* msg_progress: weights loaded */
+    MSG_READY,              /* msg_ready */
+    MSG_FAILED,             /* msg_failed: cannot start; the engine exits with exit_code next */
+    MSG_LOGPROBS,           /* logprob rows of the MSG_EVENTS frame that follows directly */
+    MSG_EVENTS,             /* token_event[] */
+    MSG_STATS,              /* engine_stats, at most every 100 ms and when the engine goes idle */
+};
+
+struct frame_head { uint32_t len; uint16_t type; uint16_t zero; };
+
+struct msg_abort { uint64_t id; };
+struct msg_progress { float share; };          /* 0..1 */
+struct msg_ready {
+    uint32_t version, pid;
+    int32_t num_blocks, block_size, max_model_len, max_num_seqs, max_num_batched_tokens, vocab_size;
+    int64_t load_ms;
+    char describe[128];                        /* "cpu-fast, AVX-512 BF16, 2 threads" */
+};
+struct msg_failed { int32_t exit_code; char message[512]; };
+
+struct engine_stats {
+    uint64_t steps, prompt_tokens, generation_tokens, preemptions, cache_hit_tokens, cache_miss_tokens, aborted;
+    uint32_t running, waiting;                 /* sequences */
+    uint32_t blocks_total, blocks_used, blocks_cached;   /* cached: unreferenced but reusable; free = total - used - cached */
+    float last_step_ms;
+};
+
+/* One token's top logprobs in MSG_LOGPROBS: head, then n token_logprob. */
+struct logprob_row_head { uint64_t id; uint32_t index, n; };
+
+/* Appends a whole frame (head and payload). */
+void ipc_put(struct buf *out, enum msg_type type, const void *payload, size_t len);
+void ipc_put_submit(struct buf *out, const struct engine_request *req);
+/* Decodes MSG_SUBMIT; arrays point into payload. Checks every count and range against limits. ERR_PROTOCOL. */
+struct ipc_limits { int32_t vocab_size, max_model_len; };
+int  ipc_get_submit(const void *payload, size_t len, const struct ipc_limits *limits, struct engine_request *req, struct err *err);
+
+/* Cuts frames out of a byte stream. Bytes are appended with ipc_reader_feed; next returns 1 with a frame (payload valid until
+ * the next feed), 0 when more bytes are needed, ERR_PROTOCOL for a head that breaks the rules. */
+struct ipc_reader { char *data; size_t len, cap, pos; };
+void ipc_reader_init(struct ipc_reader *reader);
+int  ipc_reader_feed(struct ipc_reader *reader, const void *data, size_t len);          /* 0 or ERR_NO_MEMORY */
+int  ipc_reader_next(struct ipc_reader *reader, struct frame_head *head, const void **payload);
+void ipc_reader_release(struct ipc_reader *reader);
+
+/* The shared read-only page: written by the engine, read by the supervisor (heartbeat). All fields relaxed atomics. */
+struct engine_page {
+    uint64_t magic;             /* ENGINE_PAGE_MAGIC once the engine runs */
+    uint64_t steps;             /* finished steps */
+    uint64_t pending;           /* sequences with work; 0 = idle, no heartbeat expected */
+    int64_t step_began_ns;      /* 0 = between steps */
+    uint64_t longest_step_ns;
+};
+#define ENGINE_PAGE_MAGIC UINT64_C(0x736c756963650001)
+
+#endif

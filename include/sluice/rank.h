@@ -1,0 +1,61 @@
+/* rank.h - the ranks of one engine: threads that hold a shard each and run the same step_plan together.
+ * Flow: engine thread -> ranks_execute(plan) -> every rank: forward -> last stage, tp_rank 0: sample -> step_result.
+ * Thread: engine thread only, unless said. Owns rank threads, backends, models, KV memory. No allocation after ranks_start. */
+#ifndef SLUICE_RANK_H
+#define SLUICE_RANK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <sluice/backend.h>
+#include <sluice/err.h>
+#include <sluice/loader.h>
+#include <sluice/parallel.h>
+#include <sluice/step_plan.h>
+
+struct ranks;
+
+struct ranks_options {
+    const struct backend_ops *ops;
+    int tp_size, pp_size;
+    const int *layer_partition;            /* [pp_size] or NULL */
+    int32_t threads;                       /* CPU threads per rank */
+    enum dtype kv_dtype;
+    int32_t max_num_seqs, max_num_batched_tokens, max_model_len, block_size;
+    double headroom;                       /* share of the device's (host's) memory kept free */
+    uint64_t kv_cache_bytes;               /* > 0: KV memory of all ranks together instead of what is free */
+    int32_t num_blocks_override;           /* > 0: this many blocks whatever the memory */
+    uint64_t seed;                         /* dummy weights */
+};
+
+/* The plan of one rank's memory; every term in bytes. Arithmetic only: `sluice plan` uses it without a device. */
+struct memory_plan {
+    uint64_t device_bytes;                 /* what there is (CPU: memory available to the process, cgroup applied) */
+    uint64_t headroom_bytes;
+    uint64_t weights, activations, workspace, rope_table, comm;
+    uint64_t kv_per_block;                 /* all layers of this rank */
+    int32_t num_blocks;
+    uint64_t kv, total;
+};
+/* ERR_CONFIG naming the term that does not fit and three ways out. */
+int  memory_plan_make(struct memory_plan *plan, const struct model_config *config, const struct shard *shard,
+                      const struct ranks_options *options, uint64_t device_bytes, struct err *err);
+void memory_plan_print(const struct memory_plan *plan, FILE *out);
+
+/* Loads every shard and starts the rank threads. progress: share of the weights read, 0..1, from any thread. */
+int  ranks_start(struct ranks **out, const struct model_source *src, const struct ranks_options *options,
+                 void (*progress)(void *arg, double share), void *progress_arg, struct err *err);
+void ranks_stop(struct ranks *ranks);                    /* joins and frees */
+int32_t ranks_num_blocks(const struct ranks *ranks);     /* same on every rank */
+int32_t ranks_num_slots(const struct ranks *ranks);      /* pipeline slots: plans in flight at once = pp_size */
+const struct memory_plan *ranks_memory_plan(const struct ranks *ranks, int rank);
+const char *ranks_describe(const struct ranks *ranks);   /* "cpu-fast, AVX-512 BF16, 2 threads" */
+
+/* Runs one plan to its end: result->rows filled (caller's memory). 0 or the error that ends the engine. */
+int  ranks_execute(struct ranks *ranks, const struct step_plan *plan, struct step_result *result);
+/* The same in two halves, so that pp_size micro-batches are in flight: submit queues the plan, wait takes the oldest. */
+int  ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_result *result);
+int  ranks_wait(struct ranks *ranks, struct step_result **result);
+
+#endif
