@@ -1,6 +1,8 @@
 /* comm.h - how the ranks of one engine move data between them. Two implementations: comm_cpu (threads of one process),
  * comm_nccl (GPUs). Stream-ordered: a call takes its place behind the ops issued before on that rank; on the CPU it has
- * finished on return. A rank that fails or stalls makes every other rank's call return ERR_ENDED: nobody waits for ever. */
+ * finished on return. Every rank of a group makes the same collective calls in the same order; a send meets the recv of its
+ * peer with the same byte count. A rank that fails or stalls makes every other rank's call return ERR_ENDED: nobody waits
+ * for ever. After ERR_ENDED buffers handed to the group stay alive until all its ranks have left it (threads joined). */
 #ifndef SLUICE_COMM_H
 #define SLUICE_COMM_H
 
@@ -27,7 +29,10 @@ struct comm_ops {
 
 struct comm_group;  /* shared by the ranks of a comm_cpu group */
 
-/* size ranks, timeout for any one wait. comm_cpu_rank hands out the ends; both live until comm_cpu_free. */
+enum { MAX_COMM_RANKS = 64 };
+
+/* size ranks (1..MAX_COMM_RANKS), timeout for any one wait. comm_cpu_rank hands out the ends; they live until
+ * comm_cpu_free, which no rank may still be using. No call allocates after comm_cpu_new. */
 int  comm_cpu_new(struct comm_group **out, int size, int64_t timeout_ms, struct err *err);
 struct comm *comm_cpu_rank(struct comm_group *group, int rank);
 void comm_cpu_free(struct comm_group *group);

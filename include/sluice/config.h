@@ -64,6 +64,7 @@ struct config {
     int64_t engine_start_timeout_ms;
     char *log_level;                      /* debug info warning error */
     char *config_file;                    /* --config */
+    char *preset;                         /* configs/NAME.yaml that was loaded first, or "" */
 
     struct config_origin *origins;        /* private: one per option */
 };
@@ -71,11 +72,17 @@ struct config {
 enum config_when { CONFIG_START, CONFIG_RELOAD };   /* RELOAD: may change while running */
 
 /* argv: program arguments after the program's (and subcommand's) name. A positional argument is --model when none is given
- * (as `vllm serve MODEL`). --help prints the table to stdout and sets *help. environ is read for SLUICE_*.
- * Errors: ERR_CONFIG with "file:line:column: ..." or "--flag: ..." and the nearest known name; exit 78. */
+ * (as `vllm serve MODEL`). --help prints the table to stdout, sets *help and leaves config empty (config_release is still
+ * right). environ is read for SLUICE_*. An empty model is accepted: each program knows whether it needs one.
+ * api_keys holds the keys of api_keys_file too; served_model_name is filled when there is a model.
+ * Errors: ERR_CONFIG with "file:line:column: ..." or "--flag: ..." and the nearest known name; exit 78. Nothing to release then. */
 int  config_load(struct config *config, int argc, char *const *argv, bool *help, struct err *err);
 void config_release(struct config *config);
 
+/* Logs what is allowed but unwise: keys on the command line or short, no key beyond loopback, SLUICE_* names nobody reads. */
+void config_warn(const struct config *config);
+
+/* usage: first line of the help, such as "usage: sluiced [MODEL] [options]". */
 void config_print_help(FILE *out, const char *usage);
 /* Every option: name, value, origin ("flag", "env SLUICE_PORT", "file sluice.yaml:12", "preset", "default"). Keys are masked. */
 void config_print(const struct config *config, FILE *out);

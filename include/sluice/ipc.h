@@ -1,5 +1,5 @@
 /* ipc.h - the complete list of what crosses between gateway and engine: bounded frames over a socketpair.
- * A frame is a frame_head and len payload bytes, host byte order (same host, same build: version checked in MSG_READY).
+ * A frame is a frame_head, len payload bytes and zeros up to a multiple of 8, so that every payload is 8-byte aligned; host byte order (same host, same build: version checked in MSG_READY).
  * The gateway range-checks every field of every message as if the engine were hostile; a bad frame costs the replica.
  * Encoders append to a buf; decoders borrow from the payload they are given and copy nothing. Thread: none. */
 #ifndef SLUICE_IPC_H
@@ -61,8 +61,8 @@ void ipc_put_submit(struct buf *out, const struct engine_request *req);
 struct ipc_limits { int32_t vocab_size, max_model_len; };
 int  ipc_get_submit(const void *payload, size_t len, const struct ipc_limits *limits, struct engine_request *req, struct err *err);
 
-/* Cuts frames out of a byte stream. Bytes are appended with ipc_reader_feed; next returns 1 with a frame (payload valid until
- * the next feed), 0 when more bytes are needed, ERR_PROTOCOL for a head that breaks the rules. */
+/* Cuts frames out of a byte stream. Bytes are appended with ipc_reader_feed; next returns 1 with a frame (payload 8-byte
+ * aligned, valid until the next feed), 0 when more bytes are needed, ERR_PROTOCOL for a head that breaks the rules. */
 struct ipc_reader { char *data; size_t len, cap, pos; };
 void ipc_reader_init(struct ipc_reader *reader);
 int  ipc_reader_feed(struct ipc_reader *reader, const void *data, size_t len);          /* 0 or ERR_NO_MEMORY */
@@ -78,5 +78,8 @@ struct engine_page {
     uint64_t longest_step_ns;
 };
 #define ENGINE_PAGE_MAGIC UINT64_C(0x736c756963650001)
+/* Maps the page behind fd for the engine. NULL when fd is no descriptor or too small: the engine then runs without. */
+struct engine_page *engine_page_map(int fd);
+void engine_page_unmap(struct engine_page *page);
 
 #endif

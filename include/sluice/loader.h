@@ -41,6 +41,8 @@ struct model_config {
     bool attention_bias;                 /* q, k, v biases (Qwen2) */
     bool qk_norm;                        /* Qwen3 */
     bool rope_interleaved;               /* q, k rows as stored pair (0,1),(2,3).. (GGUF llama); weights.c un-permutes */
+    bool rope_freqs;                     /* tensor "rope_freqs.weight", f32 [head_dim/2]: frequency i is divided by element i
+                                            (how GGUF stores llama3 scaling; rope_scaling.type is then ROPE_DEFAULT) */
     token_id bos_token_id;               /* TOKEN_NONE = none */
     token_id eos_token_ids[MAX_EOS_IDS];
     int num_eos_token_ids;
@@ -54,8 +56,9 @@ enum load_format { LOAD_AUTO, LOAD_GGUF, LOAD_SAFETENSORS, LOAD_DUMMY };
 
 struct tensor_info {
     const char *name;                    /* as in the file; lives as long as the source */
-    enum dtype dtype;
-    int ndim;                            /* 1 or 2 for the models served */
+    enum dtype dtype;                    /* DTYPE_COUNT: a type that is listed but not served (F64, I64, F8...); reading it
+                                            is refused by name */
+    int ndim;                            /* 0 (a scalar) to 4; 1 or 2 for the models served */
     int64_t shape[4];                    /* row-major, outermost first (GGUF's reversed) */
     int32_t file;                        /* index of the shard */
     uint64_t offset, bytes;              /* absolute in that file */
@@ -65,7 +68,8 @@ struct model_source;                     /* opaque */
 struct gguf_file;                        /* opaque; the metadata door below */
 
 /* path: a .gguf file, a directory with config.json, or a directory that holds exactly one .gguf. Symlinks inside a
- * directory must stay below it (or below the models--* root of a Hugging Face cache snapshot). */
+ * directory must stay below it (or below the models--* root of a Hugging Face cache snapshot). LOAD_DUMMY needs config.json
+ * only (or a .gguf, for its metadata): the source then has no tensors. Messages name files without their directory. */
 int  model_source_open(struct model_source **out, const char *path, enum load_format format, struct err *err);
 void model_source_close(struct model_source *src);
 
@@ -88,8 +92,9 @@ void dequantize_row(enum dtype dtype, const void *src, float *dst, int64_t n);
 /* ---- GGUF metadata, for the tokenizer and template ---- */
 enum gguf_type { GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY,
                  GGUF_U64, GGUF_I64, GGUF_F64 };
+/* 0, ERR_NOT_FOUND (no such key, or index beyond the array), or ERR_TYPE. Texts are bytes of the file: any bytes, no NUL added. */
 bool   gguf_has(const struct gguf_file *gguf, const char *key);
-int    gguf_get_str(const struct gguf_file *gguf, const char *key, const char **text, size_t *len);    /* 0 or ERR_NOT_FOUND */
+int    gguf_get_str(const struct gguf_file *gguf, const char *key, const char **text, size_t *len);
 int    gguf_get_i64(const struct gguf_file *gguf, const char *key, int64_t *value);   /* any integer or bool type */
 int    gguf_get_f64(const struct gguf_file *gguf, const char *key, double *value);
 size_t gguf_array_len(const struct gguf_file *gguf, const char *key);                  /* 0 if absent */

@@ -47,7 +47,7 @@ enum metric {
     METRIC_COUNT
 };
 
-enum { METRICS_MAX_REPLICAS = 8, METRICS_MAX_INDEX = 64 };
+enum { METRICS_MAX_REPLICAS = 8, METRICS_MAX_INDEX = 128 };
 
 struct metrics_info { const char *model_name; int num_replicas; int vllm_aliases; const char *version, *commit; int64_t max_model_len; };
 void metrics_init(const struct metrics_info *info);      /* strings borrowed; once, before threads */

@@ -1,6 +1,7 @@
 /* rank.h - the ranks of one engine: threads that hold a shard each and run the same step_plan together.
  * Flow: engine thread -> ranks_execute(plan) -> every rank: forward -> last stage, tp_rank 0: sample -> step_result.
- * Thread: engine thread only, unless said. Owns rank threads, backends, models, KV memory. No allocation after ranks_start. */
+ * Thread: engine thread only, unless said. Owns rank threads, backends, models, KV memory. No allocation after ranks_start.
+ * Also the home of step_plan.c: layout and check of a plan. */
 #ifndef SLUICE_RANK_H
 #define SLUICE_RANK_H
 
@@ -16,6 +17,8 @@
 
 struct ranks;
 
+enum { MAX_RANKS = MAX_TP * MAX_PP };
+
 struct ranks_options {
     const struct backend_ops *ops;
     int tp_size, pp_size;
@@ -23,6 +26,7 @@ struct ranks_options {
     int32_t threads;                       /* CPU threads per rank */
     enum dtype kv_dtype;
     int32_t max_num_seqs, max_num_batched_tokens, max_model_len, block_size;
+    int32_t max_rows;                      /* rows of logits in one step; 0 = max_num_seqs */
     double headroom;                       /* share of the device's (host's) memory kept free */
     uint64_t kv_cache_bytes;               /* > 0: KV memory of all ranks together instead of what is free */
     int32_t num_blocks_override;           /* > 0: this many blocks whatever the memory */
@@ -31,30 +35,40 @@ struct ranks_options {
 
 /* The plan of one rank's memory; every term in bytes. Arithmetic only: `sluice plan` uses it without a device. */
 struct memory_plan {
-    uint64_t device_bytes;                 /* what there is (CPU: memory available to the process, cgroup applied) */
+    uint64_t device_bytes;                 /* what there is for this rank (CPU: its share of the host's) */
     uint64_t headroom_bytes;
     uint64_t weights, activations, workspace, rope_table, comm;
     uint64_t kv_per_block;                 /* all layers of this rank */
-    int32_t num_blocks;
+    int32_t num_blocks;                    /* the same on every rank once the lowest is taken */
+    int32_t block_size, max_model_len;
     uint64_t kv, total;
 };
-/* ERR_CONFIG naming the term that does not fit and three ways out. */
+/* device_bytes: of this rank. KV blocks: kv_cache_bytes, else num_blocks_override, else the least of what is left under the
+ * headroom, what max_num_seqs x max_model_len can use, and (host memory) 1 GiB for all ranks, but room for one sequence of
+ * max_model_len. ERR_CONFIG naming the term that does not fit and three ways out. */
 int  memory_plan_make(struct memory_plan *plan, const struct model_config *config, const struct shard *shard,
                       const struct ranks_options *options, uint64_t device_bytes, struct err *err);
 void memory_plan_print(const struct memory_plan *plan, FILE *out);
+/* Host memory this process may still take: MemAvailable, or what its cgroup leaves if that is less. 0 when unreadable. */
+uint64_t host_memory_bytes(void);
 
-/* Loads every shard and starts the rank threads. progress: share of the weights read, 0..1, from any thread. */
+/* Loads every shard and starts the rank threads. progress: share of the weights read, 0..1, from any thread.
+ * src is not used after the return. Errors: ERR_CONFIG, ERR_MODEL_FILE, ERR_NO_MEMORY, ERR_IO. */
 int  ranks_start(struct ranks **out, const struct model_source *src, const struct ranks_options *options,
                  void (*progress)(void *arg, double share), void *progress_arg, struct err *err);
-void ranks_stop(struct ranks *ranks);                    /* joins and frees */
+void ranks_stop(struct ranks *ranks);                    /* joins and frees; plans still in flight are finished first */
 int32_t ranks_num_blocks(const struct ranks *ranks);     /* same on every rank */
 int32_t ranks_num_slots(const struct ranks *ranks);      /* pipeline slots: plans in flight at once = pp_size */
+int32_t ranks_max_rows(const struct ranks *ranks);       /* rows of logits one plan may have */
 const struct memory_plan *ranks_memory_plan(const struct ranks *ranks, int rank);
 const char *ranks_describe(const struct ranks *ranks);   /* "cpu-fast, AVX-512 BF16, 2 threads" */
 
-/* Runs one plan to its end: result->rows filled (caller's memory). 0 or the error that ends the engine. */
+/* Runs one plan to its end: result->rows filled (caller's memory, at least num_rows). 0 or the error that ends the engine:
+ * after one, every later call answers it too. No plan may be in flight. */
 int  ranks_execute(struct ranks *ranks, const struct step_plan *plan, struct step_result *result);
-/* The same in two halves, so that pp_size micro-batches are in flight: submit queues the plan, wait takes the oldest. */
+/* The same in two halves, so that pp_size micro-batches are in flight: submit queues the plan (ERR_QUEUE_FULL when all slots
+ * are taken), wait takes the oldest. plan and result stay the ranks' until wait returned them; sequences of plans in flight
+ * at the same time must differ. wait with nothing in flight: ERR_NOT_FOUND. */
 int  ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_result *result);
 int  ranks_wait(struct ranks *ranks, struct step_result **result);
 

@@ -1,0 +1,12 @@
+/* cli.h - the commands of the program `sluice`; the table is in src/cli_main.c.
+ * Each takes the arguments after its name, prints to stdout, puts one clear line on stderr when it fails and returns the exit
+ * code: 0, 1 (health: not healthy), EXIT_CONFIG, EXIT_FAULT. --help prints its manual. Thread: main only. */
+#ifndef SLUICE_CLI_H
+#define SLUICE_CLI_H
+
+int cli_check(int argc, char **argv);       /* effective options and origins; opens the model */
+int cli_options(int argc, char **argv);     /* the option table as text, Markdown or YAML */
+int cli_health(int argc, char **argv);      /* asks a running sluiced */
+int cli_version(int argc, char **argv);
+
+#endif

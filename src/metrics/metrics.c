@@ -1,0 +1,299 @@
+#include <sluice/metrics.h>
+
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/bug.h"
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+enum kind { COUNTER, GAUGE, HISTOGRAM };
+enum labels { L_NONE, L_REPLICA, L_REPLICA_CAUSE, L_CONNECTION, L_FINISH, L_ABORT, L_ROUTE, L_ROUTE_STATUS, L_CODE };
+
+/* api-contract 7.1: b1 short host work, b2 steps and token gaps, b3 = vLLM's time-to-first-token buckets, b5 token counts */
+static const double b1[] = { .00001, .00005, .0001, .0005, .001, .005, .01, .05, .1, .5, 1, 5 };
+static const double b2[] = { .0005, .001, .002, .003, .004, .005, .0075, .01, .015, .02, .025, .03,
+                             .04,   .05,  .075, .1,   .15,  .2,   .3,    .5,  1,    2.5,  5,    10 };
+static const double b3[] = { .001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560 };
+static const double b5[] = { 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000 };
+enum { MAX_BUCKETS = 24 };
+
+struct buckets { const double *bounds; int n; };
+#define BUCKETS(b) { b, (int)(sizeof b / sizeof b[0]) }
+static const struct buckets bucket_rows[] = { BUCKETS(b1), BUCKETS(b2), BUCKETS(b3), BUCKETS(b5) };
+enum { B1, B2, B3, B5 };
+
+struct family {
+    const char *name, *help;
+    const char *extra;             /* literal label, or NULL */
+    const char *vllm;              /* alias after "vllm:", or NULL */
+    uint8_t kind, labels, buckets;
+};
+
+/* Rows of one name stand together: HELP and TYPE are printed when the name changes. */
+static const struct family families[METRIC_COUNT] = {
+    [M_HTTP_REQUESTS] = { "sluice_http_requests_total", "Answers sent, by route and status.", .kind = COUNTER, .labels = L_ROUTE_STATUS },
+    [M_HTTP_REJECTED] = { "sluice_http_rejected_total", "Requests refused before execution, by error code.", .kind = COUNTER, .labels = L_CODE },
+    [M_HTTP_CONNECTIONS] = { "sluice_http_connections", "Open connections.", .kind = GAUGE, .labels = L_CONNECTION },
+    [M_HTTP_BODY_BYTES] = { "sluice_http_body_bytes_in_flight", "Bytes of request bodies held.", .kind = GAUGE },
+    [M_REQUESTS] = { "sluice_requests_total", "Generation requests admitted.", .kind = COUNTER, .labels = L_ROUTE },
+    [M_REQUESTS_FINISHED] = { "sluice_requests_finished_total", "Choices ended, by reason.", .kind = COUNTER, .labels = L_FINISH },
+    [M_REQUESTS_ABORTED] = { "sluice_requests_aborted_total", "Requests aborted, by cause.", .kind = COUNTER, .labels = L_ABORT },
+    [M_PROMPT_TOKENS] = { "sluice_prompt_tokens_total", "Prompt tokens of admitted requests.", .vllm = "prompt_tokens_total", .kind = COUNTER },
+    [M_GENERATION_TOKENS] = { "sluice_generation_tokens_total", "Tokens generated.", .vllm = "generation_tokens_total", .kind = COUNTER },
+    [M_QUEUE_LIMIT] = { "sluice_queue_limit", "Requests that may wait before 429.", .kind = GAUGE },
+    [M_RUNNING] = { "sluice_requests_running", "Sequences in the batch.", .vllm = "num_requests_running", .kind = GAUGE, .labels = L_REPLICA },
+    [M_WAITING] = { "sluice_requests_waiting", "Sequences queued.", .vllm = "num_requests_waiting", .kind = GAUGE, .labels = L_REPLICA },
+    [M_KV_FREE] = { "sluice_kv_blocks", "KV blocks; the sum over states is constant.", "state=\"free\"", .kind = GAUGE, .labels = L_REPLICA },
+    [M_KV_USED] = { "sluice_kv_blocks", "", "state=\"used\"", .kind = GAUGE, .labels = L_REPLICA },
+    [M_KV_CACHED] = { "sluice_kv_blocks", "", "state=\"cached\"", .kind = GAUGE, .labels = L_REPLICA },
+    [M_KV_USAGE] = { "sluice_kv_usage_ratio", "Share of KV blocks in use.", .vllm = "kv_cache_usage_perc", .kind = GAUGE, .labels = L_REPLICA },
+    [M_CACHE_HIT] = { "sluice_prefix_cache_hit_tokens_total", "Prompt tokens found in the prefix cache.", .vllm = "prefix_cache_hits_total", .kind = COUNTER, .labels = L_REPLICA },
+    [M_CACHE_MISS] = { "sluice_prefix_cache_miss_tokens_total", "Prompt tokens computed.", .kind = COUNTER, .labels = L_REPLICA },
+    [M_PREEMPTIONS] = { "sluice_preemptions_total", "Sequences pushed back for lack of KV blocks.", .vllm = "num_preemptions_total", .kind = COUNTER, .labels = L_REPLICA },
+    [M_REPLICA_UP] = { "sluice_replica_up", "1 while the replica serves.", .kind = GAUGE, .labels = L_REPLICA },
+    [M_REPLICA_LOAD_SECONDS] = { "sluice_replica_load_seconds", "From exec to ready.", .kind = GAUGE, .labels = L_REPLICA },
+    [M_REPLICA_RESTARTS] = { "sluice_replica_restarts_total", "Replicas started again, by cause.", .kind = COUNTER, .labels = L_REPLICA_CAUSE },
+    [M_STREAMS_RESUMED] = { "sluice_streams_resumed_total", "Sequences continued on another replica.", .kind = COUNTER },
+    [M_TTFT] = { "sluice_ttft_seconds", "Request headers complete to first token.", .vllm = "time_to_first_token_seconds", .kind = HISTOGRAM, .buckets = B3 },
+    [M_ITL] = { "sluice_itl_seconds", "Gap between tokens of a choice.", .kind = HISTOGRAM, .buckets = B2 },
+    [M_E2E] = { "sluice_e2e_seconds", "Request headers complete to last token.", .kind = HISTOGRAM, .buckets = B3 },
+    [M_QUEUE] = { "sluice_queue_seconds", "Waiting for the first step.", .kind = HISTOGRAM, .buckets = B3 },
+    [M_PREFILL] = { "sluice_prefill_seconds", "First step to first token.", .kind = HISTOGRAM, .buckets = B3 },
+    [M_DECODE] = { "sluice_decode_seconds", "First token to last.", .kind = HISTOGRAM, .buckets = B3 },
+    [M_TOKENIZE] = { "sluice_tokenize_seconds", "Tokenizing the prompts of a request.", .kind = HISTOGRAM, .buckets = B1 },
+    [M_TEMPLATE] = { "sluice_template_seconds", "Rendering the chat template.", .kind = HISTOGRAM, .buckets = B1 },
+    [M_CANCEL_LATENCY] = { "sluice_cancel_latency_seconds", "Abort seen to sequence freed.", .kind = HISTOGRAM, .buckets = B1 },
+    [M_REQ_PROMPT_TOKENS] = { "sluice_request_prompt_tokens", "Prompt tokens of a request.", .kind = HISTOGRAM, .buckets = B5 },
+    [M_REQ_GENERATION_TOKENS] = { "sluice_request_generation_tokens", "Generated tokens of a choice.", .kind = HISTOGRAM, .buckets = B5 },
+    [M_STREAM_RESUME] = { "sluice_stream_resume_seconds", "Pause of a stream whose replica was lost.", .kind = HISTOGRAM, .buckets = B3 },
+};
+
+static const char *const route_names[ROUTE_COUNT] = { "completions", "chat", "models", "health", "metrics", "other" };
+static const char *const finish_names[FINISHED_COUNT] = { "stop", "length", "tool_calls", "abort", "error" };
+static const char *const abort_names[ABORT_COUNT] = { "client_gone",  "slow_reader",   "killed", "queue_timeout",
+                                                      "ttft_timeout", "total_timeout", "drain",  "replica_lost" };
+static const char *const connection_names[CONN_STATE_COUNT] = { "active", "idle", "suspended" };
+static const char *const restart_names[RESTART_COUNT] = { "signal", "cuda", "xid", "stall", "exit", "drain" };
+static const int statuses[] = { 200, 204, 400, 401, 404, 405, 408, 411, 413, 414, 415, 429, 431, 500, 503, 505 };
+enum { NUM_STATUSES = sizeof statuses / sizeof statuses[0] };
+
+struct histogram {
+    uint64_t counts[MAX_BUCKETS + 1];
+    uint64_t sum_bits;             /* double */
+};
+
+/* The one place of mutable process-wide state: written with relaxed atomics, set up before threads start. */
+static struct {
+    struct metrics_info info;
+    int64_t start_s;
+    uint64_t cells[METRIC_COUNT][METRICS_MAX_INDEX];    /* counters: int64; gauges: bits of a double */
+    struct histogram histograms[METRIC_COUNT];
+} metrics;
+
+static double bits_to_double(uint64_t bits)
+{
+    double value;
+
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static uint64_t double_to_bits(double value)
+{
+    uint64_t bits;
+
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+void metrics_init(const struct metrics_info *info)
+{
+    memset(&metrics, 0, sizeof metrics);
+    metrics.info = *info;
+    metrics.start_s = clock_wall_s();
+}
+
+static uint64_t *cell(enum metric metric, int index)
+{
+    BUG_ON((unsigned)metric >= METRIC_COUNT || (unsigned)index >= METRICS_MAX_INDEX);
+    return &metrics.cells[metric][index];
+}
+
+static void add_double(uint64_t *bits, double delta)
+{
+    uint64_t old = __atomic_load_n(bits, __ATOMIC_RELAXED), fresh;
+
+    do fresh = double_to_bits(bits_to_double(old) + delta);
+    while (!__atomic_compare_exchange_n(bits, &old, fresh, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+}
+
+void metric_add(enum metric metric, int index, int64_t delta)
+{
+    uint64_t *to = cell(metric, index);
+
+    if (families[metric].kind == GAUGE) add_double(to, (double)delta);
+    else __atomic_fetch_add(to, (uint64_t)delta, __ATOMIC_RELAXED);
+}
+
+void metric_set(enum metric metric, int index, double value)
+{
+    uint64_t bits = families[metric].kind == GAUGE ? double_to_bits(value) : (uint64_t)value;
+
+    __atomic_store_n(cell(metric, index), bits, __ATOMIC_RELAXED);
+}
+
+void metric_observe(enum metric metric, int index, double value)
+{
+    const struct buckets *buckets = &bucket_rows[families[metric].buckets];
+    struct histogram *histogram = &metrics.histograms[metric];
+    int i = 0;
+
+    BUG_ON(families[metric].kind != HISTOGRAM || index != 0);
+    if (!(value >= 0)) value = 0;
+    while (i < buckets->n && value > buckets->bounds[i]) i++;
+    __atomic_fetch_add(&histogram->counts[i], 1, __ATOMIC_RELAXED);
+    add_double(&histogram->sum_bits, value);
+}
+
+void metrics_http_request(enum metric_route route, int status)
+{
+    int s = 0;
+
+    while (s < NUM_STATUSES - 1 && statuses[s] != status) s++;
+    if (statuses[s] != status) return;
+    metric_add(M_HTTP_REQUESTS, (int)route * NUM_STATUSES + s, 1);
+}
+
+void metrics_http_rejected(int err_code)
+{
+    /* codes that share a wire string share a series: count under the first of them */
+    for (int i = 1; i < ERR_ORDINAL_END_; i++) {
+        if (strcmp(err_wire_code(-i), err_wire_code(err_code))) continue;
+        metric_add(M_HTTP_REJECTED, i, 1);
+        return;
+    }
+}
+
+/* ---- output ---- */
+
+/* Label values are literals of this file but for the model's name, which is escaped. */
+static void put_label_value(struct buf *out, const char *text)
+{
+    for (; *text; text++) {
+        if (*text == '\\' || *text == '"') buf_putc(out, '\\');
+        if (*text == '\n') buf_puts(out, "\\n");
+        else buf_putc(out, *text);
+    }
+}
+
+static int num_indexes(uint8_t labels)
+{
+    switch (labels) {
+    case L_REPLICA: return metrics.info.num_replicas;
+    case L_REPLICA_CAUSE: return metrics.info.num_replicas * RESTART_COUNT;
+    case L_CONNECTION: return CONN_STATE_COUNT;
+    case L_FINISH: return FINISHED_COUNT;
+    case L_ABORT: return ABORT_COUNT;
+    case L_ROUTE: return ROUTE_COUNT;
+    case L_ROUTE_STATUS: return ROUTE_COUNT * NUM_STATUSES;
+    case L_CODE: return ERR_ORDINAL_END_;
+    default: return 1;
+    }
+}
+
+static void put_index_labels(struct buf *out, uint8_t labels, int index, bool vllm)
+{
+    switch (labels) {
+    case L_REPLICA: buf_printf(out, ",%s=\"%d\"", vllm ? "engine" : "replica", index); break;
+    case L_REPLICA_CAUSE:
+        buf_printf(out, ",replica=\"%d\",cause=\"%s\"", index / RESTART_COUNT, restart_names[index % RESTART_COUNT]);
+        break;
+    case L_CONNECTION: buf_printf(out, ",state=\"%s\"", connection_names[index]); break;
+    case L_FINISH: buf_printf(out, ",reason=\"%s\"", finish_names[index]); break;
+    case L_ABORT: buf_printf(out, ",cause=\"%s\"", abort_names[index]); break;
+    case L_ROUTE: buf_printf(out, ",route=\"%s\"", route_names[index]); break;
+    case L_ROUTE_STATUS:
+        buf_printf(out, ",route=\"%s\",status=\"%d\"", route_names[index / NUM_STATUSES], statuses[index % NUM_STATUSES]);
+        break;
+    case L_CODE: buf_printf(out, ",code=\"%s\"", err_wire_code(-index)); break;
+    default:
+        if (vllm) buf_puts(out, ",engine=\"0\"");
+    }
+}
+
+static void put_series(struct buf *out, const char *prefix, const char *name, const char *suffix, const struct family *f,
+                       int index, bool vllm)
+{
+    buf_printf(out, "%s%s%s{model_name=\"", prefix, name, suffix);
+    put_label_value(out, metrics.info.model_name ? metrics.info.model_name : "");
+    buf_putc(out, '"');
+    put_index_labels(out, f->labels, index, vllm);
+    if (f->extra) buf_printf(out, ",%s", f->extra);
+}
+
+static void put_histogram(struct buf *out, const char *prefix, const char *name, enum metric metric, bool vllm)
+{
+    const struct family *f = &families[metric];
+    const struct buckets *buckets = &bucket_rows[f->buckets];
+    struct histogram *histogram = &metrics.histograms[metric];
+    uint64_t total = 0;
+
+    for (int i = 0; i <= buckets->n; i++) {
+        total += __atomic_load_n(&histogram->counts[i], __ATOMIC_RELAXED);
+        put_series(out, prefix, name, "_bucket", f, 0, vllm);
+        if (i < buckets->n) buf_printf(out, ",le=\"%.10g\"} %llu\n", buckets->bounds[i], (unsigned long long)total);
+        else buf_printf(out, ",le=\"+Inf\"} %llu\n", (unsigned long long)total);
+    }
+    put_series(out, prefix, name, "_sum", f, 0, vllm);
+    buf_printf(out, "} %.9g\n", bits_to_double(__atomic_load_n(&histogram->sum_bits, __ATOMIC_RELAXED)));
+    put_series(out, prefix, name, "_count", f, 0, vllm);
+    buf_printf(out, "} %llu\n", (unsigned long long)total);
+}
+
+static void put_family(struct buf *out, const char *prefix, const char *name, enum metric metric, bool vllm)
+{
+    const struct family *f = &families[metric];
+    /* series of these appear with their first count: the product of their labels is large and mostly zero */
+    bool sparse = f->labels == L_ROUTE_STATUS || f->labels == L_CODE;
+
+    if (f->kind == HISTOGRAM) {
+        put_histogram(out, prefix, name, metric, vllm);
+        return;
+    }
+    for (int i = 0; i < num_indexes(f->labels); i++) {
+        uint64_t bits = __atomic_load_n(cell(metric, i), __ATOMIC_RELAXED);
+        if (sparse && !bits) continue;
+        put_series(out, prefix, name, "", f, i, vllm);
+        if (f->kind == GAUGE) buf_printf(out, "} %.10g\n", bits_to_double(bits));
+        else buf_printf(out, "} %lld\n", (long long)bits);
+    }
+}
+
+void metrics_write(struct buf *out)
+{
+    static const char *const kinds[] = { "counter", "gauge", "histogram" };
+    const char *last = "";
+
+    for (int m = 0; m < METRIC_COUNT; m++) {
+        const struct family *f = &families[m];
+        if (strcmp(last, f->name)) buf_printf(out, "# HELP %s %s\n# TYPE %s %s\n", f->name, f->help, f->name, kinds[f->kind]);
+        last = f->name;
+        put_family(out, "", f->name, (enum metric)m, false);
+    }
+    buf_printf(out, "# HELP sluice_log_dropped_total Log lines dropped rather than blocking.\n"
+                    "# TYPE sluice_log_dropped_total counter\nsluice_log_dropped_total %llu\n", (unsigned long long)log_dropped());
+    buf_printf(out, "# HELP sluice_start_time_seconds Unix time of the start.\n"
+                    "# TYPE sluice_start_time_seconds gauge\nsluice_start_time_seconds %lld\n", (long long)metrics.start_s);
+    buf_printf(out, "# HELP sluice_build_info Version of this build.\n# TYPE sluice_build_info gauge\n"
+                    "sluice_build_info{version=\"%s\",commit=\"%s\"} 1\n", metrics.info.version, metrics.info.commit);
+    if (!metrics.info.vllm_aliases) return;
+    for (int m = 0; m < METRIC_COUNT; m++) {
+        const struct family *f = &families[m];
+        if (!f->vllm) continue;
+        buf_printf(out, "# HELP vllm:%s %s\n# TYPE vllm:%s %s\n", f->vllm, f->help, f->vllm, kinds[f->kind]);
+        put_family(out, "vllm:", f->vllm, (enum metric)m, true);
+    }
+}

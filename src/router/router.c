@@ -1,0 +1,692 @@
+/* router.c - the loop: inbox, events of the engines, deadlines, state. Choices live in generation.c, placement in dispatch.c. */
+#include "router_impl.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bug.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+enum { TICK_MS = 20, INBOX_SLACK = 4096 };
+
+enum inbox_kind { INBOX_SUBMIT, INBOX_CANCEL, INBOX_DRAIN_END, INBOX_STOP };
+
+struct inbox_message {
+    enum inbox_kind kind;
+    struct generation *gen;          /* SUBMIT */
+    uint64_t id;                     /* CANCEL */
+    enum cancel_cause cause;
+};
+
+/* ---- snapshots any thread may read ---- */
+
+static void store_double(uint64_t *bits, double value)
+{
+    uint64_t fresh;
+
+    memcpy(&fresh, &value, sizeof fresh);
+    __atomic_store_n(bits, fresh, __ATOMIC_RELAXED);
+}
+
+static double load_double(const uint64_t *bits)
+{
+    uint64_t now = __atomic_load_n(bits, __ATOMIC_RELAXED);
+    double value;
+
+    memcpy(&value, &now, sizeof value);
+    return value;
+}
+
+enum router_state router_state(const struct router *router)
+{
+    return (enum router_state)__atomic_load_n(&router->state, __ATOMIC_ACQUIRE);
+}
+
+double router_load_progress(const struct router *router) { return load_double(&router->progress_bits); }
+
+void router_load(const struct router *router, struct router_load *load)
+{
+    load->in_server = __atomic_load_n(&router->in_server, __ATOMIC_RELAXED);
+    load->running = __atomic_load_n(&router->running, __ATOMIC_RELAXED);
+    load->waiting = __atomic_load_n(&router->waiting_count, __ATOMIC_RELAXED);
+    load->kv_usage = load_double(&router->kv_usage_bits);
+}
+
+int router_retry_after_s(const struct router *router)
+{
+    double rate = load_double(&router->finished_per_s_bits);
+    double wait = rate > 0 ? (double)__atomic_load_n(&router->waiting_count, __ATOMIC_RELAXED) / rate : 5;
+
+    if (router_state(router) != ROUTER_READY) return 5;
+    return wait < 1 ? 1 : wait > 120 ? 120 : (int)(wait + 0.999);
+}
+
+/* DRAINING is final: nothing that a replica does undoes it. */
+void router_set_state(struct router *router, enum router_state state)
+{
+    pthread_mutex_lock(&router->state_lock);
+    if (router->state != ROUTER_DRAINING) __atomic_store_n(&router->state, (int32_t)state, __ATOMIC_RELEASE);
+    pthread_cond_broadcast(&router->state_changed);
+    pthread_mutex_unlock(&router->state_lock);
+}
+
+/* ---- map of generations: open addressing, at most half full ---- */
+
+static size_t home_of(const struct router *router, uint64_t id) { return (id * 0x9e3779b97f4a7c15u >> 20) & (router->by_id_cap - 1); }
+
+struct generation *router_find(const struct router *router, uint64_t id)
+{
+    for (size_t i = home_of(router, id); router->by_id[i]; i = (i + 1) & (router->by_id_cap - 1)) {
+        if (router->by_id[i]->id == id) return router->by_id[i];
+    }
+    return NULL;
+}
+
+static void map_put(struct router *router, struct generation *gen)
+{
+    size_t i = home_of(router, gen->id);
+
+    while (router->by_id[i]) i = (i + 1) & (router->by_id_cap - 1);
+    router->by_id[i] = gen;
+}
+
+static bool map_grow(struct router *router)
+{
+    struct generation **old = router->by_id;
+    size_t old_cap = router->by_id_cap;
+
+    if ((router->num_generations + 1) * 2 <= old_cap) return true;
+    struct generation **bigger = calloc(old_cap * 2, sizeof(struct generation *));
+    if (!bigger) return false;
+    router->by_id = bigger;
+    router->by_id_cap = old_cap * 2;
+    for (size_t i = 0; i < old_cap; i++) {
+        if (old[i]) map_put(router, old[i]);
+    }
+    free(old);
+    return true;
+}
+
+static void map_remove(struct router *router, uint64_t id)
+{
+    size_t mask = router->by_id_cap - 1, i = home_of(router, id);
+
+    while (router->by_id[i] && router->by_id[i]->id != id) i = (i + 1) & mask;
+    if (!router->by_id[i]) return;
+    router->by_id[i] = NULL;
+    /* what stood behind it in the same run moves up, or look-ups would end too early */
+    for (i = (i + 1) & mask; router->by_id[i]; i = (i + 1) & mask) {
+        struct generation *gen = router->by_id[i];
+        router->by_id[i] = NULL;
+        map_put(router, gen);
+    }
+}
+
+static void publish_counts(struct router *router)
+{
+    uint32_t running = 0;
+
+    for (int i = 0; i < router->num_replicas; i++) running += router->replicas[i].stats.running;
+    __atomic_store_n(&router->running, running, __ATOMIC_RELAXED);
+    __atomic_store_n(&router->waiting_count, router->num_waiting_choices, __ATOMIC_RELAXED);
+}
+
+void router_forget(struct router *router, struct generation *gen)
+{
+    if (!gen->admitted) return;
+    gen->admitted = false;
+    if (!gen->started) {
+        router->num_waiting_choices -= (uint32_t)gen->num_choices;
+        router->num_waiting_tokens -= gen->waiting_tokens;
+    }
+    map_remove(router, gen->id);
+    list_remove(&gen->link);
+    router->num_generations--;
+    router->finished_total++;
+    __atomic_fetch_sub(&router->in_server, 1, __ATOMIC_RELAXED);
+}
+
+/* ---- admission ---- */
+
+/* 0 with room made in the map, or why the request is not taken. */
+static int refuse(struct router *router, const struct generation *gen, struct err *err)
+{
+    const struct config *config = router->config;
+    uint32_t running_room = 0;
+
+    switch (router_state(router)) {
+    case ROUTER_DRAINING: return err_set(err, ERR_DRAINING, "The server is shutting down.");
+    case ROUTER_READY: break;
+    default: return err_set(err, ERR_NO_REPLICA, "No replica is ready to serve this request.");
+    }
+    for (int i = 0; i < router->num_replicas; i++) {
+        const struct replica_view *view = &router->replicas[i];
+        if (view->ready && view->num_sent < view->max_num_seqs) running_room += (uint32_t)(view->max_num_seqs - view->num_sent);
+    }
+    int64_t waiting = (int64_t)router->num_waiting_choices + gen->num_choices - running_room;
+    if (waiting > config->max_queue_requests)
+        return err_set(err, ERR_QUEUE_FULL, "The queue is full: %lld requests are waiting.", (long long)config->max_queue_requests);
+    if (config->max_queue_tokens && waiting > 0 &&
+        router->num_waiting_tokens + gen->waiting_tokens > (uint64_t)config->max_queue_tokens)
+        return err_set(err, ERR_QUEUE_FULL, "The queue is full: %lld prompt tokens are waiting.", (long long)config->max_queue_tokens);
+    if (!map_grow(router)) return err_set(err, ERR_NO_MEMORY, "out of memory");
+    return 0;
+}
+
+/* A choice with nothing to generate ends at once. */
+static void finish_empty(struct generation *gen, struct choice *choice)
+{
+    struct generation_usage usage;
+    struct text_delta delta = { .choice = choice->index, .text = "", .finish = FINISH_LENGTH, .stop_index = -1, .stop_token = TOKEN_NONE };
+
+    choice->state = CHOICE_FINISHED;
+    gen->num_finished++;
+    generation_usage(gen, &usage);
+    gen->spec.sink->delta(gen->spec.sink_arg, &delta, &usage);
+}
+
+static void admit(struct router *router, struct generation *gen)
+{
+    struct err err = { 0 };
+    struct generation_usage usage;
+
+    gen->waiting_tokens = gen->prompt_tokens * (uint64_t)gen->spec.params->n;
+    if (refuse(router, gen, &err) < 0) {
+        generation_usage(gen, &usage);
+        __atomic_fetch_sub(&router->in_server, 1, __ATOMIC_RELAXED);
+        gen->spec.sink->done(gen->spec.sink_arg, &usage, &err);
+        generation_free(gen);
+        return;
+    }
+    gen->admitted = true;
+    router->num_generations++;
+    router->num_waiting_choices += (uint32_t)gen->num_choices;
+    router->num_waiting_tokens += gen->waiting_tokens;
+    map_put(router, gen);
+    list_push_back(&router->generations, &gen->link);
+    metric_add(M_PROMPT_TOKENS, 0, (int64_t)gen->prompt_tokens);
+    metric_observe(M_REQ_PROMPT_TOKENS, 0, (double)gen->prompt_tokens);
+    for (int32_t i = 0; i < gen->num_choices; i++) {
+        if (gen->choices[i].max_tokens == 0) finish_empty(gen, &gen->choices[i]);
+        else list_push_back(&router->waiting, &gen->choices[i].link);
+    }
+    if (gen->num_finished == gen->num_choices) generation_finish(router, gen);
+}
+
+static void cancel(struct router *router, uint64_t id, enum cancel_cause cause)
+{
+    static const enum abort_cause causes[] = { [CANCEL_CLIENT_GONE] = ABORT_CLIENT_GONE, [CANCEL_SLOW_READER] = ABORT_SLOW_READER,
+                                               [CANCEL_KILLED] = ABORT_KILLED, [CANCEL_DRAIN] = ABORT_DRAIN };
+    struct generation *gen = router_find(router, id);
+    struct err err = { 0 };
+
+    if (!gen) return;
+    metric_add(M_REQUESTS_ABORTED, causes[cause], 1);
+    if (cause == CANCEL_KILLED) err_set(&err, ERR_KILLED, "The request was killed by the operator.");
+    else if (cause == CANCEL_DRAIN) err_set(&err, ERR_DRAINING, "The server is shutting down.");
+    else err_set(&err, ERR_ENDED, "cancelled");
+    generation_fail(router, gen, &err);
+}
+
+static void fail_all(struct router *router, int code, const char *message)
+{
+    struct err err = { 0 };
+
+    err_set(&err, code, "%s", message);
+    while (!list_empty(&router->generations)) generation_fail(router, list_entry(router->generations.next, struct generation, link), &err);
+}
+
+static void begin_stop(struct router *router)
+{
+    router->stopping = true;
+    fail_all(router, ERR_DRAINING, "The server is shutting down.");
+    dispatch_flush(router);
+    uv_close((uv_handle_t *)&router->tick, NULL);
+    if (router->supervisor) supervisor_stop(router->supervisor);
+    else uv_close((uv_handle_t *)&router->wake, NULL);
+}
+
+static void end_of_turn(struct router *router)
+{
+    if (!router->stopping) dispatch_waiting(router);
+    dispatch_flush(router);
+    publish_counts(router);
+}
+
+static void on_wake(uv_async_t *wake)
+{
+    struct router *router = wake->data;
+    struct inbox_message *message;
+
+    while ((message = ring_pop(&router->inbox))) {
+        switch (message->kind) {
+        case INBOX_SUBMIT: admit(router, message->gen); break;
+        case INBOX_CANCEL: cancel(router, message->id, message->cause); break;
+        case INBOX_DRAIN_END: fail_all(router, ERR_DRAINING, "The server is shutting down."); break;
+        case INBOX_STOP:
+            if (!router->stopping) begin_stop(router);
+            break;
+        }
+        free(message);
+    }
+    end_of_turn(router);
+}
+
+/* ---- events of the supervisor ---- */
+
+static void on_progress(void *arg, int replica, double share)
+{
+    struct router *router = arg;
+
+    (void)replica;
+    store_double(&router->progress_bits, share);
+}
+
+static void on_ready(void *arg, int replica, const struct msg_ready *info)
+{
+    struct router *router = arg;
+    struct replica_view *view = &router->replicas[replica];
+
+    view->ready = true;
+    view->max_num_seqs = info->max_num_seqs;
+    view->vocab_size = info->vocab_size;
+    view->stats = (struct engine_stats){ .blocks_total = (uint32_t)info->num_blocks };
+    metric_set(M_KV_FREE, replica, info->num_blocks);
+    router_set_state(router, ROUTER_READY);
+    end_of_turn(router);
+}
+
+static void on_lost(void *arg, int replica, const struct err *why)
+{
+    struct router *router = arg;
+    bool any = false;
+
+    (void)why;
+    router->replicas[replica].ready = false;
+    router->replicas[replica].stats = (struct engine_stats){ 0 };
+    metric_set(M_RUNNING, replica, 0);
+    metric_set(M_WAITING, replica, 0);
+    dispatch_lost(router, replica);
+    for (int i = 0; i < router->num_replicas; i++) any |= router->replicas[i].ready;
+    if (!any) router_set_state(router, ROUTER_DOWN);
+    end_of_turn(router);
+}
+
+static void on_refused(void *arg, int replica, int exit_code, const char *message)
+{
+    struct router *router = arg;
+
+    (void)replica;
+    pthread_mutex_lock(&router->state_lock);
+    router->refused_code = exit_code;
+    memset(router->refused_message, 0, sizeof router->refused_message);
+    memcpy(router->refused_message, message, strnlen(message, sizeof router->refused_message - 1));
+    pthread_cond_broadcast(&router->state_changed);
+    pthread_mutex_unlock(&router->state_lock);
+}
+
+static void mirror_stats(struct router *router, int replica, const struct engine_stats *stats)
+{
+    double usage = 0;
+    int ready = 0;
+
+    router->replicas[replica].stats = *stats;
+    metric_set(M_RUNNING, replica, stats->running);
+    metric_set(M_WAITING, replica, stats->waiting);
+    metric_set(M_KV_USED, replica, stats->blocks_used);
+    metric_set(M_KV_CACHED, replica, stats->blocks_cached);
+    metric_set(M_KV_FREE, replica, (double)stats->blocks_total - stats->blocks_used - stats->blocks_cached);
+    metric_set(M_KV_USAGE, replica, stats->blocks_total ? (double)stats->blocks_used / stats->blocks_total : 0);
+    metric_set(M_CACHE_HIT, replica, (double)stats->cache_hit_tokens);
+    metric_set(M_CACHE_MISS, replica, (double)stats->cache_miss_tokens);
+    metric_set(M_PREEMPTIONS, replica, (double)stats->preemptions);
+    for (int i = 0; i < router->num_replicas; i++) {
+        const struct replica_view *view = &router->replicas[i];
+        if (!view->ready || !view->stats.blocks_total) continue;
+        usage += (double)view->stats.blocks_used / view->stats.blocks_total;
+        ready++;
+    }
+    store_double(&router->kv_usage_bits, ready ? usage / ready : 0);
+}
+
+static bool keep_logprobs(struct replica_view *view, const void *payload, size_t len)
+{
+    if (len > view->logprobs_cap) {
+        uint8_t *bigger = realloc(view->logprobs, len);
+        if (!bigger) return false;
+        view->logprobs = bigger;
+        view->logprobs_cap = len;
+    }
+    memcpy(view->logprobs, payload, len);
+    view->logprobs_len = len;
+    view->logprobs_pos = 0;
+    return true;
+}
+
+/* The row of this event in the frame that came before; rows stand in the order of the events. *top is copied out: the
+ * payload is not aligned. */
+static bool take_logprobs(struct replica_view *view, const struct token_event *event, struct token_logprob top[MAX_TOP_LOGPROBS])
+{
+    struct logprob_row_head head;
+
+    if (!event->num_top) return true;
+    if (event->num_top > MAX_TOP_LOGPROBS || view->logprobs_len - view->logprobs_pos < sizeof head) return false;
+    memcpy(&head, view->logprobs + view->logprobs_pos, sizeof head);
+    size_t bytes = head.n * sizeof *top;
+    if (head.id != event->id || head.index != event->index || head.n != event->num_top ||
+        view->logprobs_len - view->logprobs_pos - sizeof head < bytes)
+        return false;
+    memcpy(top, view->logprobs + view->logprobs_pos + sizeof head, bytes);
+    view->logprobs_pos += sizeof head + bytes;
+    return true;
+}
+
+static bool on_events(struct router *router, int replica, const uint8_t *payload, size_t len)
+{
+    struct replica_view *view = &router->replicas[replica];
+    struct token_logprob top[MAX_TOP_LOGPROBS];
+
+    if (len % sizeof(struct token_event)) return false;
+    for (size_t at = 0; at < len; at += sizeof(struct token_event)) {
+        struct token_event event;
+        memcpy(&event, payload + at, sizeof event);
+        if (!take_logprobs(view, &event, top)) return false;
+        struct generation *gen = router_find(router, event.id >> CHOICE_BITS);
+        uint64_t index = event.id & (MAX_GENERATION_CHOICES - 1);
+        if (!gen || index >= (uint64_t)gen->num_choices) continue;        /* it was cancelled meanwhile */
+        struct choice *choice = &gen->choices[index];
+        if (choice->state != CHOICE_SENT || choice->replica != replica) continue;
+        if (!choice_token(router, choice, &event, event.num_top ? top : NULL)) return false;
+    }
+    view->logprobs_len = view->logprobs_pos = 0;
+    return true;
+}
+
+static void on_frame(void *arg, int replica, const struct frame_head *head, const void *payload)
+{
+    struct router *router = arg;
+    struct engine_stats stats;
+    bool ok = false;
+
+    switch (head->type) {
+    case MSG_LOGPROBS: ok = keep_logprobs(&router->replicas[replica], payload, head->len); break;
+    case MSG_EVENTS: ok = on_events(router, replica, payload, head->len); break;
+    case MSG_STATS:
+        ok = head->len == sizeof stats;
+        if (!ok) break;
+        memcpy(&stats, payload, sizeof stats);
+        ok = (uint64_t)stats.blocks_used + stats.blocks_cached <= stats.blocks_total;
+        if (ok) mirror_stats(router, replica, &stats);
+        break;
+    }
+    if (!ok) supervisor_kill(router->supervisor, replica, "engine broke the protocol");
+    else if (head->type == MSG_EVENTS) end_of_turn(router);
+}
+
+static void on_stopped(void *arg)
+{
+    struct router *router = arg;
+
+    router->supervisor_stopped = true;
+    uv_close((uv_handle_t *)&router->wake, NULL);
+}
+
+static const struct supervisor_events supervisor_callbacks = {
+    .progress = on_progress, .ready = on_ready, .lost = on_lost, .refused = on_refused, .frame = on_frame, .stopped = on_stopped,
+};
+
+/* ---- deadlines ---- */
+
+static bool expired(const struct generation *gen, int64_t now, struct err *err, enum abort_cause *cause)
+{
+    if (gen->deadline_total_ms && now >= gen->deadline_total_ms) {
+        *cause = ABORT_TOTAL_TIMEOUT;
+        return err_set(err, ERR_TOTAL_TIMEOUT, "The request did not finish within its time limit."), true;
+    }
+    if (gen->started) return false;
+    if (gen->deadline_ttft_ms && now >= gen->deadline_ttft_ms) {
+        *cause = ABORT_TTFT_TIMEOUT;
+        return err_set(err, ERR_TTFT_TIMEOUT, "No token was produced within the request's time limit."), true;
+    }
+    if (gen->deadline_queue_ms && now >= gen->deadline_queue_ms) {
+        *cause = ABORT_QUEUE_TIMEOUT;
+        return err_set(err, ERR_QUEUE_TIMEOUT, "The request waited in the queue longer than allowed."), true;
+    }
+    return false;
+}
+
+/* A choice whose replica died waits for one to come back, but not for ever. */
+static bool orphaned(const struct router *router, const struct generation *gen, int64_t now)
+{
+    for (int32_t i = 0; i < gen->num_choices; i++) {
+        const struct choice *choice = &gen->choices[i];
+        if (choice->state == CHOICE_WAITING && choice->lost_ms && now - choice->lost_ms > router->config->engine_start_timeout_ms) return true;
+    }
+    return false;
+}
+
+static void on_tick(uv_timer_t *timer)
+{
+    struct router *router = timer->data;
+    int64_t now = clock_now_ms();
+
+    list_for_each_safe(it, tmp, &router->generations) {
+        struct generation *gen = list_entry(it, struct generation, link);
+        struct err err = { 0 };
+        enum abort_cause cause = ABORT_REPLICA_LOST;
+        if (!expired(gen, now, &err, &cause)) {
+            if (!orphaned(router, gen, now)) continue;
+            err_set(&err, ERR_REPLICA_LOST, "The replica that served this request was lost and none took over in time.");
+        }
+        metric_add(M_REQUESTS_ABORTED, cause, 1);
+        generation_fail(router, gen, &err);
+    }
+    if (now - router->rate_at_ms >= 1000) {
+        double seconds = (double)(now - router->rate_at_ms) / 1e3;
+        double rate = (double)(router->finished_total - router->rate_finished) / seconds;
+        double old = load_double(&router->finished_per_s_bits);
+        store_double(&router->finished_per_s_bits, old > 0 ? 0.7 * old + 0.3 * rate : rate);
+        router->rate_at_ms = now;
+        router->rate_finished = router->finished_total;
+    }
+    end_of_turn(router);
+}
+
+/* ---- doors for other threads ---- */
+
+static struct inbox_message *message_new(enum inbox_kind kind)
+{
+    struct inbox_message *message = calloc(1, sizeof *message);
+
+    if (message) message->kind = kind;
+    return message;
+}
+
+int router_submit(struct router *router, const struct generation_spec *spec, uint64_t *id, struct err *err)
+{
+    struct inbox_message *message = message_new(INBOX_SUBMIT);
+    enum router_state state = router_state(router);
+    int rc;
+
+    if (!message) return err_set(err, ERR_NO_MEMORY, "out of memory");
+    if (state == ROUTER_DRAINING) {
+        free(message);
+        return err_set(err, ERR_DRAINING, "The server is shutting down.");
+    }
+    if (state != ROUTER_READY) {
+        free(message);
+        return err_set(err, ERR_NO_REPLICA, "No replica is ready to serve this request.");
+    }
+    *id = __atomic_add_fetch(&router->next_id, 1, __ATOMIC_RELAXED);
+    message->gen = generation_new(spec, *id, router->tokenizer, router->max_model_len, err);
+    if (!message->gen) {
+        free(message);
+        return ERR_NO_MEMORY;
+    }
+    __atomic_fetch_add(&router->in_server, 1, __ATOMIC_RELAXED);
+    rc = ring_push(&router->inbox, message);
+    if (rc < 0) {
+        __atomic_fetch_sub(&router->in_server, 1, __ATOMIC_RELAXED);
+        generation_free(message->gen);
+        free(message);
+        return rc == ERR_QUEUE_FULL ? err_set(err, rc, "The queue is full.") : err_set(err, ERR_DRAINING, "The server is shutting down.");
+    }
+    uv_async_send(&router->wake);
+    return 0;
+}
+
+/* A control message is never lost for want of room: the loop is draining the ring, so the wait is short. */
+static void push_control(struct router *router, enum inbox_kind kind, uint64_t id, enum cancel_cause cause)
+{
+    struct inbox_message *message;
+
+    while (!(message = message_new(kind))) sched_yield();
+    message->id = id;
+    message->cause = cause;
+    int rc;
+    while ((rc = ring_push(&router->inbox, message)) == ERR_QUEUE_FULL) {
+        uv_async_send(&router->wake);
+        sched_yield();
+    }
+    if (rc < 0) free(message);
+    else uv_async_send(&router->wake);
+}
+
+void router_cancel(struct router *router, uint64_t id, enum cancel_cause cause) { push_control(router, INBOX_CANCEL, id, cause); }
+
+void router_drain(struct router *router, int64_t timeout_ms)
+{
+    int64_t until = clock_now_ms() + timeout_ms;
+    struct timespec nap = { .tv_nsec = 10 * 1000000 };
+
+    router_set_state(router, ROUTER_DRAINING);
+    while (__atomic_load_n(&router->in_server, __ATOMIC_RELAXED) && clock_now_ms() < until) nanosleep(&nap, NULL);
+    push_control(router, INBOX_DRAIN_END, 0, CANCEL_DRAIN);
+}
+
+int router_wait_ready(struct router *router, int64_t timeout_ms, struct err *err)
+{
+    struct timespec until;
+    int rc = 0;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += timeout_ms / 1000;
+    until.tv_nsec += timeout_ms % 1000 * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    pthread_mutex_lock(&router->state_lock);
+    while (router->state == ROUTER_LOADING && !router->refused_code && !rc)
+        rc = pthread_cond_timedwait(&router->state_changed, &router->state_lock, &until);
+    if (router->state != ROUTER_LOADING) {
+        rc = 0;
+    } else if (router->refused_code) {
+        err_set(err, ERR_CONFIG, "%s", router->refused_message);
+        rc = router->refused_code;
+    } else {
+        rc = err_set(err, ERR_NO_REPLICA, "no replica was ready in time");
+    }
+    pthread_mutex_unlock(&router->state_lock);
+    return rc;
+}
+
+/* ---- life ---- */
+
+static void *loop_main(void *arg)
+{
+    struct router *router = arg;
+
+    uv_run(&router->loop, UV_RUN_DEFAULT);
+    return NULL;
+}
+
+/* The monotonic clock for timed waits, so that a clock jump wakes nobody. */
+static void init_condition(pthread_cond_t *cond)
+{
+    pthread_condattr_t attr;
+
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+static void router_free(struct router *router)
+{
+    for (int i = 0; i < METRICS_MAX_REPLICAS; i++) {
+        buf_release(&router->replicas[i].out);
+        free(router->replicas[i].logprobs);
+    }
+    supervisor_free(router->supervisor);
+    uv_loop_close(&router->loop);
+    ring_release(&router->inbox);
+    pthread_mutex_destroy(&router->state_lock);
+    pthread_cond_destroy(&router->state_changed);
+    buf_release(&router->text);
+    free(router->scratch);
+    free(router->by_id);
+    free(router);
+}
+
+int router_start(struct router **out, const struct router_options *options, struct err *err)
+{
+    struct router *router = calloc(1, sizeof *router);
+    int rc;
+
+    if (!router) return err_set(err, ERR_NO_MEMORY, "router: out of memory");
+    router->config = options->config;
+    router->tokenizer = options->tokenizer;
+    router->max_model_len = options->max_model_len;
+    router->num_replicas = (int)options->config->data_parallel_size;
+    router->rate_at_ms = clock_now_ms();
+    list_init(&router->generations);
+    list_init(&router->waiting);
+    for (int i = 0; i < METRICS_MAX_REPLICAS; i++) list_init(&router->replicas[i].sent);
+    pthread_mutex_init(&router->state_lock, NULL);
+    init_condition(&router->state_changed);
+    router->by_id_cap = 1024;
+    router->by_id = calloc(router->by_id_cap, sizeof(struct generation *));
+    uv_loop_init(&router->loop);
+    uv_async_init(&router->loop, &router->wake, on_wake);
+    uv_timer_init(&router->loop, &router->tick);
+    router->wake.data = router->tick.data = router;
+    uv_timer_start(&router->tick, on_tick, TICK_MS, TICK_MS);
+    metric_set(M_QUEUE_LIMIT, 0, (double)options->config->max_queue_requests);
+    rc = router->by_id ? ring_init(&router->inbox, (size_t)options->config->max_queue_requests + INBOX_SLACK) : ERR_NO_MEMORY;
+    if (rc < 0) err_set(err, rc, "router: out of memory");
+    if (rc == 0) rc = supervisor_start(&router->supervisor, &router->loop, options->config, &supervisor_callbacks, router, err);
+    if (rc == 0 && pthread_create(&router->thread, NULL, loop_main, router) != 0) rc = err_sys(err, ERR_INTERNAL, "router thread");
+    if (rc == 0) {
+        *out = router;
+        return 0;
+    }
+    begin_stop(router);                       /* engines that were spawned are stopped on this thread */
+    uv_run(&router->loop, UV_RUN_DEFAULT);
+    router_free(router);
+    return rc;
+}
+
+void router_stop(struct router *router)
+{
+    struct inbox_message *message;
+
+    if (!router) return;
+    router_set_state(router, ROUTER_DRAINING);
+    push_control(router, INBOX_STOP, 0, CANCEL_DRAIN);
+    pthread_join(router->thread, NULL);
+    ring_close(&router->inbox);
+    while ((message = ring_pop(&router->inbox))) {        /* submitted after the loop ended */
+        struct err err = { 0 };
+        if (message->kind == INBOX_SUBMIT) {
+            struct generation_usage usage = { 0 };
+            err_set(&err, ERR_DRAINING, "The server is shutting down.");
+            message->gen->spec.sink->done(message->gen->spec.sink_arg, &usage, &err);
+            generation_free(message->gen);
+        }
+        free(message);
+    }
+    router_free(router);
+}

@@ -1,0 +1,136 @@
+/* router_impl.h - the router's own nouns. All of it belongs to the loop thread, but for the fields marked "any thread".
+ *
+ * generation  one HTTP request being served: its choices, its sink, its deadlines. Born in router_submit (worker), given to the
+ *             loop through the inbox, freed after done().
+ * choice      one sequence: its token log (what makes it resumable), detokenizer, stop state and text not yet shown.
+ *             In exactly one state:  WAITING (no replica has it) -> SENT -> FINISHED.
+ * The engine_request id of a choice is  generation id << 10 | choice index: unique, never reused, found without a map of its own. */
+#ifndef SLUICE_ROUTER_IMPL_H
+#define SLUICE_ROUTER_IMPL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include <sluice/metrics.h>
+#include <sluice/router.h>
+#include <sluice/supervisor.h>
+
+#include "base/buf.h"
+#include "base/list.h"
+#include "base/ring.h"
+
+enum { CHOICE_BITS = 10, MAX_GENERATION_CHOICES = 1 << CHOICE_BITS };     /* prompts x n <= 1,024 */
+_Static_assert((int)MAX_GENERATION_CHOICES >= (int)MAX_PROMPTS, "a choice index fits its bits");
+
+enum choice_state { CHOICE_WAITING, CHOICE_SENT, CHOICE_FINISHED };
+
+struct choice {
+    struct generation *gen;
+    struct list link;              /* in router->waiting or in its replica's list */
+    enum choice_state state;
+    int32_t index;                 /* prompt * n + choice */
+    int32_t prompt;
+    int32_t replica;               /* while SENT */
+    uint32_t max_tokens;           /* resolved for its prompt; 0 = nothing to generate */
+    token_id *log;                 /* generated tokens, all of them: what a resume needs */
+    uint32_t num_log, cap_log;
+    struct detok detok;
+    struct stop_state stop;
+    struct buf tail;               /* text that may still turn out to be a stop string */
+    size_t fed_len;                /* bytes of text made so far; the tail is its end */
+    size_t fed_to_stop;            /* where stop matching began (min_tokens) */
+    struct delta_token *held;      /* tokens whose text is not out yet */
+    size_t num_held, cap_held;
+    struct token_logprob *held_top;/* their top logprobs, MAX_TOP_LOGPROBS each; NULL unless asked */
+    uint32_t num_cached;
+    int64_t first_ns, last_ns;     /* of its tokens */
+    int64_t scheduled_ns;
+    int64_t lost_ms;               /* when its replica died; 0 = not resuming */
+    int64_t reserved_tokens;       /* charged to the replica: prompt + max_tokens */
+};
+
+struct generation {
+    struct list link;              /* router->generations */
+    uint64_t id;
+    struct generation_spec spec;
+    struct stop_set *stop_set;     /* NULL: none */
+    struct choice *choices;
+    int32_t num_choices, num_finished;
+    int64_t deadline_queue_ms, deadline_ttft_ms, deadline_total_ms;   /* CLOCK_MONOTONIC; 0 = none */
+    bool started;                  /* some token arrived */
+    bool admitted;
+    uint64_t prompt_tokens, waiting_tokens;
+};
+
+struct replica_view {
+    struct list sent;              /* its choices */
+    int64_t outstanding_tokens;
+    int32_t max_num_seqs, vocab_size, num_sent;
+    struct buf out;                /* frames of this turn of the loop */
+    uint8_t *logprobs; size_t logprobs_len, logprobs_cap, logprobs_pos;   /* MSG_LOGPROBS waiting for its MSG_EVENTS */
+    struct engine_stats stats;
+    bool ready;
+};
+
+struct router {
+    const struct config *config;
+    const struct tokenizer *tokenizer;
+    int32_t max_model_len;
+    struct supervisor *supervisor;
+    uv_loop_t loop;
+    uv_async_t wake;
+    uv_timer_t tick;               /* deadlines */
+    pthread_t thread;
+    struct ring inbox;             /* any thread pushes: struct inbox_message */
+    struct list generations, waiting;        /* all; choices without a replica, oldest first */
+    struct generation **by_id; size_t by_id_cap;      /* open addressing by generation id */
+    size_t num_generations;
+    struct replica_view replicas[METRICS_MAX_REPLICAS];
+    int num_replicas;
+    uint32_t num_waiting_choices;            /* admitted, no token yet */
+    uint64_t num_waiting_tokens;
+    token_id *scratch; size_t scratch_cap;   /* prompt + log of one submit */
+    struct buf text;                         /* scratch of one delta */
+    bool stopping;
+    /* any thread, relaxed or under state_lock */
+    uint64_t next_id;                        /* atomic */
+    int32_t state;                           /* atomic, enum router_state */
+    uint32_t in_server;                      /* atomic: generations submitted and not done */
+    uint32_t running, waiting_count;         /* atomic snapshots */
+    uint64_t kv_usage_bits, progress_bits;   /* atomic snapshots of doubles */
+    uint64_t finished_per_s_bits;            /* drain rate of the queue, for Retry-After */
+    uint64_t finished_total; int64_t rate_at_ms; uint64_t rate_finished;   /* loop only */
+    pthread_mutex_t state_lock;
+    pthread_cond_t state_changed;
+    int refused_code; char refused_message[512];     /* under state_lock: an engine refused to start */
+    bool supervisor_stopped;                         /* loop only */
+};
+
+/* ---- generation.c: life of a request and its choices ---- */
+/* Any thread. Copies spec (not what it points to). NULL: out of memory. */
+struct generation *generation_new(const struct generation_spec *spec, uint64_t id, const struct tokenizer *tok,
+                                  int32_t max_model_len, struct err *err);
+void generation_free(struct generation *gen);
+void generation_usage(const struct generation *gen, struct generation_usage *usage);
+/* A token (or the end) arrived for a choice. Returns false when the event breaks the protocol (the replica is to be killed). */
+bool choice_token(struct router *router, struct choice *choice, const struct token_event *event, const struct token_logprob *top);
+/* Ends a request from this side: aborts what its replicas still run, calls done(err), frees it. */
+void generation_fail(struct router *router, struct generation *gen, const struct err *err);
+/* All choices ended: done(NULL), freed. */
+void generation_finish(struct router *router, struct generation *gen);
+
+/* ---- dispatch.c: which replica runs a choice ---- */
+void dispatch_waiting(struct router *router);                              /* sends what can be sent, oldest first */
+void dispatch_abort(struct router *router, struct choice *choice);         /* tells its replica to drop it; idempotent */
+void dispatch_release(struct router *router, struct choice *choice);       /* takes it off its replica's or the waiting list */
+void dispatch_lost(struct router *router, int replica);                    /* its choices wait again, at the head */
+void dispatch_flush(struct router *router);                                /* writes the frames of this turn */
+
+/* ---- router.c ---- */
+struct generation *router_find(const struct router *router, uint64_t generation_id);
+void router_forget(struct router *router, struct generation *gen);         /* out of the map and counters */
+void router_set_state(struct router *router, enum router_state state);
+
+#endif

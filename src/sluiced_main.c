@@ -1,0 +1,260 @@
+/* sluiced_main.c - the gateway daemon: configuration, the model's text side, router with its engines, HTTP, signals.
+ * Order: everything that can be refused is read first (exit 78), then the socket is bound, then the engines load.
+ * Main thread: waits for signals. SIGTERM or SIGINT drains and exits 0; a second one ends at once. */
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <sluice/config.h>
+#include <sluice/gateway.h>
+#include <sluice/loader.h>
+#include <sluice/metrics.h>
+#include <sluice/router.h>
+#include <sluice/text.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/sha256.h"
+
+#ifndef SLUICE_VERSION
+#define SLUICE_VERSION "0.1.0"
+#endif
+#ifndef SLUICE_COMMIT
+#define SLUICE_COMMIT "unknown"
+#endif
+
+struct daemon {
+    struct config config;
+    struct model_source *source;
+    struct tokenizer *tokenizer;
+    struct chat_template *chat_template;
+    char *chat_template_text;
+    struct gateway gateway;
+    struct router *router;
+    struct http_server *http;
+    int port;
+};
+
+static int refuse(const struct err *err)
+{
+    fprintf(stderr, "sluiced: %s\n", err->message);
+    return err->code == ERR_NO_MEMORY || err->code == ERR_INTERNAL ? EXIT_FAULT : EXIT_CONFIG;
+}
+
+static enum load_format load_format_of(const char *name)
+{
+    if (!strcmp(name, "gguf")) return LOAD_GGUF;
+    if (!strcmp(name, "safetensors")) return LOAD_SAFETENSORS;
+    return !strcmp(name, "dummy") ? LOAD_DUMMY : LOAD_AUTO;
+}
+
+static int read_template_file(const char *path, char **text, size_t *len, struct err *err)
+{
+    enum { MAX_TEMPLATE_BYTES = 1 << 20 };
+    FILE *file = fopen(path, "rb");
+
+    if (!file) return err_sys(err, ERR_CONFIG, "chat_template %s", path);
+    *text = malloc(MAX_TEMPLATE_BYTES + 1);
+    *len = *text ? fread(*text, 1, MAX_TEMPLATE_BYTES + 1, file) : 0;
+    fclose(file);
+    if (!*text) return err_set(err, ERR_NO_MEMORY, "chat_template: out of memory");
+    if (*len > MAX_TEMPLATE_BYTES) return err_set(err, ERR_CONFIG, "chat_template %s: larger than 1 MiB", path);
+    (*text)[*len] = '\0';
+    return 0;
+}
+
+/* What the gateway needs of the model: configuration, tokenizer, template. No weights. */
+static int load_text_side(struct daemon *d, struct err *err)
+{
+    size_t len = 0;
+    int rc = model_source_open(&d->source, d->config.model, load_format_of(d->config.load_format), err);
+
+    if (rc < 0) return rc;
+    const struct gguf_file *gguf = model_source_gguf(d->source);
+    rc = gguf ? tokenizer_load_gguf(&d->tokenizer, gguf, err) : tokenizer_load_dir(&d->tokenizer, model_source_dir_fd(d->source), err);
+    if (rc < 0) return rc;
+    if (d->config.chat_template && d->config.chat_template[0]) rc = read_template_file(d->config.chat_template, &d->chat_template_text, &len, err);
+    else rc = model_source_chat_template(d->source, &d->chat_template_text, &len, err);
+    if (rc < 0 || !d->chat_template_text) return rc;
+    rc = chat_template_compile(&d->chat_template, d->chat_template_text, len, err);
+    return rc < 0 ? err_prefix(err, "chat template") : 0;
+}
+
+static void make_fingerprint(struct daemon *d)
+{
+    uint8_t digest[32];
+    char hex[65], layout[160];
+
+    model_source_digest(d->source, digest);
+    int len = snprintf(layout, sizeof layout, "%s %s %s tp%lld pp%lld", SLUICE_VERSION, d->config.device, d->config.cpu_kernels,
+                       (long long)d->config.tensor_parallel_size, (long long)d->config.pipeline_parallel_size);
+    struct sha256_piece pieces[] = { { digest, sizeof digest }, { layout, (size_t)len } };
+    struct sha256 hash = sha256_of(pieces, 2);
+    sha256_hex(&hash, hex);
+    snprintf(d->gateway.fingerprint, sizeof d->gateway.fingerprint, "fp_%.12s", hex);
+}
+
+static int32_t context_length(const struct daemon *d)
+{
+    int64_t trained = model_source_config(d->source)->max_position_embeddings;
+    int64_t asked = d->config.max_model_len;
+
+    return (int32_t)(asked > 0 && asked < trained ? asked : trained);
+}
+
+/* One descriptor per stream: take what the hard limit gives. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+/* Signals are taken by sigtimedwait on the main thread only: blocked before any thread exists. */
+static void block_signals(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGTERM);
+    sigaddset(set, SIGINT);
+    sigaddset(set, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static int wait_signal(const sigset_t *set, int timeout_ms)
+{
+    struct timespec timeout = { .tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * 1000000L };
+    int sig = sigtimedwait(set, NULL, &timeout);
+
+    return sig > 0 ? sig : 0;
+}
+
+/* Until the first engine is ready: 0, or the exit code of the programme. A signal ends the wait. */
+static int wait_ready(struct daemon *d, const sigset_t *set, bool *signalled)
+{
+    int64_t until = clock_now_ms() + d->config.engine_start_timeout_ms;
+    struct err err = { 0 };
+
+    for (;;) {
+        err_clear(&err);
+        int rc = router_wait_ready(d->router, 20, &err);
+        if (rc == 0) return 0;
+        if (rc > 0 || clock_now_ms() > until) {
+            fprintf(stderr, "sluiced: %s\n", err.message);
+            return rc > 0 ? rc : EXIT_FAULT;
+        }
+        int sig = wait_signal(set, 0);
+        if (sig == SIGTERM || sig == SIGINT) {
+            *signalled = true;
+            return 0;
+        }
+    }
+}
+
+static void *end_on_second_signal(void *arg)
+{
+    sigset_t set;
+
+    (void)arg;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    while (!wait_signal(&set, 3600000)) continue;
+    _exit(0);                     /* the engines go with their parent */
+}
+
+static void drain(struct daemon *d)
+{
+    pthread_t watcher;
+
+    log_info("drain", "not ready from now on; running streams have %lld ms", (long long)d->config.drain_timeout_ms);
+    if (pthread_create(&watcher, NULL, end_on_second_signal, NULL) == 0) pthread_detach(watcher);
+    router_drain(d->router, d->config.drain_timeout_ms);
+}
+
+static int serve(struct daemon *d)
+{
+    struct err err = { 0 };
+    sigset_t set;
+    bool signalled = false;
+
+    block_signals(&set);
+    raise_descriptor_limit();
+    struct router_options options = { .config = &d->config, .tokenizer = d->tokenizer, .max_model_len = d->gateway.max_model_len };
+    if (router_start(&d->router, &options, &err) < 0) return refuse(&err);
+    d->gateway.router = d->router;
+    if (http_server_start(&d->http, &d->gateway, &d->port, &err) < 0) return refuse(&err);
+    log_info("listening", "http://%s:%d, loading %s", d->config.host, d->port, d->config.model);
+
+    int rc = wait_ready(d, &set, &signalled);
+    if (rc) return rc;
+    if (!signalled) {
+        printf("sluice serves %s on http://%s:%d\n", config_model_name(&d->config), d->config.host, d->port);
+        fflush(stdout);
+    }
+    while (!signalled) {
+        int sig = wait_signal(&set, 3600000);
+        signalled = sig == SIGTERM || sig == SIGINT;
+    }
+    drain(d);
+    http_server_stop(d->http, 2000);
+    d->http = NULL;
+    return 0;
+}
+
+static void release(struct daemon *d)
+{
+    if (d->http) http_server_stop(d->http, 0);
+    router_stop(d->router);
+    chat_template_free(d->chat_template);
+    free(d->chat_template_text);
+    tokenizer_free(d->tokenizer);
+    if (d->source) model_source_close(d->source);
+    config_release(&d->config);
+}
+
+int main(int argc, char **argv)
+{
+    struct daemon d = { 0 };
+    struct err err = { 0 };
+    bool help = false;
+    int rc;
+
+    log_set_program("sluiced");
+    if (config_load(&d.config, argc - 1, argv + 1, &help, &err) < 0) {
+        rc = refuse(&err);
+        goto out;
+    }
+    if (help) {
+        rc = 0;
+        goto out;
+    }
+    log_set_level((enum log_level)log_level_from_name(d.config.log_level));
+    if (!d.config.model || !d.config.model[0]) {
+        fprintf(stderr, "sluiced: no model given: sluiced --model PATH (a .gguf file or a model directory)\n");
+        rc = EXIT_CONFIG;
+        goto out;
+    }
+    if (load_text_side(&d, &err) < 0) {
+        rc = refuse(&err);
+        goto out;
+    }
+    d.gateway = (struct gateway){ .config = &d.config, .model = model_source_config(d.source), .tokenizer = d.tokenizer,
+                                  .chat_template = d.chat_template, .chat_template_text = d.chat_template_text,
+                                  .max_model_len = context_length(&d), .created_s = clock_wall_s(), .version = SLUICE_VERSION };
+    make_fingerprint(&d);
+    struct metrics_info info = { .model_name = config_model_name(&d.config), .num_replicas = (int)d.config.data_parallel_size,
+                                 .vllm_aliases = !strcmp(d.config.metrics_compat, "vllm"), .version = SLUICE_VERSION,
+                                 .commit = SLUICE_COMMIT, .max_model_len = d.gateway.max_model_len };
+    metrics_init(&info);
+    rc = serve(&d);
+out:
+    release(&d);
+    return rc;
+}
