@@ -1,5 +1,5 @@
 /* api.h - from the bytes of a request body to a validated generation, and from text deltas back to bytes on the wire.
- * Flow in:  http (worker) -> generation_new: guarded JSON, fields, model, ranges, template, tokens, context -> router.
+ * Flow in:  http (worker) -> api_request_new: guarded JSON, fields, model, ranges, template, tokens, context -> router.
  * Flow out: text_delta -> answer_* -> SSE frames or one JSON body (api-contract 3), written by template, never by tree.
  * Thread: a generation is made by one worker and const afterwards; an answer belongs to one thread at a time.
  * Every text a client sees is made here; library texts and paths never are. */
@@ -26,17 +26,17 @@ struct caller {
     const uint8_t *cache_secret;      /* 32 random bytes of this process */
 };
 
-struct generation;                    /* opaque: parameters, prompts and ids of one request, in its own arena */
+struct api_request;                    /* opaque: parameters, prompts and ids of one request, in its own arena */
 /* Errors are those of api-contract 4.3, err->param set. body may be freed afterwards. */
-int  generation_new(struct generation **out, const struct gateway *gateway, enum generation_route route,
+int  api_request_new(struct api_request **out, const struct gateway *gateway, enum generation_route route,
                     const struct caller *caller, const char *body, size_t len, struct err *err);
-void generation_free(struct generation *gen);
-const struct generation_params *generation_params(const struct generation *gen);
+void api_request_free(struct api_request *gen);
+const struct generation_params *api_request_params(const struct api_request *gen);
 /* params, prompts, n_prompts and cache_domain of spec; the rest is the caller's. Points into gen. */
-void generation_fill_spec(const struct generation *gen, struct generation_spec *spec);
-uint32_t generation_num_choices(const struct generation *gen);        /* prompts x n */
-uint64_t generation_prompt_tokens(const struct generation *gen);      /* each prompt once */
-const char *generation_id(const struct generation *gen);              /* "cmpl-" or "chatcmpl-" + 32 hex */
+void api_request_fill_spec(const struct api_request *gen, struct generation_spec *spec);
+uint32_t api_request_num_choices(const struct api_request *gen);        /* prompts x n */
+uint64_t api_request_prompt_tokens(const struct api_request *gen);      /* each prompt once */
+const char *api_request_id(const struct api_request *gen);              /* "cmpl-" or "chatcmpl-" + 32 hex */
 
 /* POST /tokenize and /detokenize: body -> answer in out. Worker. */
 int tokenize_reply(const struct gateway *gateway, const char *body, size_t len, struct buf *out, struct err *err);
@@ -44,7 +44,7 @@ int detokenize_reply(const struct gateway *gateway, const char *body, size_t len
 
 /* ---- on the way out ---- */
 struct answer;                        /* opaque: what is remembered of each choice between deltas */
-int  answer_new(struct answer **out, const struct generation *gen);   /* borrows gen; ERR_NO_MEMORY */
+int  answer_new(struct answer **out, const struct api_request *gen);   /* borrows gen; ERR_NO_MEMORY */
 void answer_free(struct answer *answer);
 /* Streams: appends whole events. Nothing is appended for a delta that shows nothing. */
 void answer_frames(struct answer *answer, const struct text_delta *delta, const struct generation_usage *usage,

@@ -20,7 +20,7 @@ struct config {
     struct str_list served_model_name;    /* default: basename of the model path without .gguf */
     char *load_format;                    /* auto gguf safetensors dummy */
     char *chat_template;                  /* file that replaces the model's own, or "" */
-    char *generation_config;              /* auto: sampling defaults from the model's files; none: from sluice's table */
+    char *generation_config;              /* auto: sampling defaults of the model's files; none: sluice's own */
     int64_t max_model_len;                /* tokens; 0 = the model's */
     int64_t seed;                         /* of dummy weights */
 
@@ -33,7 +33,7 @@ struct config {
     int64_t block_size;                   /* tokens per KV block, 16..256, power of two */
     char *kv_cache_dtype;                 /* auto f32 bf16 */
     double headroom;                      /* share of memory kept free */
-    int64_t kv_cache_memory_bytes;        /* 0 = what headroom leaves (CPU: at most 1 GiB or what max_num_seqs x max_model_len needs) */
+    int64_t kv_cache_memory_bytes;        /* 0 = what headroom leaves (CPU: what is needed, at most 1 GiB) */
     int64_t num_gpu_blocks_override;      /* 0 = off; KV blocks whatever the memory */
     int64_t max_num_seqs;                 /* sequences in one step */
     int64_t max_num_batched_tokens;       /* tokens in one step */
@@ -71,25 +71,26 @@ struct config {
 
 enum config_when { CONFIG_START, CONFIG_RELOAD };   /* RELOAD: may change while running */
 
-/* argv: program arguments after the program's (and subcommand's) name. A positional argument is --model when none is given
- * (as `vllm serve MODEL`). --help prints the table to stdout, sets *help and leaves config empty (config_release is still
- * right). environ is read for SLUICE_*. An empty model is accepted: each program knows whether it needs one.
- * api_keys holds the keys of api_keys_file too; served_model_name is filled when there is a model.
- * Errors: ERR_CONFIG with "file:line:column: ..." or "--flag: ..." and the nearest known name; exit 78. Nothing to release then. */
+/* argv: program arguments after the program's (and subcommand's) name. A positional argument is --model when none is
+ * given (as `vllm serve MODEL`). --help prints the table to stdout, sets *help and leaves config empty.
+ * environ is read for SLUICE_*. An empty model is accepted: each program knows whether it needs one. api_keys holds the
+ * keys of api_keys_file too; served_model_name is filled when there is a model.
+ * Errors: ERR_CONFIG with "file:line:column: ..." or "--flag: ..." and the nearest known name; exit 78. Nothing is left
+ * to release then. */
 int  config_load(struct config *config, int argc, char *const *argv, bool *help, struct err *err);
 void config_release(struct config *config);
 
-/* Logs what is allowed but unwise: keys on the command line or short, no key beyond loopback, SLUICE_* names nobody reads. */
+/* Logs what is allowed but unwise: keys on the command line or short, no key beyond loopback, odd SLUICE_* names. */
 void config_warn(const struct config *config);
 
 /* usage: first line of the help, such as "usage: sluiced [MODEL] [options]". */
 void config_print_help(FILE *out, const char *usage);
-/* Every option: name, value, origin ("flag", "env SLUICE_PORT", "file sluice.yaml:12", "preset", "default"). Keys are masked. */
+/* Each option: name, value, origin ("flag", "env SLUICE_PORT", "file s.yaml:12", "preset 1x:3", "default"); no keys. */
 void config_print(const struct config *config, FILE *out);
 void config_print_markdown(FILE *out);               /* docs/options.md */
 void config_print_yaml(FILE *out);                   /* configs/sluice.yaml: every key, default, unit, help */
 
-/* The options an engine process needs, as "--name=value" strings (never a key): NULL-terminated, freed with config_args_free. */
+/* What an engine process needs, as "--name=value" strings (never a key), NULL-terminated; for config_args_free. */
 char **config_engine_args(const struct config *config);
 void   config_args_free(char **args);
 

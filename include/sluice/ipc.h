@@ -1,5 +1,6 @@
 /* ipc.h - the complete list of what crosses between gateway and engine: bounded frames over a socketpair.
- * A frame is a frame_head, len payload bytes and zeros up to a multiple of 8, so that every payload is 8-byte aligned; host byte order (same host, same build: version checked in MSG_READY).
+ * A frame is a frame_head, len payload bytes and zeros up to a multiple of 8 (so every payload is 8-byte aligned), in host
+ * byte order (same host, same build: version checked in MSG_READY).
  * The gateway range-checks every field of every message as if the engine were hostile; a bad frame costs the replica.
  * Encoders append to a buf; decoders borrow from the payload they are given and copy nothing. Thread: none. */
 #ifndef SLUICE_IPC_H

@@ -1,19 +1,21 @@
+/* The one-shot context functions are deprecated in favour of EVP, which allocates for every hash; the engine thread hashes
+ * prefix keys and must not allocate. */
+#define OPENSSL_SUPPRESS_DEPRECATED
 #include "base/sha256.h"
 
 #include <openssl/crypto.h>
-#include <openssl/evp.h>
+#include <openssl/sha.h>
 
 #include "base/bug.h"
 
 struct sha256 sha256_of(const struct sha256_piece *pieces, size_t n)
 {
     struct sha256 hash;
-    EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    SHA256_CTX ctx;
 
-    BUG_ON(!ctx || !EVP_DigestInit_ex(ctx, EVP_sha256(), NULL));
-    for (size_t i = 0; i < n; i++) BUG_ON(!EVP_DigestUpdate(ctx, pieces[i].data, pieces[i].len));
-    BUG_ON(!EVP_DigestFinal_ex(ctx, hash.bytes, NULL));
-    EVP_MD_CTX_free(ctx);
+    BUG_ON(!SHA256_Init(&ctx));
+    for (size_t i = 0; i < n; i++) BUG_ON(!SHA256_Update(&ctx, pieces[i].data, pieces[i].len));
+    BUG_ON(!SHA256_Final(hash.bytes, &ctx));
     return hash;
 }
 

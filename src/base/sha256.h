@@ -8,7 +8,7 @@
 
 struct sha256 { uint8_t bytes[32]; };
 
-/* Hash of the concatenation of up to n pieces. */
+/* Hash of the concatenation of n pieces. Never allocates. */
 struct sha256_piece { const void *data; size_t len; };
 struct sha256 sha256_of(const struct sha256_piece *pieces, size_t n);
 void sha256_hex(const struct sha256 *hash, char out[65]);

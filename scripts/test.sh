@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# test.sh - installs what the tests need, builds, runs every test, counts. Exit 0 only when all passed and some ran.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+usage() {
+    cat <<'TEXT'
+usage: scripts/test.sh [--asan | --tsan] [--unit]
+
+  --asan   build with AddressSanitizer and UBSan (build-asan/)
+  --tsan   build with ThreadSanitizer (build-tsan/)
+  --unit   the C tests only: no Python, no model, no server
+
+Else: the C tests (ctest), comparisons with Python references (tests/golden/*_parity.py; not with a sanitizer), tests of a
+running server (pytest tests/e2e), and the stored inputs of the fuzz targets where clang is installed (not with --unit).
+The last line is "N passed, N failed".
+TEXT
+}
+
+preset=release build=build unit_only=false
+while [ $# -gt 0 ]; do
+    case $1 in
+    --asan) preset=asan build=build-asan ;;
+    --tsan) preset=tsan build=build-tsan ;;
+    --unit) unit_only=true ;;
+    --help | -h) usage; exit 0 ;;
+    *) die "unknown argument '$1'; --help" ;;
+    esac
+    shift
+done
+
+passed=0 failed=0
+count() { passed=$((passed + $1)); failed=$((failed + $2)); }
+
+build_tests() {
+    say "configuring $build"
+    configure "$preset" "$build" -DSLUICE_TESTS=ON
+    say "building $build"
+    ninja -C "$build" || die "the build failed (see above)"
+}
+
+run_ctest() {
+    local report=$PWD/$build/ctest.xml
+    say "C tests"
+    rm -f "$report"
+    # the real results are in the report: a failing test must not stop the others
+    ctest --test-dir "$build" --output-on-failure --timeout 600 --no-tests=error --test-output-size-passed 1000000 \
+        --test-output-size-failed 1000000 --output-junit "$report" || true
+    [ -s "$report" ] || die "ctest wrote no report"
+    count $(python3 scripts/test_counts.py ctest "$report")
+}
+
+make_venv() {
+    local wanted
+    wanted=$(sha256sum tests/requirements.txt | cut -d' ' -f1)
+    [ "$(cat .venv/.requirements 2>/dev/null || true)" = "$wanted" ] && return 0
+    say "making .venv with tests/requirements.txt"
+    if ! python3 -m venv --clear .venv >/dev/null 2>&1; then
+        apt_install python3-venv
+        python3 -m venv --clear .venv >/dev/null || die "python3 -m venv .venv failed"
+    fi
+    .venv/bin/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt ||
+        die "pip could not install tests/requirements.txt"
+    echo "$wanted" >.venv/.requirements
+}
+
+# The docstring of each script has its command line: what follows its name there are its arguments ("[...]" left out).
+run_golden() {
+    local script name arguments
+    for script in tests/golden/*_parity.py; do
+        [ -e "$script" ] || continue
+        name=${script##*/}
+        arguments=$(sed -n "s|^ *python3\{0,1\} $script *\([^[]*\).*|\1|p" "$script" | head -n 1)
+        say "$name $arguments"
+        # split on purpose: it is a list of words
+        # shellcheck disable=SC2086
+        if .venv/bin/python "$script" ${arguments//build\//$build/}; then count 1 0; else echo "FAILED $name" >&2; count 0 1; fi
+    done
+}
+
+run_e2e() {
+    local report=$PWD/$build/pytest.xml
+    ls tests/e2e/test_*.py >/dev/null 2>&1 || return 0
+    say "end to end: pytest tests/e2e"
+    rm -f "$report"
+    SLUICE_TEST_BUILD_DIR=$PWD/$build .venv/bin/python -m pytest tests/e2e -q --junitxml "$report" || true
+    [ -s "$report" ] || die "pytest wrote no report"
+    count $(python3 scripts/test_counts.py pytest "$report")
+}
+
+run_fuzz_corpora() {
+    local fuzzer corpus
+    command -v clang >/dev/null 2>&1 || return 0
+    ls tests/fuzz/*_fuzz.c >/dev/null 2>&1 || return 0
+    say "stored inputs of the fuzz targets"
+    configure fuzz build-fuzz
+    ninja -C build-fuzz $(cd tests/fuzz && printf '%s ' *_fuzz.c | sed 's/\.c / /g') || die "the fuzz build failed (see above)"
+    for fuzzer in build-fuzz/fuzz/*_fuzz; do
+        corpus=${fuzzer##*/}
+        corpus=tests/fuzz/corpus/${corpus%_fuzz}
+        if "$fuzzer" -runs=0 -verbosity=0 "$corpus" >"$fuzzer.log" 2>&1; then count 1 0
+        else tail -n 20 "$fuzzer.log"; echo "FAILED $fuzzer" >&2; count 0 1
+        fi
+    done
+}
+
+install_missing "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+build_tests
+run_ctest
+if ! $unit_only; then
+    scripts/fetch_model.sh >/dev/null || exit 1
+    make_venv
+    if [ "$preset" = release ]; then
+        run_golden
+        run_fuzz_corpora
+    fi
+    run_e2e
+fi
+[ $((passed + failed)) -gt 0 ] || die "no test ran"
+echo "$passed passed, $failed failed" | tee "$build/test-summary.txt"
+[ "$failed" -eq 0 ]

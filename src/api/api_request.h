@@ -1,0 +1,26 @@
+/* api_request.h - one request after parsing, as api/ sees it (http/ sees the opaque door in <sluice/api.h>).
+ * Owner: whoever called api_request_new; everything inside lives in its arena. Const once made. */
+#ifndef SLUICE_API_REQUEST_H
+#define SLUICE_API_REQUEST_H
+
+#include <sluice/api.h>
+
+#include "base/arena.h"
+
+struct api_request {
+    const struct gateway *gateway;
+    enum generation_route route;
+    struct arena arena;
+    struct generation_params *params;      /* inside completion_request or chat_request */
+    struct prompt_tokens *prompts;
+    size_t n_prompts;
+    uint64_t prompt_tokens;
+    uint8_t cache_domain[32];
+    char id[48];
+    int64_t created_s;
+    bool tokens_as_ids;                    /* return_tokens_as_token_ids */
+    const char *head; size_t head_len;     /* "id":…,"object":…,…,"system_fingerprint":… of every frame */
+    const char *body_head; size_t body_head_len;   /* the same with the object name of a whole body */
+};
+
+#endif

@@ -1,0 +1,55 @@
+/* cpu_backend.h - what the two CPU backends share: threads, the arena, the workspace, the sampler.
+ * ref and fast differ in the layout of weights and KV and in the bodies of the ops; a backend never changes its kind.
+ * Owner: the rank. Thread: the rank's; op bodies run on the pool's threads. No allocation after cpu_backend_new/reserve. */
+#ifndef SLUICE_BACKEND_CPU_BACKEND_H
+#define SLUICE_BACKEND_CPU_BACKEND_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <sluice/backend.h>
+
+#include "kernels.h"
+#include "pool.h"
+#include "sampler.h"
+
+enum {
+    CPU_ALIGN = 64,
+    MAX_HEAD_DIM = 512,
+    PACK_BYTES = 2 << 20,                  /* packed activations of one row chunk of a matmul (fast) */
+};
+
+struct backend {
+    struct backend_options options;
+    const struct cpu_kernels *kernels;
+    struct pool *pool;
+    char description[96];
+    char *arena;                           /* mmap: pages appear when touched */
+    size_t arena_bytes, arena_used;
+    char *workspace;                       /* mmap of workspace_bytes() */
+    size_t workspace_bytes;
+    /* carved from the workspace */
+    void *packed;                          /* PACK_BYTES */
+    int32_t *task_begin;                   /* [max_seqs + 1] first attention task of each sequence */
+    char *attend_scratch;                  /* [threads][attend_scratch_bytes()] */
+    struct sampler sampler;
+};
+
+int  cpu_backend_new(struct backend **out, const struct backend_options *options, const struct cpu_kernels *kernels,
+                     const char *what, struct err *err);
+void cpu_backend_free(struct backend *b);
+const char *cpu_backend_describe(const struct backend *b);
+int  cpu_backend_reserve(struct backend *b, size_t bytes, struct err *err);
+void *cpu_backend_carve(struct backend *b, size_t bytes);
+size_t cpu_backend_workspace_bytes(const struct backend_options *options);
+const struct step_plan *cpu_backend_upload(struct backend *b, const struct step_plan *plan);
+void cpu_backend_synchronize(struct backend *b);
+void cpu_backend_parallel_for(struct backend *b, int64_t n, int64_t grain,
+                              void (*fn)(void *arg, int64_t begin, int64_t end), void *arg);
+void cpu_backend_gather_rows(struct backend *b, const struct gather_rows_args *args);
+void cpu_backend_sample(struct backend *b, const struct sample_args *args);
+
+/* Rows for one claim of the pool: enough work to pay for the claim, enough claims to balance. */
+int64_t cpu_grain(const struct backend *b, int64_t n, int64_t work_per_item);
+
+#endif

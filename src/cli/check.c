@@ -1,0 +1,84 @@
+/* check.c - sluice check: would this configuration start, and what is in effect? Needs no GPU and loads no weights. */
+#include <sluice/cli.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <sluice/config.h>
+#include <sluice/loader.h>
+
+#include "say.h"
+
+static enum load_format load_format_of(const char *name)
+{
+    static const struct { const char *name; enum load_format format; } formats[] = {
+        { "gguf", LOAD_GGUF }, { "safetensors", LOAD_SAFETENSORS }, { "dummy", LOAD_DUMMY } };
+
+    for (size_t i = 0; i < sizeof formats / sizeof formats[0]; i++)
+        if (strcmp(formats[i].name, name) == 0) return formats[i].format;
+    return LOAD_AUTO;
+}
+
+static const char *format_name(enum load_format format)
+{
+    switch (format) {
+    case LOAD_GGUF: return "gguf";
+    case LOAD_SAFETENSORS: return "safetensors";
+    case LOAD_DUMMY: return "dummy";
+    case LOAD_AUTO: break;
+    }
+    return "auto";
+}
+
+/* key and value of one token in every layer */
+static int64_t kv_bytes_per_token(const struct model_config *model, enum dtype dtype)
+{
+    return dtype_row_bytes(dtype, 2 * (int64_t)model->num_hidden_layers * model->num_key_value_heads * model->head_dim);
+}
+
+static void print_model(const struct config *config, const struct model_source *source)
+{
+    const struct model_config *model = model_source_config(source);
+    bool f32 = strcmp(config->kv_cache_dtype, "bf16") != 0, bf16 = strcmp(config->kv_cache_dtype, "f32") != 0;
+
+    printf("\nmodel %s\n", config_model_name(config));
+    printf("  %-26s %s\n", "format", format_name(model_source_format(source)));
+    printf("  %-26s %s\n", "architecture", model->model_type);
+    printf("  %-26s %d\n", "layers", model->num_hidden_layers);
+    printf("  %-26s %d, %d for keys and values, head_dim %d\n", "heads", model->num_attention_heads,
+           model->num_key_value_heads,
+           model->head_dim);
+    printf("  %-26s %d, %d in the MLP\n", "hidden size", model->hidden_size, model->intermediate_size);
+    printf("  %-26s %d\n", "vocabulary", model->vocab_size);
+    printf("  %-26s %d tokens\n", "context", model->max_position_embeddings);
+    printf("  %-26s %zu tensors, %" PRIu64 " bytes\n", "weights", model_source_num_tensors(source),
+           model_source_bytes(source));
+    if (f32) printf("  %-26s %" PRId64 " bytes (f32)\n", "KV cache per token", kv_bytes_per_token(model, DTYPE_F32));
+    if (bf16) printf("  %-26s %" PRId64 " bytes (bf16)\n", "KV cache per token", kv_bytes_per_token(model, DTYPE_BF16));
+}
+
+int cli_check(int argc, char **argv)
+{
+    struct config config = { 0 };
+    struct model_source *source = NULL;
+    struct err err = { 0 };
+    int rc = 0;
+
+    if (wants_help(argc, argv)) {
+        config_print_help(stdout, "usage: sluice check [MODEL] [options]\n\n"
+                          "Prints every option with its value and origin; with a model also what its files hold.\n"
+                          "Exit code 78 and one line on stderr when sluiced would refuse to start.");
+        return say_done("check");
+    }
+    rc = config_load(&config, argc, argv, NULL, &err);
+    if (rc < 0) return say_error("check", &err);
+    config_print(&config, stdout);
+    config_warn(&config);
+    if (config.model[0]) rc = model_source_open(&source, config.model, load_format_of(config.load_format), &err);
+    if (source) print_model(&config, source);
+    model_source_close(source);
+    config_release(&config);
+    fflush(stdout);   /* the report before the verdict */
+    return rc < 0 ? say_error("check", &err) : say_done("check");
+}

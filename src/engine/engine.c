@@ -1,0 +1,394 @@
+#include "engine.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <sluice/channel_fd.h>
+#include <sluice/ipc.h>
+
+#include "base/buf.h"
+#include "base/bug.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/ring.h"
+
+enum {
+    OUTBOX_BYTES = 4 << 20,
+    INBOX_MESSAGES = SCHEDULER_MAX_NOTES,
+    INTERVAL_NS = 100000000,           /* MSG_PROGRESS, MSG_STATS */
+    FLUSH_MS = 1000,
+};
+
+/* One plan on the ranks. */
+struct flight { const struct step_plan *plan; int64_t began_ns; };
+
+struct engine {
+    struct channel_fd *channel;
+    struct engine_page *page;          /* NULL: nobody watches */
+    void (*leave)(int exit_code);
+    struct ring inbox;                 /* I/O thread -> engine: struct submission */
+    struct ring give_back;             /* engine -> I/O thread: to be freed */
+    _Atomic bool ready, stopping, stop_asked;
+    struct submission_limits limits;   /* const once ready */
+    int32_t vocab_size;
+
+    /* engine thread only */
+    struct ranks *ranks;
+    struct scheduler scheduler;
+    struct step_result *results;       /* [num_slots], by micro batch */
+    struct flight *flights;            /* [num_slots], oldest first */
+    int32_t num_slots, num_flights;
+    int rank_error;                    /* ends the loop */
+    uint64_t longest_step_ns;
+    struct buf out;                    /* frames of this step; grown before READY, never after */
+    int64_t told_ns;                   /* last MSG_STATS */
+    bool stats_stale;                  /* something happened since */
+
+    pthread_mutex_t progress_lock;     /* progress_ns; loading only */
+    int64_t progress_ns;
+};
+
+static void page_set(uint64_t *field, uint64_t value) { __atomic_store_n(field, value, __ATOMIC_RELAXED); }
+
+/* ---- I/O thread ---- */
+
+static void free_given_back(void *arg)
+{
+    struct engine *engine = arg;
+    struct submission *sub;
+
+    if (!atomic_load(&engine->ready)) return;
+    while ((sub = ring_pop(&engine->give_back))) submission_free(sub);
+}
+
+/* A request that cannot be decoded is this request's end, not the engine's. */
+static struct submission *decode_submit(struct engine *engine, const void *payload, size_t len)
+{
+    struct ipc_limits limits = { .vocab_size = engine->vocab_size, .max_model_len = INT32_MAX };
+    struct engine_request req;
+    struct err err = { 0 };
+    uint64_t id;
+
+    if (ipc_get_submit(payload, len, &limits, &req, &err) == 0) return submission_new(&req, &engine->limits);
+    log_warn("request_refused", "%s", err.message);
+    if (len < sizeof id) return NULL;
+    memcpy(&id, payload, sizeof id);
+    return submission_note(SUBMISSION_REFUSED, id, ERR_INTERNAL);
+}
+
+static struct submission *decode(struct engine *engine, const struct frame_head *head, const void *payload)
+{
+    struct msg_abort message;
+
+    if (head->type == MSG_SUBMIT) return decode_submit(engine, payload, head->len);
+    if (head->type != MSG_ABORT || head->len != sizeof message) return NULL;
+    memcpy(&message, payload, sizeof message);
+    return submission_note(SUBMISSION_ABORT, message.id, 0);
+}
+
+static int on_frame(void *arg, const struct frame_head *head, const void *payload)
+{
+    struct engine *engine = arg;
+
+    if (head->type == MSG_STOP) {
+        atomic_store(&engine->stop_asked, true);
+        return ERR_ENDED;
+    }
+    if (!atomic_load(&engine->ready)) return ERR_PROTOCOL;
+    if (ring_count(&engine->inbox) == INBOX_MESSAGES) return ERR_QUEUE_FULL;     /* the only writer is this thread */
+    free_given_back(engine);
+    struct submission *sub = decode(engine, head, payload);
+    if (!sub) return ERR_PROTOCOL;
+    BUG_ON(ring_push(&engine->inbox, sub) < 0);
+    return 0;
+}
+
+static void on_ended(void *arg, int code)
+{
+    struct engine *engine = arg;
+    bool polite = code == ERR_ENDED;
+
+    if (!polite) log_error("gateway_stream", "stream from the gateway broke: %s", err_name(code));
+    atomic_store(&engine->stopping, true);
+    if (engine->leave && !(atomic_load(&engine->stop_asked) && atomic_load(&engine->ready))) engine->leave(polite ? 0 : EXIT_FAULT);
+    ring_close(&engine->inbox);
+}
+
+static const struct channel_fd_events channel_callbacks = { .frame = on_frame, .ended = on_ended, .woken = free_given_back };
+
+/* ---- start ---- */
+
+int engine_open(struct engine **out, int fd, int page_fd, void (*leave)(int exit_code), struct err *err)
+{
+    struct engine *engine = calloc(1, sizeof *engine);
+    int rc;
+
+    if (!engine || ring_init(&engine->inbox, INBOX_MESSAGES) < 0) {
+        free(engine);
+        close(fd);
+        return err_set(err, ERR_NO_MEMORY, "engine: out of memory");
+    }
+    pthread_mutex_init(&engine->progress_lock, NULL);
+    engine->leave = leave;
+    engine->page = engine_page_map(page_fd);
+    if (engine->page) page_set(&engine->page->magic, ENGINE_PAGE_MAGIC);
+    if ((rc = channel_fd_open(&engine->channel, fd, OUTBOX_BYTES, &channel_callbacks, engine, err)) < 0) {
+        engine_close(engine);
+        return rc;
+    }
+    *out = engine;
+    return 0;
+}
+
+static void send_message(struct engine *engine, enum msg_type type, const void *payload, size_t len)
+{
+    struct buf frame = BUF_INIT;
+
+    ipc_put(&frame, type, payload, len);
+    if (!frame.failed) channel_fd_write(engine->channel, frame.data, frame.len);
+    buf_release(&frame);
+}
+
+void engine_progress(void *arg, double share)
+{
+    struct engine *engine = arg;
+    struct msg_progress progress = { .share = share < 0 ? 0 : share > 1 ? 1 : (float)share };
+    int64_t now = clock_now_ns();
+
+    pthread_mutex_lock(&engine->progress_lock);
+    bool due = now - engine->progress_ns >= INTERVAL_NS;
+    if (due) engine->progress_ns = now;
+    pthread_mutex_unlock(&engine->progress_lock);
+    if (due) send_message(engine, MSG_PROGRESS, &progress, sizeof progress);
+}
+
+void engine_fail(struct engine *engine, int exit_code, const char *message)
+{
+    struct msg_failed failed = { .exit_code = exit_code };
+    size_t len = strnlen(message, sizeof failed.message - 1);
+
+    memcpy(failed.message, message, len);
+    send_message(engine, MSG_FAILED, &failed, sizeof failed);
+    channel_fd_flush(engine->channel, FLUSH_MS);
+}
+
+static int alloc_flights(struct engine *engine, int32_t max_rows)
+{
+    engine->results = calloc((size_t)engine->num_slots, sizeof *engine->results);
+    engine->flights = calloc((size_t)engine->num_slots, sizeof *engine->flights);
+    if (!engine->results || !engine->flights) return ERR_NO_MEMORY;
+    for (int32_t i = 0; i < engine->num_slots; i++) {
+        engine->results[i].rows = calloc((size_t)max_rows, sizeof *engine->results[i].rows);
+        if (!engine->results[i].rows) return ERR_NO_MEMORY;
+    }
+    return 0;
+}
+
+/* The largest step: an event per sequence and note, top logprobs per sequence, stats. */
+static int alloc_out(struct engine *engine, int32_t max_num_seqs)
+{
+    size_t events = ((size_t)max_num_seqs + SCHEDULER_MAX_NOTES) * sizeof(struct token_event);
+    size_t rows = (size_t)max_num_seqs * (sizeof(struct logprob_row_head) + MAX_TOP_LOGPROBS * sizeof(struct token_logprob));
+    size_t bytes = events + rows + sizeof(struct engine_stats) + 64;
+
+    BUG_ON(bytes > OUTBOX_BYTES);
+    buf_init(&engine->out, bytes);
+    return buf_reserve(&engine->out, bytes) ? 0 : ERR_NO_MEMORY;
+}
+
+static void tell_ready(struct engine *engine, const struct engine_setup *setup)
+{
+    const struct scheduler_options *o = &engine->scheduler.options;
+    struct msg_ready ready = {
+        .version = IPC_VERSION, .pid = (uint32_t)getpid(), .num_blocks = o->num_blocks, .block_size = o->block_size,
+        .max_model_len = o->max_model_len, .max_num_seqs = o->max_num_seqs, .max_num_batched_tokens = o->max_num_batched_tokens,
+        .vocab_size = o->vocab_size, .load_ms = setup->load_ms,
+    };
+    const char *describe = ranks_describe(engine->ranks);
+
+    memcpy(ready.describe, describe, strnlen(describe, sizeof ready.describe - 1));
+    send_message(engine, MSG_READY, &ready, sizeof ready);
+}
+
+int engine_start(struct engine *engine, const struct engine_setup *setup, struct err *err)
+{
+    struct scheduler_options o = setup->scheduler;
+    uint8_t secret[32];
+    int rc;
+
+    engine->ranks = setup->ranks;
+    engine->num_slots = o.num_plans = ranks_num_slots(setup->ranks);
+    o.num_blocks = ranks_num_blocks(setup->ranks);
+    if (o.max_model_len > (int64_t)o.num_blocks * o.block_size) {
+        int32_t fits = o.num_blocks * o.block_size;
+        log_warn("context_shrunk", "max_model_len %d does not fit into %d KV blocks of %d tokens: now %d", o.max_model_len,
+                 o.num_blocks, o.block_size, fits);
+        o.max_model_len = fits;
+    }
+    if (getrandom(secret, sizeof secret, 0) != sizeof secret) return err_sys(err, ERR_IO, "getrandom");
+    if ((rc = scheduler_init(&engine->scheduler, &o, err)) < 0) return rc;
+    o = engine->scheduler.options;
+    engine->vocab_size = o.vocab_size;
+    engine->limits = (struct submission_limits){ .max_model_len = o.max_model_len, .block_size = o.block_size,
+        .cache_root = prefix_root(secret, setup->model_digest), .hash_prompt = o.enable_prefix_caching };
+    /* all that can be alive at once: sequences, inbox, and what is being given back */
+    size_t most = (size_t)o.max_sequences + 2 * INBOX_MESSAGES;
+    if (alloc_flights(engine, o.max_num_seqs) < 0 || alloc_out(engine, o.max_num_seqs) < 0 || ring_init(&engine->give_back, most) < 0)
+        return err_set(err, ERR_NO_MEMORY, "engine: no memory for %d sequences", o.max_num_seqs);
+    atomic_store(&engine->ready, true);
+    engine->stats_stale = true;
+    tell_ready(engine, setup);
+    return 0;
+}
+
+/* ---- the loop ---- */
+
+static void put_stats(struct engine *engine)
+{
+    ipc_put(&engine->out, MSG_STATS, scheduler_stats(&engine->scheduler), sizeof(struct engine_stats));
+    engine->told_ns = clock_now_ns();
+    engine->stats_stale = false;
+}
+
+static void put_logprobs(struct engine *engine)
+{
+    const struct scheduler *s = &engine->scheduler;
+    struct frame_head head = { .type = MSG_LOGPROBS };
+
+    for (int32_t i = 0; i < s->num_outcomes; i++) {
+        uint32_t n = s->outcomes[i].event.num_top;
+        if (n) head.len += (uint32_t)(sizeof(struct logprob_row_head) + n * sizeof(struct token_logprob));
+    }
+    if (!head.len) return;
+    buf_append(&engine->out, &head, sizeof head);      /* a row is a multiple of 8 bytes: no padding */
+    for (int32_t i = 0; i < s->num_outcomes; i++) {
+        const struct token_event *event = &s->outcomes[i].event;
+        struct logprob_row_head row = { .id = event->id, .index = event->index, .n = event->num_top };
+        if (!row.n) continue;
+        buf_append(&engine->out, &row, sizeof row);
+        buf_append(&engine->out, s->outcomes[i].row->top, row.n * sizeof(struct token_logprob));
+    }
+}
+
+static void put_events(struct engine *engine)
+{
+    const struct scheduler *s = &engine->scheduler;
+    struct frame_head head = { .type = MSG_EVENTS, .len = (uint32_t)((size_t)s->num_outcomes * sizeof(struct token_event)) };
+
+    if (!s->num_outcomes) return;
+    buf_append(&engine->out, &head, sizeof head);
+    for (int32_t i = 0; i < s->num_outcomes; i++) buf_append(&engine->out, &s->outcomes[i].event, sizeof(struct token_event));
+}
+
+/* One write for all that the step has to say. */
+static void engine_publish(struct engine *engine)
+{
+    struct submission *sub;
+    bool idle = !scheduler_num_sequences(&engine->scheduler);
+
+    put_logprobs(engine);
+    put_events(engine);
+    scheduler_clear_outcomes(&engine->scheduler);
+    if (engine->stats_stale && (idle || clock_now_ns() - engine->told_ns >= INTERVAL_NS)) put_stats(engine);
+    BUG_ON(engine->out.failed);
+    if (engine->out.len) channel_fd_write(engine->channel, engine->out.data, engine->out.len);     /* ended: the loop sees it */
+    buf_reset(&engine->out);
+    while ((sub = scheduler_take_finished(&engine->scheduler))) BUG_ON(ring_push(&engine->give_back, sub) < 0);
+    if (engine->page) page_set(&engine->page->pending, (uint64_t)scheduler_num_sequences(&engine->scheduler));
+}
+
+/* New requests and aborts; sleeps only when there is nothing to do. */
+static void engine_receive(struct engine *engine)
+{
+    bool idle = !scheduler_num_sequences(&engine->scheduler) && !engine->num_flights;
+    struct submission *sub = idle ? ring_pop_wait(&engine->inbox) : ring_pop(&engine->inbox);
+
+    for (int n = 1; sub; n++) {
+        scheduler_add(&engine->scheduler, sub);
+        engine->stats_stale = true;
+        sub = n < SCHEDULER_MAX_NOTES ? ring_pop(&engine->inbox) : NULL;
+    }
+    if (engine->page) page_set(&engine->page->pending, (uint64_t)scheduler_num_sequences(&engine->scheduler));
+}
+
+static void launch(struct engine *engine, const struct step_plan *plan)
+{
+    int64_t now = clock_now_ns();
+
+    if (engine->page) __atomic_store_n(&engine->page->step_began_ns, now, __ATOMIC_RELAXED);
+    engine->flights[engine->num_flights++] = (struct flight){ plan, now };
+    engine->rank_error = ranks_submit(engine->ranks, plan, &engine->results[plan->micro_batch]);
+}
+
+/* The oldest plan's result. */
+static const struct step_result *land(struct engine *engine, struct flight *flight)
+{
+    struct step_result *result = NULL;
+    int rc = ranks_wait(engine->ranks, &result);
+    uint64_t took_ns;
+
+    *flight = engine->flights[0];
+    memmove(engine->flights, engine->flights + 1, (size_t)--engine->num_flights * sizeof *engine->flights);
+    if (rc < 0 || result->rc < 0) {
+        engine->rank_error = rc < 0 ? rc : result->rc;
+        return NULL;
+    }
+    BUG_ON(result->step != flight->plan->step);
+    took_ns = (uint64_t)(clock_now_ns() - flight->began_ns);
+    engine->scheduler.stats.last_step_ms = (float)took_ns / 1e6f;
+    engine->stats_stale = true;
+    if (took_ns > engine->longest_step_ns) engine->longest_step_ns = took_ns;
+    if (!engine->page) return result;
+    page_set(&engine->page->longest_step_ns, engine->longest_step_ns);
+    page_set(&engine->page->steps, engine->scheduler.stats.steps + 1);
+    __atomic_store_n(&engine->page->step_began_ns, engine->num_flights ? engine->flights[0].began_ns : 0, __ATOMIC_RELAXED);
+    return result;
+}
+
+/* Starts plan (may be NULL); gives the oldest result when the pipeline is full or nothing else could start. */
+static const struct step_result *execute(struct engine *engine, const struct step_plan *plan, struct flight *flight)
+{
+    if (plan) launch(engine, plan);
+    if (engine->rank_error || !engine->num_flights || (plan && engine->num_flights < engine->num_slots)) return NULL;
+    return land(engine, flight);
+}
+
+int engine_run(struct engine *engine)
+{
+    pthread_setname_np(pthread_self(), "engine-step");
+    while (!atomic_load(&engine->stopping) && !engine->rank_error) {
+        struct flight flight;
+        engine_receive(engine);
+        const struct step_plan *plan = scheduler_next_step(&engine->scheduler, clock_now_ns());
+        const struct step_result *result = execute(engine, plan, &flight);
+        if (result) scheduler_commit(&engine->scheduler, flight.plan, result, clock_now_ns());
+        engine_publish(engine);
+    }
+    pthread_setname_np(pthread_self(), "engine-end");
+    if (engine->rank_error) log_error("ranks_failed", "step %llu: %s", (unsigned long long)engine->scheduler.step, err_name(engine->rank_error));
+    return engine->rank_error;
+}
+
+void engine_close(struct engine *engine)
+{
+    struct submission *sub;
+
+    if (!engine) return;
+    channel_fd_close(engine->channel);
+    while ((sub = ring_pop(&engine->inbox))) submission_free(sub);
+    while (engine->give_back.slots && (sub = ring_pop(&engine->give_back))) submission_free(sub);
+    ring_release(&engine->inbox);
+    ring_release(&engine->give_back);
+    scheduler_release(&engine->scheduler);
+    for (int32_t i = 0; engine->results && i < engine->num_slots; i++) free(engine->results[i].rows);
+    free(engine->results);
+    free(engine->flights);
+    buf_release(&engine->out);
+    engine_page_unmap(engine->page);
+    pthread_mutex_destroy(&engine->progress_lock);
+    free(engine);
+}

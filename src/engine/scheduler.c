@@ -1,0 +1,700 @@
+#include "scheduler.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bug.h"
+
+enum {
+    AGE_STEPS = 16,                    /* fair: a prompt's share grows by one quantum per so many steps */
+    QUANTUM_DIVISOR = 8,               /* fair: quantum = budget / this */
+    QUANTUM_MIN = 64,
+    PATIENCE_TURNS = 64,               /* fair: turns without room before the next room is reserved */
+    RING_SCAN = 64,                    /* fair: prompts looked at in vain before the step is closed */
+    OLDEST_EVERY = 8,                  /* priority: admissions between two that go by arrival */
+    ROW_BIAS_SHARE = 256,              /* bias entries of a plan per sequence; rows that ask for more wait for a later step */
+    WATERMARK_DIVISOR = 4,             /* one block kept for the growth of so many running sequences */
+};
+
+/* ---- start and end ---- */
+
+static int alloc_batch(struct batch *batch, const struct step_plan_caps *caps)
+{
+    size_t bytes = step_plan_bytes(caps);
+
+    batch->plan = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    batch->seqs = calloc((size_t)caps->max_seqs, sizeof *batch->seqs);
+    batch->rows = calloc((size_t)caps->max_seqs, sizeof *batch->rows);
+    if (!batch->plan || !batch->seqs || !batch->rows) return ERR_NO_MEMORY;
+    step_plan_init(batch->plan, caps);
+    return 0;
+}
+
+static struct step_plan_caps caps_of(const struct scheduler_options *o)
+{
+    int32_t row_bias = MAX_LOGIT_BIAS + MAX_STOP_TOKEN_IDS + MAX_EOS_IDS;
+
+    return (struct step_plan_caps){
+        .max_tokens = o->max_num_batched_tokens, .max_seqs = o->max_num_seqs, .max_rows = o->max_num_seqs,
+        .max_blocks_per_seq = (o->max_model_len + o->block_size - 1) / o->block_size,
+        .max_bias = row_bias > ROW_BIAS_SHARE * o->max_num_seqs ? row_bias : ROW_BIAS_SHARE * o->max_num_seqs,
+        .max_history_tokens = o->max_model_len + o->max_num_batched_tokens,      /* the longest history always fits */
+    };
+}
+
+static int alloc_tables(struct scheduler *s)
+{
+    const struct scheduler_options *o = &s->options;
+    struct step_plan_caps caps = caps_of(o);
+    size_t num_seqs = (size_t)o->max_num_seqs;
+
+    s->block_tables = malloc(num_seqs * (size_t)caps.max_blocks_per_seq * sizeof *s->block_tables);
+    s->free_slots = malloc(num_seqs * sizeof *s->free_slots);
+    s->batches = calloc((size_t)o->num_plans, sizeof *s->batches);
+    s->outcomes = calloc(num_seqs + SCHEDULER_MAX_NOTES, sizeof *s->outcomes);
+    s->check_seqs = calloc(num_seqs, sizeof *s->check_seqs);
+    s->check_scratch = calloc((size_t)o->num_blocks, sizeof *s->check_scratch);
+    if (!s->block_tables || !s->free_slots || !s->batches || !s->outcomes || !s->check_seqs || !s->check_scratch) return ERR_NO_MEMORY;
+    for (int32_t i = 0; i < o->max_num_seqs; i++) s->free_slots[i] = o->max_num_seqs - 1 - i;
+    s->num_free_slots = o->max_num_seqs;
+    for (int32_t i = 0; i < o->num_plans; i++) {
+        if (alloc_batch(&s->batches[i], &caps) < 0) return ERR_NO_MEMORY;
+    }
+    if (sequence_pool_init(&s->pool, o->max_sequences) < 0) return ERR_NO_MEMORY;
+    return id_map_init(&s->leaders, (uint32_t)o->max_num_seqs);
+}
+
+int scheduler_init(struct scheduler *s, const struct scheduler_options *options, struct err *err)
+{
+    *s = (struct scheduler){ .options = *options };
+    struct scheduler_options *o = &s->options;
+    int rc;
+
+    list_init(&s->waiting);
+    list_init(&s->running);
+    list_init(&s->ring);
+    if (o->max_num_seqs > o->max_num_batched_tokens) o->max_num_seqs = o->max_num_batched_tokens;
+    if (o->max_sequences < o->max_num_seqs) o->max_sequences = o->max_num_seqs;
+    if (o->max_model_len < 2 || o->max_num_seqs < 1 || o->num_plans < 1 || o->num_blocks < 1 || o->block_size < 1)
+        return err_set(err, ERR_CONFIG, "scheduler: context of %d tokens, %d sequences, %d blocks of %d tokens", o->max_model_len,
+                       o->max_num_seqs, o->num_blocks, o->block_size);
+    if (o->max_model_len > (int64_t)o->num_blocks * o->block_size)
+        return err_set(err, ERR_CONFIG, "scheduler: one context of %d tokens does not fit into %d KV blocks of %d tokens",
+                       o->max_model_len, o->num_blocks, o->block_size);
+    if ((rc = kv_cache_init(&s->kv, o->num_blocks, o->block_size, o->enable_prefix_caching, err)) < 0) return rc;
+    if (alloc_tables(s) < 0) {
+        scheduler_release(s);
+        return err_set(err, ERR_NO_MEMORY, "scheduler: no memory for %d sequences", o->max_sequences);
+    }
+    return 0;
+}
+
+void scheduler_release(struct scheduler *s)
+{
+    struct submission *sub;
+
+    while ((sub = scheduler_take_finished(s))) submission_free(sub);
+    for (int32_t i = 0; s->batches && i < s->options.num_plans; i++) {
+        free(s->batches[i].plan);
+        free(s->batches[i].seqs);
+        free(s->batches[i].rows);
+    }
+    free(s->batches);
+    free(s->block_tables);
+    free(s->free_slots);
+    free(s->outcomes);
+    free(s->check_seqs);
+    free(s->check_scratch);
+    id_map_release(&s->leaders);
+    sequence_pool_release(&s->pool);
+    kv_cache_release(&s->kv);
+    *s = (struct scheduler){ 0 };
+}
+
+/* ---- outcomes ---- */
+
+static void report(struct scheduler *s, const struct token_event *event, const struct result_row *row)
+{
+    BUG_ON(s->num_outcomes >= s->options.max_num_seqs + SCHEDULER_MAX_NOTES);
+    s->outcomes[s->num_outcomes++] = (struct step_outcome){ *event, row };
+}
+
+void scheduler_clear_outcomes(struct scheduler *s) { s->num_outcomes = 0; }
+
+static void hand_back(struct scheduler *s, struct submission *sub)
+{
+    sub->next = s->finished;
+    s->finished = sub;
+}
+
+struct submission *scheduler_take_finished(struct scheduler *s)
+{
+    struct submission *sub = s->finished;
+
+    if (sub) s->finished = sub->next;
+    return sub;
+}
+
+/* ---- lists and states ---- */
+
+/* From the back: what comes is mostly the newest. */
+static void insert_ordered(struct list *head, struct sequence *seq)
+{
+    struct list *after = head->prev;
+
+    while (after != head && seq_before(seq, list_entry(after, struct sequence, link))) after = after->prev;
+    list_insert_before(after->next, &seq->link);
+}
+
+static bool in_ring(const struct sequence *seq) { return !list_empty(&seq->ring); }
+
+static void ring_enter(struct scheduler *s, struct sequence *seq, bool at_front)
+{
+    if (s->options.policy != POLICY_FAIR || in_ring(seq)) return;
+    if (at_front) list_push_front(&s->ring, &seq->ring);
+    else list_push_back(&s->ring, &seq->ring);
+    s->num_in_ring++;
+}
+
+static void ring_leave(struct scheduler *s, struct sequence *seq)
+{
+    if (!in_ring(seq)) return;
+    list_remove(&seq->ring);
+    seq->deficit = 0;
+    s->num_in_ring--;
+}
+
+static void ring_rotate(struct scheduler *s, struct sequence *seq)
+{
+    list_remove(&seq->ring);
+    list_push_back(&s->ring, &seq->ring);
+}
+
+static void stop_leading(struct scheduler *s, struct sequence *seq)
+{
+    if (!seq->leads_group) return;
+    id_map_remove(&s->leaders, seq->sub->req.group);
+    seq->leads_group = false;
+}
+
+/* Slot and blocks go back; seq is in no list afterwards. */
+static void leave_running(struct scheduler *s, struct sequence *seq)
+{
+    BUG_ON(seq->num_scheduled);
+    stop_leading(s, seq);
+    kv_cache_drop(&s->kv, seq);
+    s->free_slots[s->num_free_slots++] = seq->slot;
+    seq->slot = -1;
+    seq->blocks = NULL;
+    seq->history_sent = false;
+    list_remove(&seq->link);
+    s->num_running--;
+}
+
+static void preempt(struct scheduler *s, struct sequence *seq)
+{
+    leave_running(s, seq);
+    seq->state = SEQ_WAITING;
+    seq->waiting_since = s->step;
+    insert_ordered(&s->waiting, seq);
+    s->num_waiting++;
+    ring_leave(s, seq);
+    ring_enter(s, seq, true);
+    s->stats.preemptions++;
+}
+
+static void end_sequence(struct scheduler *s, struct sequence *seq)
+{
+    if (seq->state == SEQ_RUNNING) {
+        leave_running(s, seq);
+    } else {
+        list_remove(&seq->link);
+        s->num_waiting--;
+    }
+    ring_leave(s, seq);
+    if (s->reserved == seq) s->reserved = NULL;
+    hand_back(s, seq->sub);
+    sequence_pool_give(&s->pool, seq);
+}
+
+static void end_without_token(struct scheduler *s, struct sequence *seq, enum finish_reason finish, int err_code)
+{
+    report(s, &(struct token_event){
+        .id = seq->id, .token = TOKEN_NONE, .index = (uint32_t)seq_num_generated(seq), .finish = (uint8_t)finish, .err_code = err_code,
+        .num_cached = (uint32_t)seq->num_cached, .scheduled_ns = seq->scheduled_ns }, NULL);
+    s->stats.aborted += finish == FINISH_ABORTED;
+    end_sequence(s, seq);
+}
+
+static void refuse(struct scheduler *s, struct submission *sub, int err_code)
+{
+    report(s, &(struct token_event){ .id = sub->id, .token = TOKEN_NONE, .finish = FINISH_ERROR, .err_code = err_code }, NULL);
+    hand_back(s, sub);
+}
+
+void scheduler_add(struct scheduler *s, struct submission *sub)
+{
+    if (sub->kind == SUBMISSION_REFUSED) {
+        refuse(s, sub, sub->err_code);
+        return;
+    }
+    if (sub->kind == SUBMISSION_ABORT) {
+        scheduler_abort(s, sub->id);
+        hand_back(s, sub);
+        return;
+    }
+    struct sequence *seq = sequence_pool_take(&s->pool, sub);
+    if (!seq) {
+        refuse(s, sub, sequence_pool_find(&s->pool, sub->id) ? ERR_INTERNAL : ERR_QUEUE_FULL);
+        return;
+    }
+    seq->order = s->num_arrivals++;
+    seq->waiting_since = s->step;
+    insert_ordered(&s->waiting, seq);
+    s->num_waiting++;
+    ring_enter(s, seq, false);
+}
+
+void scheduler_abort(struct scheduler *s, uint64_t id)
+{
+    struct sequence *seq = sequence_pool_find(&s->pool, id);
+
+    if (!seq) return;
+    if (seq->num_scheduled) seq->aborting = true;      /* its blocks are being written: wait for the plan */
+    else end_without_token(s, seq, FINISH_ABORTED, 0);
+}
+
+/* ---- admission ---- */
+
+/* Another of its group is computing blocks that seq would otherwise compute as well. */
+static bool held_by_group(const struct scheduler *s, struct sequence *seq)
+{
+    uint64_t group = seq->sub->req.group;
+
+    if (!group || !s->kv.prefix_caching || id_map_get(&s->leaders, group) < 0) return false;
+    return kv_cache_match(&s->kv, seq).num_hits < (seq->num_prompt - 1) / s->kv.block_size;
+}
+
+static void start_leading(struct scheduler *s, struct sequence *seq)
+{
+    uint64_t group = seq->sub->req.group;
+
+    if (!group || !s->kv.prefix_caching || id_map_get(&s->leaders, group) >= 0) return;
+    if (seq->num_prompt - 1 - seq->num_computed < s->kv.block_size) return;
+    id_map_put(&s->leaders, group, (int32_t)(seq - s->pool.all));
+    seq->leads_group = true;
+}
+
+/* Blocks for all tokens it has, beyond what running ones still need; a few more stay free for their growth. */
+static bool has_room(const struct scheduler *s, struct sequence *seq, struct kv_match *match)
+{
+    int64_t kept = s->num_running ? 1 + s->num_running / WATERMARK_DIVISOR : 0;
+    int64_t room = kv_cache_available(&s->kv) - s->draft.committed - kept;
+
+    if (room < 1) return false;
+    *match = kv_cache_match(&s->kv, seq);
+    return kv_blocks_for(&s->kv, seq->num_tokens) - match->num_hits + match->num_parked_hits <= room;
+}
+
+static bool admit(struct scheduler *s, struct sequence *seq)
+{
+    struct step_draft *draft = &s->draft;
+    struct kv_match match;
+
+    if (!s->num_free_slots || !draft->admissions_left || draft->batch->num_seqs == draft->max_seqs) return false;
+    if (!has_room(s, seq, &match)) {
+        seq->passed_over++;
+        return false;
+    }
+    list_remove(&seq->link);
+    s->num_waiting--;
+    seq->slot = s->free_slots[--s->num_free_slots];
+    seq->blocks = s->block_tables + (int64_t)seq->slot * draft->batch->plan->caps.max_blocks_per_seq;
+    seq->state = SEQ_RUNNING;
+    seq->passed_over = 0;
+    insert_ordered(&s->running, seq);
+    s->num_running++;
+    kv_cache_adopt(&s->kv, seq, &match);
+    draft->committed += kv_blocks_for(&s->kv, seq->num_tokens) - seq->num_blocks;
+    draft->admissions_left--;
+    s->num_admissions++;
+    if (s->reserved == seq) s->reserved = NULL;
+    start_leading(s, seq);
+    if (seq->scheduled_ns) return true;
+    seq->scheduled_ns = draft->now_ns;
+    seq->num_cached = seq->num_computed < seq->num_prompt ? seq->num_computed : seq->num_prompt;
+    s->stats.cache_hit_tokens += (uint64_t)seq->num_cached;
+    s->stats.cache_miss_tokens += (uint64_t)(seq->num_prompt - seq->num_cached);
+    return true;
+}
+
+/* ---- giving tokens ---- */
+
+/* The worst running sequence after `than` that is in no plan. */
+static struct sequence *pick_victim(struct scheduler *s, const struct sequence *than)
+{
+    for (struct list *it = s->running.prev; it != &s->running; it = it->prev) {
+        struct sequence *seq = list_entry(it, struct sequence, link);
+        if (seq == than) return NULL;
+        if (!seq->num_scheduled) return seq;
+    }
+    return NULL;
+}
+
+static bool push_out_worse(struct scheduler *s, const struct sequence *than)
+{
+    struct sequence *victim = pick_victim(s, than);
+
+    if (!victim) return false;
+    s->draft.committed -= kv_blocks_for(&s->kv, victim->num_tokens) - victim->num_blocks;
+    preempt(s, victim);
+    s->draft.admissions_left = 0;          /* what was pushed out must not come back in the same step */
+    return true;
+}
+
+/* Blocks for `want` tokens more; fewer tokens when only those fit, 0 when not even one. */
+static int32_t reserve_tokens(struct scheduler *s, struct sequence *seq, int32_t want)
+{
+    int32_t held = seq->num_computed + seq->num_scheduled, before = seq->num_blocks;
+    int64_t room;
+
+    while ((room = ((int64_t)seq->num_blocks + kv_cache_available(&s->kv)) * s->kv.block_size - held) < 1) {
+        if (!push_out_worse(s, seq)) return 0;
+    }
+    if (want > room) want = (int32_t)room;
+    BUG_ON(kv_cache_reserve(&s->kv, seq, held + want) < 0);
+    s->draft.committed -= seq->num_blocks - before;
+    return want;
+}
+
+/* Puts up to `want` more tokens of a running sequence into the step. Returns how many. */
+static int32_t give(struct scheduler *s, struct sequence *seq, int64_t want)
+{
+    struct step_draft *draft = &s->draft;
+    struct row_need need = row_need_of(seq, &s->options.eos);
+    int32_t left = seq_num_left(seq);
+    bool is_new = !seq->num_scheduled;
+
+    if (want > left) want = left;
+    if (want > draft->budget) want = draft->budget;
+    if (want > draft->chunk_cap - seq->num_scheduled) want = draft->chunk_cap - seq->num_scheduled;
+    if (want == left && !row_need_fits(&draft->used, &need, &draft->batch->plan->caps)) want--;
+    if (want < 1 || (is_new && draft->batch->num_seqs == draft->max_seqs)) return 0;
+    int32_t given = reserve_tokens(s, seq, (int32_t)want);
+    if (!given) return 0;
+    if (is_new) {
+        draft->batch->seqs[draft->batch->num_seqs++] = seq;
+        seq->micro_batch = draft->batch->plan->micro_batch;
+    }
+    if (given == left) {
+        draft->used.rows += need.rows;
+        draft->used.bias += need.bias;
+        draft->used.history_tokens += need.history_tokens;
+    }
+    seq->num_scheduled += given;
+    draft->budget -= given;
+    return given;
+}
+
+static bool in_other_plan(const struct scheduler *s, const struct sequence *seq)
+{
+    return seq->num_scheduled && seq->micro_batch != s->draft.batch->plan->micro_batch;
+}
+
+static void give_decodes(struct scheduler *s)
+{
+    /* the current one is never pushed out by its own turn, so its link stays valid */
+    for (struct list *it = s->running.next; it != &s->running && s->draft.budget; it = it->next) {
+        struct sequence *seq = list_entry(it, struct sequence, link);
+        if (!seq->num_scheduled && seq_num_left(seq) == 1) give(s, seq, 1);
+    }
+}
+
+/* ---- policies ---- */
+
+static struct sequence *oldest_waiting(struct scheduler *s)
+{
+    struct sequence *oldest = NULL;
+
+    list_for_each(it, &s->waiting) {
+        struct sequence *seq = list_entry(it, struct sequence, link);
+        if (!oldest || seq->order < oldest->order) oldest = seq;
+    }
+    return oldest;
+}
+
+static void give_in_order(struct scheduler *s)
+{
+    for (struct list *it = s->running.next; it != &s->running && s->draft.budget; it = it->next) {
+        struct sequence *seq = list_entry(it, struct sequence, link);
+        if (!in_other_plan(s, seq)) give(s, seq, INT32_MAX);
+    }
+    if (s->options.policy == POLICY_PRIORITY && s->draft.budget && s->num_admissions % OLDEST_EVERY == OLDEST_EVERY - 1) {
+        struct sequence *oldest = oldest_waiting(s);
+        if (oldest && !held_by_group(s, oldest) && admit(s, oldest)) give(s, oldest, INT32_MAX);
+    }
+    list_for_each_safe(it, tmp, &s->waiting) {
+        struct sequence *seq = list_entry(it, struct sequence, link);
+        if (!s->draft.budget || !s->draft.admissions_left) return;
+        if (held_by_group(s, seq)) continue;
+        if (!admit(s, seq)) return;
+        give(s, seq, INT32_MAX);
+    }
+}
+
+static int64_t quantum_of(const struct scheduler *s, const struct sequence *seq)
+{
+    int64_t quantum = s->options.max_num_batched_tokens / QUANTUM_DIVISOR;
+
+    if (quantum < QUANTUM_MIN) quantum = QUANTUM_MIN;
+    return quantum * (1 + (int64_t)((s->step - seq->waiting_since) / AGE_STEPS));
+}
+
+/* One turn of the prompt at the front of the ring. False when it could not use it. */
+static bool take_turn(struct scheduler *s, struct sequence *seq)
+{
+    if (in_other_plan(s, seq)) return false;
+    if (!seq_num_left(seq)) {
+        ring_leave(s, seq);
+        return true;
+    }
+    if (seq->state == SEQ_WAITING) {
+        if ((s->reserved && s->reserved != seq) || held_by_group(s, seq) || !admit(s, seq)) {
+            if (seq->passed_over > PATIENCE_TURNS && !s->reserved) s->reserved = seq;
+            return false;
+        }
+    }
+    if (seq->deficit <= 0) seq->deficit += quantum_of(s, seq);
+    int32_t given = give(s, seq, seq->deficit);
+    seq->deficit -= given;
+    return given > 0;
+}
+
+static void give_fair(struct scheduler *s)
+{
+    int32_t in_vain = 0;
+
+    if (s->reserved && in_ring(s->reserved)) {
+        list_remove(&s->reserved->ring);
+        list_push_front(&s->ring, &s->reserved->ring);
+    }
+    while (s->draft.budget && s->num_in_ring && in_vain < s->num_in_ring && in_vain < RING_SCAN + s->num_running) {
+        struct sequence *seq = list_entry(s->ring.next, struct sequence, ring);
+        bool used = take_turn(s, seq);
+        in_vain = used ? 0 : in_vain + 1;
+        if (!in_ring(seq)) continue;
+        if (!seq_num_left(seq)) ring_leave(s, seq);
+        /* one that the budget interrupted goes on next step */
+        else if (!used || seq->deficit <= 0 || s->draft.budget) ring_rotate(s, seq);
+    }
+}
+
+/* priority: a waiting sequence pushes out running ones of strictly worse value. */
+static void push_out_for_urgent(struct scheduler *s)
+{
+    struct kv_match match;
+
+    if (s->options.policy != POLICY_PRIORITY || list_empty(&s->waiting)) return;
+    struct sequence *urgent = list_entry(s->waiting.next, struct sequence, link);
+    if (held_by_group(s, urgent)) return;
+    while (!s->num_free_slots || !has_room(s, urgent, &match)) {
+        struct sequence *victim = pick_victim(s, NULL);
+        if (!victim || victim->sub->req.priority <= urgent->sub->req.priority) return;
+        push_out_worse(s, NULL);
+        s->draft.admissions_left = 1;
+    }
+}
+
+/* ---- a step ---- */
+
+static struct batch *free_batch(struct scheduler *s)
+{
+    for (int32_t i = 0; i < s->options.num_plans; i++) {
+        if (!s->batches[i].in_flight) return &s->batches[i];
+    }
+    return NULL;
+}
+
+static void begin_draft(struct scheduler *s, struct batch *batch, int64_t now_ns)
+{
+    int32_t could_run = s->num_running + (s->num_waiting < s->num_free_slots ? s->num_waiting : s->num_free_slots);
+
+    s->draft = (struct step_draft){
+        .batch = batch, .budget = s->options.max_num_batched_tokens, .admissions_left = INT32_MAX, .now_ns = now_ns,
+        .max_seqs = (could_run + s->options.num_plans - 1) / s->options.num_plans,
+        .chunk_cap = s->options.long_prefill_chunk ? s->options.long_prefill_chunk : INT32_MAX,
+    };
+    list_for_each(it, &s->running) {
+        const struct sequence *seq = list_entry(it, struct sequence, link);
+        s->draft.committed += kv_blocks_for(&s->kv, seq->num_tokens) - seq->num_blocks;
+    }
+    step_plan_reset(batch->plan);
+    batch->plan->step = s->step;
+    batch->plan->block_size = s->options.block_size;
+    batch->plan->micro_batch = (int32_t)(batch - s->batches);
+    batch->num_seqs = 0;
+}
+
+/* Sequences of one token first, each group in the order it was drafted. */
+static void fill_plan(struct scheduler *s, struct batch *batch)
+{
+    int32_t n = batch->num_seqs, at = 0;
+
+    for (int32_t i = 0; i < n; i++) {
+        struct sequence *seq = batch->seqs[i];
+        if (seq->num_scheduled != 1) continue;
+        /* longer ones move back by one, keeping their order */
+        memmove(&batch->seqs[at + 1], &batch->seqs[at], (size_t)(i - at) * sizeof *batch->seqs);
+        batch->seqs[at++] = seq;
+    }
+    for (int32_t i = 0; i < n; i++) batch->rows[i] = plan_fill_add(batch->plan, batch->seqs[i], &s->options.eos);
+    batch->plan->num_decode_seqs = at;
+}
+
+const struct step_plan *scheduler_next_step(struct scheduler *s, int64_t now_ns)
+{
+    struct batch *batch = free_batch(s);
+
+    if (!batch || !s->pool.num_used) return NULL;
+    s->step++;
+    begin_draft(s, batch, now_ns);
+    push_out_for_urgent(s);
+    give_decodes(s);
+    for (int pass = 0; pass < 2 && s->draft.budget; pass++) {
+        if (s->options.policy == POLICY_FAIR) give_fair(s);
+        else give_in_order(s);
+        s->draft.chunk_cap = INT32_MAX;    /* second pass: what nobody else wanted */
+    }
+    if (!batch->num_seqs) return NULL;
+    fill_plan(s, batch);
+    batch->in_flight = true;
+    return batch->plan;
+}
+
+static enum finish_reason finish_of(const struct scheduler *s, const struct sequence *seq, token_id token)
+{
+    const struct engine_request *req = &seq->sub->req;
+
+    for (int i = 0; !req->ignore_eos && i < s->options.eos.num; i++) {
+        if (s->options.eos.ids[i] == token) return FINISH_EOS;
+    }
+    for (uint32_t i = 0; i < req->num_stop_ids; i++) {
+        if (req->stop_ids[i] == token) return FINISH_STOP_TOKEN;
+    }
+    return seq->num_tokens == seq->sub->max_total ? FINISH_LENGTH : FINISH_NONE;
+}
+
+static void commit_token(struct scheduler *s, struct sequence *seq, const struct result_row *row, int64_t now_ns)
+{
+    bool wants_logprobs = seq->sub->req.sampling.num_logprobs >= 0;
+
+    if (seq_num_generated(seq) == (int32_t)seq->sub->req.num_output) s->stats.prompt_tokens += (uint64_t)seq->num_prompt;
+    s->stats.generation_tokens++;
+    BUG_ON(seq->num_tokens >= seq->sub->max_total);
+    seq->tokens[seq->num_tokens++] = row->token;
+    enum finish_reason finish = finish_of(s, seq, row->token);
+    report(s, &(struct token_event){
+        .id = seq->id, .token = row->token, .index = (uint32_t)seq_num_generated(seq),
+        .logprob = wants_logprobs ? row->logprob : 0, .rank = wants_logprobs ? row->rank : 0,
+        .num_top = (uint16_t)(wants_logprobs ? row->num_top : 0), .finish = (uint8_t)finish,
+        .num_cached = (uint32_t)seq->num_cached, .scheduled_ns = seq->scheduled_ns, .step_ns = now_ns }, wants_logprobs ? row : NULL);
+    if (finish != FINISH_NONE) end_sequence(s, seq);
+}
+
+static void commit_sequence(struct scheduler *s, struct sequence *seq, const struct result_row *row, int64_t now_ns)
+{
+    bool bad = row && (row->bad || row->token < 0 || row->token >= s->options.vocab_size || row->num_top > MAX_TOP_LOGPROBS);
+
+    seq->num_computed += seq->num_scheduled;
+    seq->num_scheduled = 0;
+    seq->micro_batch = -1;
+    if (bad) kv_cache_distrust(&s->kv, seq);
+    else kv_cache_publish(&s->kv, seq);
+    if (seq->num_computed >= seq->num_prompt) stop_leading(s, seq);
+    if (seq->aborting) end_without_token(s, seq, FINISH_ABORTED, 0);
+    else if (bad) end_without_token(s, seq, FINISH_ERROR, ERR_INTERNAL);
+    else if (row) commit_token(s, seq, row, now_ns);
+}
+
+void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const struct step_result *result, int64_t now_ns)
+{
+    struct batch *batch = &s->batches[plan->micro_batch];
+
+    BUG_ON(!batch->in_flight || batch->plan != plan || result->num_rows != plan->num_rows);
+    for (int32_t b = 0; b < batch->num_seqs; b++) {
+        commit_sequence(s, batch->seqs[b], batch->rows[b] < 0 ? NULL : &result->rows[batch->rows[b]], now_ns);
+    }
+    batch->in_flight = false;
+    batch->num_seqs = 0;
+    s->stats.steps++;
+}
+
+const struct engine_stats *scheduler_stats(struct scheduler *s)
+{
+    s->stats.running = (uint32_t)s->num_running;
+    s->stats.waiting = (uint32_t)s->num_waiting;
+    s->stats.blocks_total = (uint32_t)s->kv.num_blocks;
+    s->stats.blocks_used = (uint32_t)s->kv.num_used;
+    s->stats.blocks_cached = (uint32_t)s->kv.prefix.num_lru;
+    return &s->stats;
+}
+
+/* ---- check ---- */
+
+static int32_t check_list(const struct scheduler *s, const struct list *head, enum seq_state state)
+{
+    const struct sequence *prev = NULL;
+    int32_t n = 0;
+
+    list_for_each(it, head) {
+        const struct sequence *seq = list_entry(it, struct sequence, link);
+        BUG_ON(it->next->prev != it || seq->state != state || ++n > s->pool.num_used);
+        BUG_ON(prev && !seq_before(prev, seq));
+        BUG_ON(sequence_pool_find(&s->pool, seq->id) != seq);
+        BUG_ON(seq->num_tokens > seq->sub->max_total || seq->num_computed + seq->num_scheduled > seq->num_tokens);
+        BUG_ON(state == SEQ_WAITING && (seq->slot >= 0 || seq->num_blocks || seq->num_computed || seq->num_scheduled || seq->leads_group));
+        BUG_ON(state == SEQ_RUNNING && (seq->slot < 0 || seq->slot >= s->options.max_num_seqs));
+        BUG_ON(seq->leads_group && id_map_get(&s->leaders, seq->sub->req.group) != (int32_t)(seq - s->pool.all));
+        bool wants_ring = s->options.policy == POLICY_FAIR && state == SEQ_WAITING;
+        BUG_ON(wants_ring && !in_ring(seq));
+        prev = seq;
+    }
+    return n;
+}
+
+static void check_plans(const struct scheduler *s)
+{
+    int32_t num_planned = 0, num_scheduled = 0;
+
+    for (int32_t i = 0; i < s->options.num_plans; i++) {
+        const struct batch *batch = &s->batches[i];
+        for (int32_t b = 0; batch->in_flight && b < batch->num_seqs; b++, num_planned++) {
+            BUG_ON(batch->seqs[b]->micro_batch != i || batch->seqs[b]->num_scheduled < 1 || batch->seqs[b]->state != SEQ_RUNNING);
+        }
+    }
+    list_for_each(it, &s->running) num_scheduled += list_entry(it, struct sequence, link)->num_scheduled > 0;
+    BUG_ON(num_planned != num_scheduled);
+}
+
+void scheduler_check(struct scheduler *s)
+{
+    int32_t n = 0, num_leaders = 0, num_ring = 0;
+
+    BUG_ON(check_list(s, &s->waiting, SEQ_WAITING) != s->num_waiting);
+    BUG_ON(check_list(s, &s->running, SEQ_RUNNING) != s->num_running);
+    BUG_ON(s->num_waiting + s->num_running != s->pool.num_used);
+    BUG_ON(s->num_running + s->num_free_slots != s->options.max_num_seqs);
+    list_for_each(it, &s->running) {
+        struct sequence *seq = list_entry(it, struct sequence, link);
+        for (int32_t i = 0; i < n; i++) BUG_ON(s->check_seqs[i]->slot == seq->slot);
+        s->check_seqs[n++] = seq;
+        num_leaders += seq->leads_group;
+    }
+    list_for_each(it, &s->ring) {
+        BUG_ON(list_entry(it, struct sequence, ring)->state == SEQ_FREE || ++num_ring > s->pool.num_used);
+    }
+    BUG_ON(num_ring != s->num_in_ring || num_leaders != (int32_t)s->leaders.count);
+    BUG_ON(s->reserved && s->reserved->state != SEQ_WAITING);
+    check_plans(s);
+    kv_cache_check(&s->kv, s->check_seqs, n, s->check_scratch);
+}

@@ -1,0 +1,106 @@
+/* sequence.h - one choice of one prompt inside the engine: what was asked, its tokens, how far they are computed.
+ * Flow: I/O thread: MSG_SUBMIT -> submission (all memory that the sequence will ever need, in one piece)
+ *       -> engine: sequence_pool_take -> scheduler -> ... -> finished: the submission goes back to the I/O thread to be freed.
+ * Thread: submission_new/free on the I/O thread; everything else on the engine thread, which never allocates.
+ * Owns: a sequence borrows its submission and the block table row of its device slot. */
+#ifndef SLUICE_ENGINE_SEQUENCE_H
+#define SLUICE_ENGINE_SEQUENCE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <sluice/request.h>
+
+#include "base/list.h"
+#include "base/sha256.h"
+
+/* What the I/O thread needs to know to make submissions. */
+struct submission_limits {
+    int32_t max_model_len, block_size;
+    struct sha256 cache_root;          /* of this process and model; domain and prompt are hashed under it */
+    bool hash_prompt;                  /* prefix caching on: compute the keys of the prompt's full blocks here */
+};
+
+enum submission_kind { SUBMISSION_START, SUBMISSION_ABORT, SUBMISSION_REFUSED };
+
+struct submission {
+    enum submission_kind kind;
+    uint64_t id;
+    int err_code;                      /* REFUSED: why */
+    struct submission *next;           /* scheduler's list of those to hand back */
+    /* START only: */
+    struct engine_request req;         /* arrays point behind the struct */
+    int32_t max_total;                 /* prompt + generated tokens at most; length of `tokens` */
+    int32_t num_tokens;                /* known at the start: prompt + resumed output */
+    int32_t num_keys;                  /* keys known: full blocks of those, when prompts are hashed */
+    token_id *tokens;                  /* [max_total] */
+    struct sha256 *keys;               /* [max_total / block_size] prefix-cache key of each full block */
+    struct sha256 root;                /* parent key of block 0 */
+};
+
+/* A request that can never run becomes REFUSED with ERR_CONTEXT_LENGTH. NULL without memory. */
+struct submission *submission_new(const struct engine_request *req, const struct submission_limits *limits);
+/* ABORT and REFUSED carry an id and a code only. */
+struct submission *submission_note(enum submission_kind kind, uint64_t id, int err_code);
+void submission_free(struct submission *sub);
+
+enum seq_state { SEQ_FREE, SEQ_WAITING, SEQ_RUNNING };
+
+struct sequence {
+    uint64_t id;
+    enum seq_state state;
+    struct submission *sub;
+    struct list link;                  /* in exactly one of: pool free list, scheduler waiting, scheduler running */
+    struct list ring;                  /* fair policy: prompts that wait for tokens */
+    uint64_t order;                    /* number of arrival at this engine */
+    token_id *tokens;                  /* [sub->max_total] */
+    int32_t num_prompt, num_tokens;    /* num_tokens counts generated ones */
+    int32_t num_computed;              /* tokens whose keys and values are in the blocks */
+    int32_t num_scheduled;             /* of the plan in flight; 0 = in none */
+    int32_t slot;                      /* device slot, -1 while waiting */
+    int32_t micro_batch;               /* plan slot while scheduled, for the check */
+    block_id *blocks;                  /* [max_blocks_per_seq] row of the slot; NULL while waiting */
+    int32_t num_blocks;
+    int32_t num_shared;                /* first blocks that came from the prefix cache at this admission */
+    int32_t num_published;             /* first blocks that were offered to the prefix cache (or came from it) */
+    int32_t num_cached;                /* prompt tokens found at the first admission; reported in events */
+    int64_t scheduled_ns;              /* when its first step began; 0 = not yet */
+    uint64_t waiting_since;            /* step number, for aging */
+    int64_t deficit;                   /* fair policy: tokens it may still take in its turn */
+    int32_t passed_over;               /* turns in which there was no room for it */
+    bool has_penalties;
+    bool history_sent;                 /* penalty counts of this slot are on the device */
+    bool leads_group;                  /* others of its group wait until its prompt is computed */
+    bool aborting;                     /* ends when its plan comes back */
+    bool publish_off;                  /* its numbers were bad: its blocks must not be reused */
+};
+
+static inline int32_t seq_num_left(const struct sequence *seq) { return seq->num_tokens - seq->num_computed - seq->num_scheduled; }
+static inline int32_t seq_num_generated(const struct sequence *seq) { return seq->num_tokens - seq->num_prompt; }
+/* Runs before b: lower priority value, then earlier arrival. A total order that never changes: nothing can livelock. */
+bool seq_before(const struct sequence *a, const struct sequence *b);
+
+/* 64-bit key -> index, open addressing, fixed capacity, never allocates after init. */
+struct id_map { uint64_t *keys; int32_t *values; uint32_t mask; uint32_t count; };
+int     id_map_init(struct id_map *map, uint32_t max_entries);
+void    id_map_put(struct id_map *map, uint64_t key, int32_t value);      /* key must be absent */
+int32_t id_map_get(const struct id_map *map, uint64_t key);               /* -1 if absent */
+void    id_map_remove(struct id_map *map, uint64_t key);                  /* absent is fine */
+void    id_map_release(struct id_map *map);
+
+/* Every sequence that can exist, allocated once. */
+struct sequence_pool {
+    struct sequence *all;              /* [capacity]; entries from num_touched on were never used */
+    int32_t capacity, num_touched, num_used;
+    struct list free;
+    struct id_map by_id;
+};
+int  sequence_pool_init(struct sequence_pool *pool, int32_t capacity);
+/* NULL when full or when the id is in use. */
+struct sequence *sequence_pool_take(struct sequence_pool *pool, struct submission *sub);
+struct sequence *sequence_pool_find(const struct sequence_pool *pool, uint64_t id);
+/* The caller has taken it off its lists and keeps the submission. */
+void sequence_pool_give(struct sequence_pool *pool, struct sequence *seq);
+void sequence_pool_release(struct sequence_pool *pool);
+
+#endif

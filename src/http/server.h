@@ -1,0 +1,31 @@
+/* server.h - the HTTP server's own state: the daemon, its guards, its helpers. Built by http_server_start, const afterwards but
+ * for the atomics. Lock order of the module: conn_watch.lock, exchange.lock. */
+#ifndef SLUICE_HTTP_SERVER_H
+#define SLUICE_HTTP_SERVER_H
+
+#include <microhttpd.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <sluice/gateway.h>
+
+#include "auth.h"
+#include "conn_watch.h"
+#include "workers.h"
+
+struct http_server {
+    const struct gateway *gateway;
+    struct MHD_Daemon *daemon;
+    int listen_fd;
+    struct key_ring keys;
+    struct conn_watch watch;
+    struct workers workers;
+    uint8_t cache_secret[32];
+    int64_t body_bytes;          /* atomic: of all bodies in memory, against max_body_bytes_in_flight */
+    int32_t num_exchanges;       /* atomic: alive */
+    int32_t num_unanswered;      /* atomic: requests whose answer is not out yet */
+    bool draining;               /* atomic: answers close their connection */
+    bool stopping;               /* atomic: nothing waits any more */
+};
+
+#endif

@@ -1,0 +1,177 @@
+/* layers.c - embedding, attention block, MLP block and head over backend ops; collectives where a block's input or output
+ * is split over tp ranks. */
+#include "layers.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "model_private.h"
+
+/* ---- memory ---- */
+
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Logits shards are padded to the widest, so that all ranks gather the same count. */
+static int64_t widest_vocab_shard(const struct model_config *config, const struct shard *shard)
+{
+    return range_len(vocab_range(config->vocab_size, shard->tp_size, 0));
+}
+
+static void *place(uint64_t *total, int64_t elems, enum dtype dtype, const struct backend_ops *ops, struct backend *carve)
+{
+    uint64_t bytes = ((uint64_t)elems * (uint64_t)dtype_block_bytes(dtype) + 63) / 64 * 64;
+    *total += bytes;
+    return carve ? ops->carve(carve, bytes) : NULL;
+}
+
+uint64_t activations_layout(struct activations *act, const struct model_config *config, const struct shard *shard,
+                            const struct backend_ops *ops, const struct model_limits *limits, struct backend *carve)
+{
+    struct activations a = { 0 };
+    uint64_t total = 0;
+    enum dtype dtype = ops->act_dtype;
+    int64_t tokens = limits->max_tokens, rows = limits->max_rows, hidden = config->hidden_size;
+    int64_t q = range_len(shard->heads) * config->head_dim, kv = range_len(shard->kv_heads) * config->head_dim;
+    int64_t ffn = range_len(shard->ffn), widest = widest_vocab_shard(config, shard);
+
+    a.residual = place(&total, tokens * hidden, dtype, ops, carve);
+    a.x = place(&total, tokens * hidden, dtype, ops, carve);
+    a.normed = place(&total, tokens * hidden, dtype, ops, carve);
+    a.wide = place(&total, tokens * max64(q + 2 * kv, 2 * ffn), dtype, ops, carve);
+    a.inner = place(&total, tokens * max64(q, ffn), dtype, ops, carve);
+    if (shard->has_head) {
+        a.rows = place(&total, rows * hidden, dtype, ops, carve);
+        a.logits = place(&total, rows * config->vocab_size, DTYPE_F32, ops, carve);
+    }
+    if (shard->has_head && shard->tp_size > 1) {
+        a.shard_logits = place(&total, rows * widest, DTYPE_F32, ops, carve);
+        a.gathered = place(&total, rows * widest * shard->tp_size, DTYPE_F32, ops, carve);
+    }
+    if (carve) *act = a;
+    return total;
+}
+
+/* ---- steps of a block ---- */
+
+static void norm(struct model *model, const struct step_plan *plan, const struct weight *weight, bool with_x)
+{
+    const struct model_env *env = &model->env;
+    env->ops->rmsnorm(env->backend, &(struct rmsnorm_args){
+        .x = with_x ? model->act.x : NULL, .residual = model->act.residual, .weight = weight, .out = model->act.normed,
+        .num_tokens = plan->num_tokens, .hidden = model->config.hidden_size, .eps = model->config.rms_norm_eps });
+}
+
+static const struct weight *optional(const struct weight *weight)
+{
+    return weight->data ? weight : NULL;
+}
+
+static void matmul(struct model *model, const struct step_plan *plan, const void *x, const struct weight *w,
+                   const struct weight *bias, void *out)
+{
+    model->env.ops->matmul(model->env.backend, &(struct matmul_args){
+        .x = x, .w = w, .bias = bias, .out = out, .num_tokens = plan->num_tokens });
+}
+
+/* data [T, C], a partial sum on each tp rank -> the sum on all. */
+static int sum_over_ranks(struct model *model, const struct step_plan *plan, void *data)
+{
+    if (model->shard.tp_size == 1) return 0;
+    return model->env.comm_ops->all_reduce(model->env.tp_comm, data, (int64_t)plan->num_tokens * model->config.hidden_size,
+                                           model->env.ops->act_dtype);
+}
+
+int layer_embed(struct model *model, const struct step_plan *plan)
+{
+    const struct model_env *env = &model->env;
+    env->ops->embed(env->backend, &(struct embed_args){
+        .ids = plan_input_ids(plan), .num_tokens = plan->num_tokens, .table = weights_get(&model->weights, W_EMBED, 0),
+        .first_row = (token_id)model->shard.vocab.begin, .out = model->act.residual });
+    return sum_over_ranks(model, plan, model->act.residual);
+}
+
+int layer_attention(struct model *model, const struct step_plan *plan, int64_t layer, bool with_x)
+{
+    const struct model_env *env = &model->env;
+    const struct model_config *config = &model->config;
+    const struct weights *w = &model->weights;
+    struct activations *act = &model->act;
+    int32_t num_heads = (int32_t)range_len(model->shard.heads), num_kv_heads = (int32_t)range_len(model->shard.kv_heads);
+
+    norm(model, plan, weights_get(w, W_ATTN_NORM, layer), with_x);
+    matmul(model, plan, act->normed, weights_get(w, W_QKV, layer), optional(weights_get(w, W_QKV_BIAS, layer)), act->wide);
+    env->ops->rope_store(env->backend, &(struct rope_store_args){
+        .qkv = act->wide, .q_norm = optional(weights_get(w, W_Q_NORM, layer)),
+        .k_norm = optional(weights_get(w, W_K_NORM, layer)), .cos_sin = model->cos_sin, .positions = plan_positions(plan),
+        .slot_mapping = plan_slot_mapping(plan), .kv = model->kv[layer], .num_tokens = plan->num_tokens,
+        .num_heads = num_heads, .num_kv_heads = num_kv_heads, .head_dim = config->head_dim,
+        .block_size = plan->block_size, .eps = config->rms_norm_eps });
+    env->ops->attention(env->backend, &(struct attention_args){
+        .qkv = act->wide, .out = act->inner, .kv = model->kv[layer], .cu_seqlens_q = plan_cu_seqlens_q(plan),
+        .context_lens = plan_context_lens(plan), .block_tables = plan_block_tables(plan), .num_tokens = plan->num_tokens,
+        .num_seqs = plan->num_seqs, .num_decode_seqs = plan->num_decode_seqs,
+        .max_blocks_per_seq = plan->caps.max_blocks_per_seq, .max_q_len = plan->max_q_len,
+        .max_context_len = plan->max_context_len, .num_heads = num_heads, .num_kv_heads = num_kv_heads,
+        .head_dim = config->head_dim, .block_size = plan->block_size, .sliding_window = config->sliding_window,
+        .scale = (float)(1.0 / sqrt(config->head_dim)) });
+    matmul(model, plan, act->inner, weights_get(w, W_O, layer), NULL, act->x);
+    return sum_over_ranks(model, plan, act->x);
+}
+
+int layer_mlp(struct model *model, const struct step_plan *plan, int64_t layer)
+{
+    const struct model_env *env = &model->env;
+    const struct weights *w = &model->weights;
+    struct activations *act = &model->act;
+
+    norm(model, plan, weights_get(w, W_MLP_NORM, layer), true);
+    matmul(model, plan, act->normed, weights_get(w, W_GATE_UP, layer), NULL, act->wide);
+    env->ops->silu_mul(env->backend, &(struct silu_mul_args){
+        .gate_up = act->wide, .out = act->inner, .num_tokens = plan->num_tokens,
+        .ffn = (int32_t)range_len(model->shard.ffn) });
+    matmul(model, plan, act->inner, weights_get(w, W_DOWN, layer), NULL, act->x);
+    return sum_over_ranks(model, plan, act->x);
+}
+
+/* ---- head ---- */
+
+/* gathered [tp_size, R, Vs] (each shard padded to the widest) -> logits [R, V]. Host memory: a device that keeps logits to
+ * itself samples over vocabulary shards instead. */
+static void join_shards(const struct model *model, int64_t num_rows, int64_t widest)
+{
+    int64_t vocab = model->config.vocab_size;
+    for (int t = 0; t < model->shard.tp_size; t++) {
+        struct range range = vocab_range(model->config.vocab_size, model->shard.tp_size, t);
+        int64_t len = range_len(range);
+        const float *shard = model->act.gathered + t * num_rows * widest;
+        for (int64_t r = 0; r < num_rows; r++) {
+            memcpy(model->act.logits + r * vocab + range.begin, shard + r * len, (size_t)len * sizeof(float));
+        }
+    }
+}
+
+int layer_head(struct model *model, const struct step_plan *plan, float **logits)
+{
+    const struct model_env *env = &model->env;
+    const struct weight *head = weights_get(&model->weights, model->config.tie_word_embeddings ? W_EMBED : W_HEAD, 0);
+    int64_t num_rows = plan->num_rows, widest = widest_vocab_shard(&model->config, &model->shard);
+    bool sharded = model->shard.tp_size > 1;
+    int rc;
+
+    *logits = NULL;
+    if (num_rows == 0) return 0;
+    norm(model, plan, weights_get(&model->weights, W_FINAL_NORM, 0), true);
+    env->ops->gather_rows(env->backend, &(struct gather_rows_args){
+        .x = model->act.normed, .plan = plan, .out = model->act.rows, .hidden = model->config.hidden_size });
+    env->ops->matmul(env->backend, &(struct matmul_args){
+        .x = model->act.rows, .w = head, .out = sharded ? model->act.shard_logits : model->act.logits,
+        .num_tokens = plan->num_rows, .out_f32 = true });
+    *logits = model->act.logits;
+    if (!sharded) return 0;
+    /* Rows of a shard lie [R, its own width]; the tail up to R * widest is whatever was there and is not read. */
+    rc = env->comm_ops->all_gather(env->tp_comm, model->act.shard_logits, model->act.gathered, num_rows * widest, DTYPE_F32);
+    if (rc < 0) return rc;
+    join_shards(model, num_rows, widest);
+    return 0;
+}

@@ -1,0 +1,29 @@
+/* llama.c - Llama 2 and 3.x, Mistral, SmolLM2: pre-norm decoder, grouped-query attention with rotary positions, SwiGLU.
+ * Qwen2 and Qwen3 differ from it by optional weights only (biases, q/k norms), so they share this forward. */
+#include <stdbool.h>
+
+#include "model_private.h"
+#include "slots.h"
+
+int llama_forward(struct model *model, const struct step_plan *plan, float **logits)
+{
+    const struct shard *shard = &model->shard;
+    int64_t num_layers = range_len(shard->layers);
+    int rc = 0;
+
+    *logits = NULL;
+    if (shard->has_embedding && (rc = layer_embed(model, plan)) < 0) return rc;
+    for (int64_t layer = 0; layer < num_layers; layer++) {
+        bool with_x = !(shard->has_embedding && layer == 0);
+        if ((rc = layer_attention(model, plan, layer, with_x)) < 0) return rc;
+        if ((rc = layer_mlp(model, plan, layer)) < 0) return rc;
+    }
+    return shard->has_head ? layer_head(model, plan, logits) : 0;
+}
+
+const struct model_arch_desc arch_llama = {
+    .name = "llama",
+    .weights = { .once = { SLOT_GROUP(embedding_slots) },
+                 .layer = { SLOT_GROUP(decoder_slots), SLOT_GROUP(qkv_bias_slots) } },
+    .forward = llama_forward,
+};
