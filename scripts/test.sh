@@ -30,7 +30,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 
-passed=0 failed=0
+passed=0 failed=0 model=''
 count() { passed=$((passed + $1)); failed=$((failed + $2)); }
 
 build_tests() {
@@ -65,17 +65,26 @@ make_venv() {
     echo "$wanted" >.venv/.requirements
 }
 
-# The docstring of each script has its command line: what follows its name there are its arguments ("[...]" left out).
+# The program that each comparison drives, and what else it wants to know.
+golden_arguments() {
+    case $1 in
+    gguf_dequant_parity.py) echo "$build/tests/dequant_tool" ;;
+    tokenizer_parity.py) echo "$build/tests/tokenize_tool" ;;
+    template_parity.py) echo "$build/tests/template_tool --model $model" ;;
+    logits_parity.py) echo "--tool $build/tests/logits_tool --model $model --cache $build/golden" ;;
+    *) die "tests/golden/$1: its arguments are missing in scripts/test.sh" ;;
+    esac
+}
+
 run_golden() {
     local script name arguments
     for script in tests/golden/*_parity.py; do
-        [ -e "$script" ] || continue
         name=${script##*/}
-        arguments=$(sed -n "s|^ *python3\{0,1\} $script *\([^[]*\).*|\1|p" "$script" | head -n 1)
+        arguments=$(golden_arguments "$name") || exit 1
         say "$name $arguments"
         # split on purpose: it is a list of words
         # shellcheck disable=SC2086
-        if .venv/bin/python "$script" ${arguments//build\//$build/}; then count 1 0; else echo "FAILED $name" >&2; count 0 1; fi
+        if .venv/bin/python "$script" $arguments; then count 1 0; else echo "FAILED $name" >&2; count 0 1; fi
     done
 }
 
@@ -84,7 +93,7 @@ run_e2e() {
     ls tests/e2e/test_*.py >/dev/null 2>&1 || return 0
     say "end to end: pytest tests/e2e"
     rm -f "$report"
-    SLUICE_TEST_BUILD_DIR=$PWD/$build .venv/bin/python -m pytest tests/e2e -q --junitxml "$report" || true
+    SLUICE_BIN_DIR=$PWD/$build/bin SLUICE_START_SECONDS=600 .venv/bin/python -m pytest tests/e2e -q --junitxml "$report" || true
     [ -s "$report" ] || die "pytest wrote no report"
     count $(python3 scripts/test_counts.py pytest "$report")
 }
@@ -109,7 +118,7 @@ install_missing "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
 build_tests
 run_ctest
 if ! $unit_only; then
-    scripts/fetch_model.sh >/dev/null || exit 1
+    model=$(scripts/fetch_model.sh) || exit 1
     make_venv
     if [ "$preset" = release ]; then
         run_golden

@@ -29,13 +29,6 @@ static int cores(void)
     return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-static enum load_format format_of(const char *name)
-{
-    if (!strcmp(name, "gguf")) return LOAD_GGUF;
-    if (!strcmp(name, "safetensors")) return LOAD_SAFETENSORS;
-    return !strcmp(name, "dummy") ? LOAD_DUMMY : LOAD_AUTO;
-}
-
 static enum scheduler_policy policy_of(const char *name)
 {
     return !strcmp(name, "fcfs") ? POLICY_FCFS : !strcmp(name, "priority") ? POLICY_PRIORITY : POLICY_FAIR;
@@ -99,7 +92,7 @@ static int load(struct engine *engine, const struct config *config, struct model
     int rc;
 
     if (!config->model || !config->model[0]) return err_set(err, ERR_CONFIG, "--model: no model given");
-    if ((rc = model_source_open(src, config->model, format_of(config->load_format), err)) < 0) return rc;
+    if ((rc = model_source_open(src, config->model, load_format_from_name(config->load_format), err)) < 0) return rc;
     if ((rc = context_of(config, model_source_config(*src), &max_model_len, err)) < 0) return rc;
     if ((rc = ranks_options_of(&options, config, max_model_len, layers, err)) < 0) return rc;
     setup_of(setup, config, *src, max_model_len);

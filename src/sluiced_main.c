@@ -15,14 +15,12 @@
 #include <sluice/metrics.h>
 #include <sluice/router.h>
 #include <sluice/text.h>
+#include <sluice/version.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/sha256.h"
 
-#ifndef SLUICE_VERSION
-#define SLUICE_VERSION "0.1.0"
-#endif
 #ifndef SLUICE_COMMIT
 #define SLUICE_COMMIT "unknown"
 #endif
@@ -45,13 +43,6 @@ static int refuse(const struct err *err)
     return err->code == ERR_NO_MEMORY || err->code == ERR_INTERNAL ? EXIT_FAULT : EXIT_CONFIG;
 }
 
-static enum load_format load_format_of(const char *name)
-{
-    if (!strcmp(name, "gguf")) return LOAD_GGUF;
-    if (!strcmp(name, "safetensors")) return LOAD_SAFETENSORS;
-    return !strcmp(name, "dummy") ? LOAD_DUMMY : LOAD_AUTO;
-}
-
 static int read_template_file(const char *path, char **text, size_t *len, struct err *err)
 {
     enum { MAX_TEMPLATE_BYTES = 1 << 20 };
@@ -71,7 +62,7 @@ static int read_template_file(const char *path, char **text, size_t *len, struct
 static int load_text_side(struct daemon *d, struct err *err)
 {
     size_t len = 0;
-    int rc = model_source_open(&d->source, d->config.model, load_format_of(d->config.load_format), err);
+    int rc = model_source_open(&d->source, d->config.model, load_format_from_name(d->config.load_format), err);
 
     if (rc < 0) return rc;
     const struct gguf_file *gguf = model_source_gguf(d->source);
@@ -219,6 +210,14 @@ static void release(struct daemon *d)
     config_release(&d->config);
 }
 
+/* Keys that came by the environment are in the configuration now: an engine has no use for them. */
+static void forget_keys(void)
+{
+    unsetenv("SLUICE_API_KEY");
+    unsetenv("SLUICE_API_KEYS");
+    unsetenv("SLUICE_ADMIN_API_KEY");
+}
+
 int main(int argc, char **argv)
 {
     struct daemon d = { 0 };
@@ -236,6 +235,8 @@ int main(int argc, char **argv)
         goto out;
     }
     log_set_level((enum log_level)log_level_from_name(d.config.log_level));
+    config_warn(&d.config);
+    forget_keys();
     if (!d.config.model || !d.config.model[0]) {
         fprintf(stderr, "sluiced: no model given: sluiced --model PATH (a .gguf file or a model directory)\n");
         rc = EXIT_CONFIG;

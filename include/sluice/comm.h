@@ -1,8 +1,9 @@
 /* comm.h - how the ranks of one engine move data between them. Two implementations: comm_cpu (threads of one process),
  * comm_nccl (GPUs). Stream-ordered: a call takes its place behind the ops issued before on that rank; on the CPU it has
- * finished on return. Every rank of a group makes the same collective calls in the same order; a send meets the recv of its
- * peer with the same byte count. A rank that fails or stalls makes every other rank's call return ERR_ENDED: nobody waits
- * for ever. After ERR_ENDED buffers handed to the group stay alive until all its ranks have left it (threads joined). */
+ * finished on return. Every rank of a group makes the same collective calls in the same order; a send meets the recv of
+ * its peer with the same byte count. A rank that fails or stalls makes every other rank's call return ERR_ENDED: nobody
+ * waits for ever. After ERR_ENDED buffers handed to the group stay alive until all its ranks have left it (threads
+ * joined). */
 #ifndef SLUICE_COMM_H
 #define SLUICE_COMM_H
 
@@ -16,7 +17,8 @@ struct comm;        /* one rank's end of a group */
 
 struct comm_ops {
     const char *name;
-    /* In place over n elements; sums are made in rank order, so every rank gets the same bits. f32 (cpu), f32 or bf16 (nccl). */
+    /* In place over n elements; sums are made in rank order, so every rank gets the same bits. f32 (cpu), f32 or bf16
+       (nccl). */
     int (*all_reduce)(struct comm *c, void *data, int64_t n, enum dtype dtype);
     /* dst [size, n] in rank order, src [n]. */
     int (*all_gather)(struct comm *c, const void *src, void *dst, int64_t n, enum dtype dtype);

@@ -1,9 +1,9 @@
 /* json.h - the one door to JSON: a strict validator in front of cJSON, and typed look-ups behind it.
- * cJSON alone cuts strings at \u0000, takes trailing bytes, duplicate keys, bad UTF-8 and 1e999, and loses integers beyond
- * 2^53. json_parse refuses or repairs all of these before cJSON sees a byte; cJSON_Parse* is called nowhere else.
- * Repairs: \u0000 inside a string travels through cJSON as the byte pair C0 80 (illegal in the input, so unambiguous) and is
- * a NUL again in the tree, so read text with json_string, which knows the length (in keys it stays C0 80); an integer beyond
- * +-2^53 keeps its text as a cJSON_Raw item (json_int64 reads it exactly, cJSON prints it unchanged).
+ * cJSON alone cuts strings at \u0000, takes trailing bytes, duplicate keys, bad UTF-8 and 1e999, and loses integers
+ * beyond 2^53. json_parse refuses or repairs all of this before cJSON sees a byte; cJSON_Parse* is called nowhere else.
+ * Repairs: \u0000 inside a string travels through cJSON as the byte pair C0 80 (illegal in the input, so unambiguous)
+ * and is a NUL again in the tree, so read text with json_string, which knows the length (in keys it stays C0 80); an
+ * integer beyond +-2^53 keeps its text as a cJSON_Raw item (json_int64 reads it exactly, cJSON prints it unchanged).
  * Accepts RFC 8259 UTF-8 without BOM. Look-ups are case-sensitive. Thread: none; a document belongs to its caller. */
 #ifndef SLUICE_JSON_H
 #define SLUICE_JSON_H
@@ -33,13 +33,13 @@ void json_free(struct cJSON *root);
 const struct cJSON *json_get(const struct cJSON *object, const char *key);
 const struct cJSON *json_get_raw(const struct cJSON *object, const char *key);
 
-/* "string", "integer", "number", "boolean", "object", "array", "null" as used in messages ("an integer" -> caller adds article). */
+/* "string", "integer", "number", "boolean", "object", "array", "null", as in messages, without article. */
 const char *json_kind(const struct cJSON *item);
-bool json_is_int(const struct cJSON *item);              /* a number without fraction: 16 and 16.0, not true, not "16" */
+bool json_is_int(const struct cJSON *item);             /* a number without fraction: 16 and 16.0, not true, not "16" */
 int  json_int64(const struct cJSON *item, int64_t *value);  /* exact; ERR_TYPE when not an integer or outside int64 */
 bool json_is_big_int(const struct cJSON *item);          /* an integer outside +-2^53 */
-/* Bytes of a string; *text points into the document, has *len bytes (NULs among them where \u0000 stood) and a NUL after
- * them. A cJSON_Duplicate of the item is cut at the first NUL. ERR_TYPE if not a string. */
+/* Bytes of a string; *text points into the document, has *len bytes (NULs among them where \u0000 stood) and a NUL
+ * after them. A cJSON_Duplicate of the item is cut at the first NUL. ERR_TYPE if not a string. */
 int  json_string(const struct cJSON *item, const char **text, size_t *len);
 bool json_has_nul(const struct cJSON *item);             /* string containing \u0000 */
 

@@ -1,8 +1,8 @@
 /* loader.h - what is in a model's files: configuration and tensors, read with pread, nothing trusted.
  * Two containers behind one door: a GGUF file, or a Hugging Face directory (config.json, *.safetensors, index).
- * Every size is overflow-checked against the file's length before use; a bad file is refused with file, tensor, expected
- * and found (ERR_MODEL_FILE; the programs exit 78). Files are never mapped (a file cut short under a map is SIGBUS).
- * Thread: open and close on one; model_source_read from any number of threads at once. */
+ * Every size is overflow-checked against the file's length before use; a bad file is refused with file, tensor,
+ * expected and found (ERR_MODEL_FILE; the programs exit 78). Files are never mapped (a file cut short under a map is
+ * SIGBUS). Thread: open and close on one; model_source_read from any number of threads at once. */
 #ifndef SLUICE_LOADER_H
 #define SLUICE_LOADER_H
 
@@ -40,9 +40,9 @@ struct model_config {
     bool tie_word_embeddings;
     bool attention_bias;                 /* q, k, v biases (Qwen2) */
     bool qk_norm;                        /* Qwen3 */
-    bool rope_interleaved;               /* q, k rows as stored pair (0,1),(2,3).. (GGUF llama); weights.c un-permutes */
-    bool rope_freqs;                     /* tensor "rope_freqs.weight", f32 [head_dim/2]: frequency i is divided by element i
-                                            (how GGUF stores llama3 scaling; rope_scaling.type is then ROPE_DEFAULT) */
+    bool rope_interleaved;               /* q, k rows as stored pair (0,1),(2,3)... (GGUF llama) */
+    bool rope_freqs;                     /* tensor "rope_freqs.weight", f32 [head_dim/2], divides frequency i by element
+                                            i: GGUF's llama3 scaling (rope_scaling.type is then ROPE_DEFAULT) */
     token_id bos_token_id;               /* TOKEN_NONE = none */
     token_id eos_token_ids[MAX_EOS_IDS];
     int num_eos_token_ids;
@@ -53,11 +53,12 @@ struct model_config {
 
 /* ---- a model's files ---- */
 enum load_format { LOAD_AUTO, LOAD_GGUF, LOAD_SAFETENSORS, LOAD_DUMMY };
+enum load_format load_format_from_name(const char *name);    /* "gguf" ...; LOAD_AUTO for any other */
 
 struct tensor_info {
     const char *name;                    /* as in the file; lives as long as the source */
-    enum dtype dtype;                    /* DTYPE_COUNT: a type that is listed but not served (F64, I64, F8...); reading it
-                                            is refused by name */
+    enum dtype dtype;                    /* DTYPE_COUNT: a type that is listed but not served (F64, I64, F8...); to read
+                                            it is refused by name */
     int ndim;                            /* 0 (a scalar) to 4; 1 or 2 for the models served */
     int64_t shape[4];                    /* row-major, outermost first (GGUF's reversed) */
     int32_t file;                        /* index of the shard */
@@ -68,8 +69,9 @@ struct model_source;                     /* opaque */
 struct gguf_file;                        /* opaque; the metadata door below */
 
 /* path: a .gguf file, a directory with config.json, or a directory that holds exactly one .gguf. Symlinks inside a
- * directory must stay below it (or below the models--* root of a Hugging Face cache snapshot). LOAD_DUMMY needs config.json
- * only (or a .gguf, for its metadata): the source then has no tensors. Messages name files without their directory. */
+ * directory must stay below it (or below the models--* root of a Hugging Face cache snapshot). LOAD_DUMMY needs
+ * config.json only (or a .gguf, for its metadata): the source then has no tensors. Messages name files without their
+ * directory. */
 int  model_source_open(struct model_source **out, const char *path, enum load_format format, struct err *err);
 void model_source_close(struct model_source *src);
 
@@ -86,26 +88,29 @@ int  model_source_read(const struct model_source *src, const struct tensor_info 
 /* A digest of names, shapes and sizes of all files (not of the weights): system_fingerprint, prefix-cache root. */
 void model_source_digest(const struct model_source *src, uint8_t digest[32]);
 
-/* n elements (multiple of the dtype's block) from src to fp32. Exact for every format; both pointers 4-byte aligned or better. */
+/* n elements (multiple of the dtype's block) from src to fp32. Exact for every format; both pointers 4-byte aligned or
+ * better. */
 void dequantize_row(enum dtype dtype, const void *src, float *dst, int64_t n);
 
 /* ---- GGUF metadata, for the tokenizer and template ---- */
 enum gguf_type { GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY,
                  GGUF_U64, GGUF_I64, GGUF_F64 };
-/* 0, ERR_NOT_FOUND (no such key, or index beyond the array), or ERR_TYPE. Texts are bytes of the file: any bytes, no NUL added. */
+/* 0, ERR_NOT_FOUND (no such key, or index beyond the array), or ERR_TYPE. Texts are bytes of the file: any bytes, no
+ * NUL added. */
 bool   gguf_has(const struct gguf_file *gguf, const char *key);
 int    gguf_get_str(const struct gguf_file *gguf, const char *key, const char **text, size_t *len);
 int    gguf_get_i64(const struct gguf_file *gguf, const char *key, int64_t *value);   /* any integer or bool type */
 int    gguf_get_f64(const struct gguf_file *gguf, const char *key, double *value);
 size_t gguf_array_len(const struct gguf_file *gguf, const char *key);                  /* 0 if absent */
-int    gguf_array_str(const struct gguf_file *gguf, const char *key, size_t i, const char **text, size_t *len);   /* O(1) */
+int    gguf_array_str(const struct gguf_file *gguf, const char *key, size_t i, const char **text, size_t *len);
 int    gguf_array_i64(const struct gguf_file *gguf, const char *key, size_t i, int64_t *value);
 int    gguf_array_f64(const struct gguf_file *gguf, const char *key, size_t i, double *value);
 
 /* Small files of a model directory (config.json, tokenizer.json ...): at most max_bytes, NUL added, *data malloc'ed.
  * ERR_NOT_FOUND when the file does not exist. */
 int model_read_file(int dir_fd, const char *name, size_t max_bytes, char **data, size_t *len, struct err *err);
-/* The chat template: chat_template.jinja, tokenizer_config.json's chat_template, or GGUF's; *text malloc'ed; NULL if none. */
+/* The chat template: chat_template.jinja, tokenizer_config.json's chat_template, or GGUF's; *text malloc'ed; NULL if
+ * none. */
 int model_source_chat_template(const struct model_source *src, char **text, size_t *len, struct err *err);
 
 #endif

@@ -1,7 +1,7 @@
 /* model.h - what a model is: a weight-slot table and a forward pass over backend ops, in the architecture's own words.
  * A model object is one rank's shard: its weights in device memory and its forward. Thread: the rank's.
- * A new architecture is a row in model/registry.c and a file with its slot table and flags; one whose block differs brings
- * its own forward of about 150 lines over model/layers.h. */
+ * A new architecture is a row in model/registry.c and a file with its slot table and flags; one whose block differs
+ * brings its own forward of about 150 lines over model/layers.h. */
 #ifndef SLUICE_MODEL_H
 #define SLUICE_MODEL_H
 
@@ -41,9 +41,10 @@ int model_bytes(struct model_bytes *bytes, const struct model_config *config, co
 /* Called with the bytes of weights stored since the last call (as fp32), from any of the backend's threads. */
 typedef void model_progress(void *arg, uint64_t bytes);
 
-/* Reads this shard's weights into memory carved from env->backend (reserve done before); carves activations and the rope
- * table too. src is only used during the call. The first error of any loading thread is the one reported. */
-int  model_load(struct model **out, const struct model_source *src, const struct shard *shard, const struct model_env *env,
+/* Reads this shard's weights into memory carved from env->backend (reserve done before); carves activations and the
+ * rope table too. src is only used during the call. The first error of any loading thread is the one reported. */
+int  model_load(struct model **out, const struct model_source *src, const struct shard *shard,
+                const struct model_env *env,
                 uint64_t seed, model_progress *progress, void *progress_arg, struct err *err);
 void model_free(struct model *model);
 /* kv: [layers of this shard], kept by pointer; before the first forward. */
@@ -51,13 +52,13 @@ void model_set_kv(struct model *model, const struct kv_layer *kv);
 /* fp32 bytes that model_load will report to progress in total. */
 uint64_t model_load_bytes(const struct model_config *config, const struct shard *shard);
 
-/* What one stage hands to the next: the running sum and the last block's output, still to be added to it. [T, C] each, of
- * ops->act_dtype. A later stage receives into these before model_forward; an earlier one sends them after it. */
+/* What one stage hands to the next: the running sum and the last block's output, still to be added to it. [T, C] each,
+ * of ops->act_dtype. A later stage receives into these before model_forward; an earlier one sends them after it. */
 struct model_hidden { void *residual, *x; size_t row_bytes; };
 struct model_hidden model_hidden(const struct model *model);
 
-/* One step of this shard. The first stage embeds plan's ids, later ones start from model_hidden. On the last stage *logits
- * is [R, V] f32 (full vocabulary, gathered over tp ranks), NULL when the plan has no rows; elsewhere NULL.
+/* One step of this shard. The first stage embeds plan's ids, later ones start from model_hidden. On the last stage
+ * *logits is [R, V] f32 (full vocabulary, gathered over tp ranks), NULL when the plan has no rows; elsewhere NULL.
  * Returns 0 or the communicator's error. Never allocates. */
 int  model_forward(struct model *model, const struct step_plan *plan, float **logits);
 

@@ -1,8 +1,8 @@
 /* parallel.h - who computes what: ranks, stages, ranges. Pure arithmetic, no device, no threads, no state.
- * rank = ((dp * pp_size) + pp_stage) * tp_size + tp_rank. A partition is a list of ranges, not a division: remainders go to
- * the first ranks. Up to tp_size == num_key_value_heads a rank owns whole KV heads with all their query heads; above it
- * each KV head is held by several ranks that share its query heads out. On every rank the query heads therefore spread
- * evenly over its KV heads, which is what the attention ops assume. */
+ * rank = ((dp * pp_size) + pp_stage) * tp_size + tp_rank. A partition is a list of ranges, not a division: remainders
+ * go to the first ranks. Up to tp_size == num_key_value_heads a rank owns whole KV heads with all their query heads;
+ * above it each KV head is held by several ranks that share its query heads out. On every rank the query heads
+ * therefore spread evenly over its KV heads, which is what the attention ops assume. */
 #ifndef SLUICE_PARALLEL_H
 #define SLUICE_PARALLEL_H
 
@@ -21,8 +21,8 @@ static inline int64_t range_len(struct range range) { return range.end - range.b
  * Ranges follow each other without gaps; the first ones are the longer ones; some are empty when parts > n / unit. */
 struct range range_split(int64_t n, int64_t unit, int parts, int part);
 
-/* How a tensor is cut over tp ranks: all of it, rows (outputs) by the ffn range, columns (inputs), rows by heads, rows by
- * the vocabulary range. The slot's dimension says which range applies. */
+/* How a tensor is cut over tp ranks: all of it, rows (outputs) by the ffn range, columns (inputs), rows by heads, rows
+ * by the vocabulary range. The slot's dimension says which range applies. */
 enum partition { PART_REPLICATE, PART_COLUMN, PART_ROW, PART_QKV, PART_VOCAB };
 
 /* What one rank holds of the model. */
@@ -35,9 +35,10 @@ struct shard {
     bool has_embedding, has_head;        /* first, last stage */
 };
 
-/* layer_partition: pp_size counts that sum to num_hidden_layers, or NULL: stages balanced by weights + head + embedding.
- * ERR_CONFIG with the numbers and the nearest possible layout. */
-int shard_of(struct shard *shard, const struct model_config *config, int tp_size, int pp_size, int tp_rank, int pp_stage,
+/* layer_partition: pp_size counts that sum to num_hidden_layers, or NULL: stages balanced by weights + head +
+ * embedding. ERR_CONFIG with the numbers and the nearest possible layout. */
+int shard_of(struct shard *shard, const struct model_config *config, int tp_size, int pp_size, int tp_rank,
+             int pp_stage,
              const int *layer_partition, struct err *err);
 
 /* Layout of the ranks of one replica, and back. */

@@ -1,7 +1,7 @@
 /* rank.h - the ranks of one engine: threads that hold a shard each and run the same step_plan together.
  * Flow: engine thread -> ranks_execute(plan) -> every rank: forward -> last stage, tp_rank 0: sample -> step_result.
- * Thread: engine thread only, unless said. Owns rank threads, backends, models, KV memory. No allocation after ranks_start.
- * Also the home of step_plan.c: layout and check of a plan. */
+ * Thread: engine thread only, unless said. Owns rank threads, backends, models, KV memory. No allocation after
+ * ranks_start. Also the home of step_plan.c: layout and check of a plan. */
 #ifndef SLUICE_RANK_H
 #define SLUICE_RANK_H
 
@@ -43,13 +43,14 @@ struct memory_plan {
     int32_t block_size, max_model_len;
     uint64_t kv, total;
 };
-/* device_bytes: of this rank. KV blocks: kv_cache_bytes, else num_blocks_override, else the least of what is left under the
- * headroom, what max_num_seqs x max_model_len can use, and (host memory) 1 GiB for all ranks, but room for one sequence of
- * max_model_len. ERR_CONFIG naming the term that does not fit and three ways out. */
+/* device_bytes: of this rank. KV blocks: kv_cache_bytes, else num_blocks_override, else the least of what is left under
+ * the headroom, what max_num_seqs x max_model_len can use, and (host memory) 1 GiB for all ranks, but room for one
+ * sequence of max_model_len. ERR_CONFIG naming the term that does not fit and three ways out. */
 int  memory_plan_make(struct memory_plan *plan, const struct model_config *config, const struct shard *shard,
                       const struct ranks_options *options, uint64_t device_bytes, struct err *err);
 void memory_plan_print(const struct memory_plan *plan, FILE *out);
-/* Host memory this process may still take: MemAvailable, or what its cgroup leaves if that is less. 0 when unreadable. */
+/* Host memory this process may still take: MemAvailable, or what its cgroup leaves if that is less. 0 when unreadable.
+   */
 uint64_t host_memory_bytes(void);
 
 /* Loads every shard and starts the rank threads. progress: share of the weights read, 0..1, from any thread.
@@ -63,12 +64,12 @@ int32_t ranks_max_rows(const struct ranks *ranks);       /* rows of logits one p
 const struct memory_plan *ranks_memory_plan(const struct ranks *ranks, int rank);
 const char *ranks_describe(const struct ranks *ranks);   /* "cpu-fast, AVX-512 BF16, 2 threads" */
 
-/* Runs one plan to its end: result->rows filled (caller's memory, at least num_rows). 0 or the error that ends the engine:
- * after one, every later call answers it too. No plan may be in flight. */
+/* Runs one plan to its end: result->rows filled (caller's memory, at least num_rows). 0 or the error that ends the
+ * engine: after one, every later call answers it too. No plan may be in flight. */
 int  ranks_execute(struct ranks *ranks, const struct step_plan *plan, struct step_result *result);
-/* The same in two halves, so that pp_size micro-batches are in flight: submit queues the plan (ERR_QUEUE_FULL when all slots
- * are taken), wait takes the oldest. plan and result stay the ranks' until wait returned them; sequences of plans in flight
- * at the same time must differ. wait with nothing in flight: ERR_NOT_FOUND. */
+/* The same in two halves, so that pp_size micro-batches are in flight: submit queues the plan (ERR_QUEUE_FULL when all
+ * slots are taken), wait takes the oldest. plan and result stay the ranks' until wait returned them; sequences of plans
+ * in flight at the same time must differ. wait with nothing in flight: ERR_NOT_FOUND. */
 int  ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_result *result);
 int  ranks_wait(struct ranks *ranks, struct step_result **result);
 

@@ -23,7 +23,7 @@ struct text_segment {
 };
 /* Segments join seamlessly: pre-tokenization runs over the concatenation, except that a special token found in a
  * parse_special segment splits it, as in Hugging Face; a special string is only recognised when every byte of it is
- * parse_special. */
+ * parse_special. Added tokens that the model's files do not mark special are words like others and recognised anywhere. */
 
 /* ---- tokenizer ---- */
 struct tokenizer;            /* opaque */
@@ -80,7 +80,7 @@ struct buf;
 void   detok_push(struct detok *detok, token_id id, struct buf *out);
 void   detok_finish(struct detok *detok, struct buf *out);      /* an unfinished code point becomes U+FFFD */
 
-/* ---- stop strings: a shared immutable automaton (Aho-Corasick), one state per choice; O(1) per byte ---- */
+/* ---- stop strings: a shared immutable automaton (Aho-Corasick), one state per choice; O(1) per byte, amortised ---- */
 struct stop_set;
 struct stop_state { int32_t node; };
 enum { STOP_MAX_STRINGS = 16, STOP_MAX_BYTES = 1024 };

@@ -1,5 +1,5 @@
-/* futex.h - sleep until a 32-bit word changes. The word is an ordinary atomic: it carries the ordering, the futex only the
- * sleep, so sanitizers see every edge. Any thread. */
+/* futex.h - sleep until a 32-bit word changes. The word is an ordinary atomic: it carries the ordering, the futex only
+ * the sleep, so sanitizers see every edge. Any thread. */
 #ifndef SLUICE_BASE_FUTEX_H
 #define SLUICE_BASE_FUTEX_H
 

@@ -15,6 +15,9 @@ static uint64_t fold(uint64_t a, uint64_t b)
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
+/* The seed is in both factors: no chosen word can make a product zero. */
+static uint64_t rotate(uint64_t h) { return h << 29 | h >> 35; }
+
 static uint64_t load_upto8(const unsigned char *p, size_t n)
 {
     uint64_t word = 0;
@@ -29,10 +32,10 @@ uint64_t hash_bytes(const void *data, size_t len, uint64_t seed)
     const unsigned char *p = data;
     uint64_t h = seed ^ fold(len ^ k0, k1);
 
-    for (; len > 16; p += 16, len -= 16) h = fold(load_upto8(p, 8) ^ k0 ^ h, load_upto8(p + 8, 8) ^ k1);
+    for (; len > 16; p += 16, len -= 16) h = fold(load_upto8(p, 8) ^ k0 ^ h, load_upto8(p + 8, 8) ^ k1 ^ rotate(h));
     uint64_t a = load_upto8(p, len < 8 ? len : 8);
     uint64_t b = len > 8 ? load_upto8(p + 8, len - 8) : 0;
-    h = fold(a ^ k0 ^ h, b ^ k1);
+    h = fold(a ^ k0 ^ h, b ^ k1 ^ rotate(h));
     return fold(h ^ k1, k0);
 }
 

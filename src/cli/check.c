@@ -10,16 +10,6 @@
 
 #include "say.h"
 
-static enum load_format load_format_of(const char *name)
-{
-    static const struct { const char *name; enum load_format format; } formats[] = {
-        { "gguf", LOAD_GGUF }, { "safetensors", LOAD_SAFETENSORS }, { "dummy", LOAD_DUMMY } };
-
-    for (size_t i = 0; i < sizeof formats / sizeof formats[0]; i++)
-        if (strcmp(formats[i].name, name) == 0) return formats[i].format;
-    return LOAD_AUTO;
-}
-
 static const char *format_name(enum load_format format)
 {
     switch (format) {
@@ -75,7 +65,7 @@ int cli_check(int argc, char **argv)
     if (rc < 0) return say_error("check", &err);
     config_print(&config, stdout);
     config_warn(&config);
-    if (config.model[0]) rc = model_source_open(&source, config.model, load_format_of(config.load_format), &err);
+    if (config.model[0]) rc = model_source_open(&source, config.model, load_format_from_name(config.load_format), &err);
     if (source) print_model(&config, source);
     model_source_close(source);
     config_release(&config);

@@ -1,8 +1,8 @@
 /* comm_cpu.c - ranks are threads of one process: data moves by reading each other's buffers between two barriers.
  * Collective: publish a pointer, barrier, read the peers, barrier. Send and recv meet in a mailbox per (from, to).
- * The words that carry the ordering are `generation` of the barrier and `state` of a mailbox; abort changes them all, so
- * that whoever is about to sleep on one does not. A mailbox changes state by compare-and-swap only: after an abort it stays
- * closed. */
+ * The words that carry the ordering are `generation` of the barrier and `state` of a mailbox; abort changes them all,
+ * so that whoever is about to sleep on one does not. A mailbox changes state by compare-and-swap only: after an abort
+ * it stays closed. */
 #include <sluice/comm.h>
 
 #include <stdatomic.h>
@@ -86,8 +86,8 @@ static int cpu_barrier(struct comm *c)
     return atomic_load(&group->aborted) ? ERR_ENDED : 0;
 }
 
-/* Each rank sums one slice of all buffers into its own, then copies the other slices from their owners. The last barrier
- * keeps a rank from changing its buffer while a slower one still copies from it. */
+/* Each rank sums one slice of all buffers into its own, then copies the other slices from their owners. The last
+ * barrier keeps a rank from changing its buffer while a slower one still copies from it. */
 static int cpu_all_reduce(struct comm *c, void *data, int64_t n, enum dtype dtype)
 {
     struct comm_group *group = c->group;

@@ -257,7 +257,7 @@ static void warn_about_keys(const struct config *config)
         log_warn("open_server", "listening on %s without an API key: anyone who reaches it may use it", config->host);
 }
 
-/* SLUICE_TEST_* belongs to the tests. For a service called sluice Kubernetes sets SLUICE_SERVICE_HOST,
+/* SLUICE_TEST_* is free for tests. For a service called sluice Kubernetes sets SLUICE_SERVICE_HOST,
  * SLUICE_PORT_8000_TCP_ADDR, SLUICE_PORT=tcp://... */
 static bool is_for_others(const char *option, const char *value)
 {

@@ -20,6 +20,7 @@ enum {
     TICK_MS = 100,
     EVENTS = 64,
     LINGER_MS = 2000, LINGER_BYTES = 1 << 20, LINGER_MAX = 256,
+    GONE_GRACE_MS = 1000,            /* what was sent before the hang-up is still worth reading */
     BODY_GRACE_MS = 10000, BODY_BYTES_PER_S = 1024,
     NO_SLOT = UINT32_MAX,
 };
@@ -240,6 +241,10 @@ static bool body_too_slow(const struct conn *conn, int64_t now_ms)
 static void tick_conn(struct conn *conn, int64_t now_ms, struct exchange **stalled)
 {
     if (conn->cut) return;
+    /* The library misses a hang-up that arrives together with data (one edge, and a short read ends it): nothing else would
+     * close the connection before its deadline. */
+    bool left = conn->peer_gone && (conn->phase == CONN_WAITING || (conn->phase != CONN_SERVED && now_ms - conn->since_ms > GONE_GRACE_MS));
+    if (left) { cut(conn, false); return; }
     if ((conn->deadline_ms && now_ms >= conn->deadline_ms) || body_too_slow(conn, now_ms)) {
         time_out(conn);
     } else if (conn->phase == CONN_SERVED && conn->exchange && exchange_tick(conn->exchange, now_ms)) {

@@ -28,6 +28,7 @@ struct exchange *exchange_new(struct http_server *server, struct MHD_Connection 
     if (!ex) return NULL;
     ex->raw_url = strdup(raw_url);
     if (!ex->raw_url) { free(ex); return NULL; }
+    ex->line_version = raw_url + strlen(raw_url) + 1;
     ex->refs = 1;
     ex->server = server;
     ex->connection = connection;

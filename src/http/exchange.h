@@ -31,6 +31,7 @@ struct exchange {
     struct MHD_Connection *connection;   /* valid while MHD holds its reference */
     struct conn *conn;                   /* NULL: unwatched */
     char *raw_url;
+    const char *line_version;            /* where the request line's version begins unless a NUL hides in the target */
     int64_t arrival_ms;                  /* end of the headers */
     const struct route *route;           /* NULL: unknown path */
     const char *key_name;

@@ -141,6 +141,7 @@ int guard_check(const struct guard_input *input, const struct str_list *allowed_
     if (!http_1_1 && strcmp(input->version, "HTTP/1.0") != 0)
         return err_set(err, ERR_HTTP_VERSION, "Only HTTP/1.1 and HTTP/1.0 are spoken here.");
     if (!is_token(input->method, strlen(input->method))) return refuse(&pass, "the method is not a token");
+    if (input->url_is_cut) return refuse(&pass, "NUL in the path");
     if ((rc = check_url(&pass, input->raw_url)) < 0) return rc;
     if (input->n_fields > GUARD_MAX_FIELDS)
         return err_set(err, ERR_HEADERS_LARGE, "More than %d header fields.", GUARD_MAX_FIELDS);

@@ -18,6 +18,7 @@ struct guard_field { const char *name; size_t name_len; const char *value; size_
 struct guard_input {
     const char *method, *version;
     const char *raw_url;                    /* as on the wire, query included, not decoded */
+    bool url_is_cut;                        /* a NUL ended raw_url before the request line's target ended */
     const struct guard_field *fields;
     size_t n_fields;                        /* those seen, even if more than fit into fields */
 };

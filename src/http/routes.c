@@ -198,6 +198,7 @@ static enum MHD_Result on_headers(struct exchange *ex, const char *url, const ch
     ex->arrival_ms = clock_now_ms();
     MHD_get_connection_values_n(ex->connection, MHD_HEADER_KIND, collect_field, &list);
     input.n_fields = list.n;
+    input.url_is_cut = version != ex->line_version;
     if (guard_check(&input, &gateway_of(ex)->config->allowed_hosts, &headers, &err) < 0) return exchange_refuse(ex, &err);
     if (headers.request_id) {
         memcpy(ex->request_id, headers.request_id->value, headers.request_id->value_len);

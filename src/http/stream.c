@@ -228,14 +228,12 @@ static enum MHD_Result start_stream(struct exchange *ex)
     return exchange_queue(ex, 200, response, 0);
 }
 
-static enum MHD_Result send_whole(struct exchange *ex)
+static enum MHD_Result send_whole(struct exchange *ex, struct outbox taken)
 {
-    struct outbox taken = ex->outbox;      /* done: nothing is added any more */
     struct buf body = BUF_INIT;
     struct err err = { 0 };
     int rc = 0;
 
-    ex->outbox = (struct outbox){ 0 };
     for (struct delta_record *record = taken.head; record && rc == 0; record = record->next)
         rc = answer_add(ex->answer, &record->delta);
     outbox_release(&taken);
@@ -249,6 +247,7 @@ static enum MHD_Result send_whole(struct exchange *ex)
 enum MHD_Result stream_proceed(struct exchange *ex)
 {
     enum { WAIT, STREAM, WHOLE, FAIL, DROP } next = WAIT;
+    struct outbox taken = { 0 };
 
     pthread_mutex_lock(&ex->lock);
     bool stream = ex->request && api_request_params(ex->request)->stream;
@@ -262,11 +261,15 @@ enum MHD_Result stream_proceed(struct exchange *ex)
         ex->streaming = true;
         ex->last_write_ms = clock_now_ms();
     }
+    if (next == WHOLE) {                   /* done: nothing is added any more, but a hang-up empties what is left here */
+        taken = ex->outbox;
+        ex->outbox = (struct outbox){ 0 };
+    }
     pthread_mutex_unlock(&ex->lock);
     switch (next) {
     case WAIT: return MHD_YES;
     case STREAM: return start_stream(ex);
-    case WHOLE: return send_whole(ex);
+    case WHOLE: return send_whole(ex, taken);
     case FAIL: return exchange_send_error(ex, &ex->done_err);
     case DROP: break;
     }

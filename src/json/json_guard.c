@@ -1,8 +1,8 @@
 /* json_guard.c - one pass over the raw bytes, then cJSON.
- * Flow    bytes -> guard_run (strict RFC 8259, no recursion, linear) -> cJSON -> repair_tree (only if something was rewritten).
- * Keys    of the objects that are open lie on one stack; when an object closes its keys are compared by a keyed hash (pairs
- *         for a few, a table for many), equal hashes by their unescaped bytes, and the stack is cut back.
- * Rewrite is lazy: text is copied only from the first byte that cJSON would get wrong; a clean document is parsed in place. */
+ * Flow     bytes -> guard_run (strict RFC 8259, no recursion, linear) -> cJSON -> repair_tree (only after a rewrite).
+ * Keys     of the objects that are open lie on one stack; when an object closes, its keys are compared by a keyed hash
+ *          (pairs for a few, a table for many), equal hashes by their unescaped bytes, and the stack is cut back.
+ * Rewrite  is lazy: text is copied only up to the last byte that cJSON would get wrong; clean text is parsed as is. */
 #include "json_guard.h"
 
 #include <errno.h>
@@ -139,8 +139,8 @@ static int scan_escape(struct guard *g)
     }
 }
 
-/* The high bit of each byte of the result: that byte is a quote, a backslash, a control byte or not ASCII. Bits above the
- * lowest set one may be false alarms (borrows), the lowest never is. */
+/* The high bit of each byte of the result: that byte is a quote, a backslash, a control byte or not ASCII. Bits above
+ * the lowest set one may be false alarms (borrows), the lowest never is. */
 static uint64_t special_bytes(uint64_t w)
 {
     const uint64_t ones = 0x0101010101010101ULL, high = 0x8080808080808080ULL;

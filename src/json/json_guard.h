@@ -1,7 +1,8 @@
 /* json_guard.h - what the validator and the look-ups agree on about repaired values in a cJSON tree.
- * A string that held \u0000: its NULs are real, valueint = bytes, valuedouble = json_nul_tag(valuestring). The tag is bound
- * to the address, so that a cJSON_Duplicate of the item (which strdup's up to the first NUL) is never read past its end.
- * An integer token beyond +-2^53: type cJSON_Raw, valuestring = its digits, valuedouble = the nearest double. */
+ * A string that held \u0000: its NULs are real, valueint = bytes, valuedouble = json_nul_tag(valuestring). The tag is
+ * bound to the address, so that a cJSON_Duplicate of the item (which strdup's up to the first NUL) is never read past
+ * its end. An integer token beyond +-2^53: type cJSON_Raw, valuestring = its digits, valuedouble = the nearest
+ * double. */
 #ifndef SLUICE_JSON_GUARD_H
 #define SLUICE_JSON_GUARD_H
 

@@ -211,7 +211,8 @@ INLINE void row_q4_k(const uint8_t *restrict src, float *restrict dst, int64_t n
     }
 }
 
-/* {d f16, dmin f16, scales and mins [12], fifth bits [32], nibbles [128]}: as q4_k, bit `group` of byte i is the fifth. */
+/* {d f16, dmin f16, scales and mins [12], fifth bits [32], nibbles [128]}: as q4_k, bit `group` of byte i is the
+ * fifth. */
 INLINE void row_q5_k(const uint8_t *restrict src, float *restrict dst, int64_t n)
 {
     for (; n > 0; n -= 256, src += 176, dst += 256) {
@@ -230,8 +231,8 @@ INLINE void row_q5_k(const uint8_t *restrict src, float *restrict dst, int64_t n
     }
 }
 
-/* {nibbles [128], crumbs [64], scales i8 [16], d f16}: d * scale * (q - 32). Each half of 128 uses 64 nibble bytes and 32
- * crumb bytes; its k-th 32 elements are nibble k / 2 of bytes 32 (k % 2).. and crumb k. */
+/* {nibbles [128], crumbs [64], scales i8 [16], d f16}: d * scale * (q - 32). Each half of 128 uses 64 nibble bytes and
+ * 32 crumb bytes; its k-th 32 elements are nibble k / 2 of bytes 32 (k % 2).. and crumb k. */
 INLINE void row_q6_k(const uint8_t *restrict src, float *restrict dst, int64_t n)
 {
     for (; n > 0; n -= 256, src += 210, dst += 256) {

@@ -60,7 +60,8 @@ static int openat2_in_cache(int dir_fd, const char *name)
     return fd;
 }
 
-/* Where openat2 is missing (Linux < 5.6) or filtered: at most one link, to a plain name beside it or to a blob of the cache. */
+/* Where openat2 is missing (Linux < 5.6) or filtered: at most one link, to a plain name beside it or to a blob of the
+ * cache. */
 static int open_without_openat2(int dir_fd, const char *name)
 {
     char target[PATH_MAX], rel[PATH_MAX];

@@ -1,6 +1,6 @@
 /* files.h - opening and reading the files of a model: regular files only, nothing outside the model's root.
- * The root is the model's directory, or the models--* directory when it is a snapshot of a Hugging Face cache, whose files
- * are links to ../../blobs. `label` in messages is the file's own name, never the path. Thread: any. */
+ * The root is the model's directory, or the models--* directory when it is a snapshot of a Hugging Face cache, whose
+ * files are links to ../../blobs. `label` in messages is the file's own name, never the path. Thread: any. */
 #ifndef SLUICE_LOADER_FILES_H
 #define SLUICE_LOADER_FILES_H
 

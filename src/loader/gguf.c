@@ -1,6 +1,6 @@
 /* gguf.c - the header parser and the look-ups.
- * Layout (v2, v3, little endian): magic, version, tensor count, key count; keys with typed values; tensor infos; padding;
- * data. The header's length is not stored, so it is read in growing bites until the parse is through. */
+ * Layout (v2, v3, little endian): magic, version, tensor count, key count; keys with typed values; tensor infos;
+ * padding; data. The header's length is not stored, so it is read in growing bites until the parse is through. */
 #include "gguf.h"
 
 #include <inttypes.h>
@@ -35,8 +35,7 @@ static const uint8_t value_bytes[] = {
 };
 
 /* Type numbers as files carry them; -1: named in the refusal, not readable. */
-static const struct { int dtype; const char *name;
-} tensor_types[] = {
+static const struct { int dtype; const char *name; } tensor_types[] = {
     [0] = {DTYPE_F32, "F32"},    [1] = {DTYPE_F16, "F16"},    [2] = {DTYPE_Q4_0, "Q4_0"},  [3] = {DTYPE_Q4_1, "Q4_1"},
     [6] = {DTYPE_Q5_0, "Q5_0"},  [7] = {DTYPE_Q5_1, "Q5_1"},  [8] = {DTYPE_Q8_0, "Q8_0"},  [9] = {-1, "Q8_1"},
     [10] = {DTYPE_Q2_K, "Q2_K"}, [11] = {DTYPE_Q3_K, "Q3_K"}, [12] = {DTYPE_Q4_K, "Q4_K"}, [13] = {DTYPE_Q5_K, "Q5_K"},

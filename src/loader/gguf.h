@@ -1,5 +1,6 @@
 /* gguf.h - a GGUF file's header: metadata and tensor list. The public look-ups are in <sluice/loader.h>.
- * The header is kept as read, one block of memory; values and strings are offsets into it. Immutable after gguf_open. */
+ * The header is kept as read, one block of memory; values and strings are offsets into it. Immutable after
+ * gguf_open. */
 #ifndef SLUICE_LOADER_GGUF_H
 #define SLUICE_LOADER_GGUF_H
 

@@ -307,6 +307,16 @@ static int open_path(struct model_source *src, const char *path, struct err *err
     return open_gguf_file(src, slash ? slash + 1 : path, fd, err);
 }
 
+enum load_format load_format_from_name(const char *name)
+{
+    static const char *const names[] = { [LOAD_GGUF] = "gguf", [LOAD_SAFETENSORS] = "safetensors", [LOAD_DUMMY] = "dummy" };
+
+    for (int i = LOAD_GGUF; i <= LOAD_DUMMY; i++) {
+        if (!strcmp(names[i], name)) return (enum load_format)i;
+    }
+    return LOAD_AUTO;
+}
+
 int model_source_open(struct model_source **out, const char *path, enum load_format format, struct err *err)
 {
     *out = NULL;

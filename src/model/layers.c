@@ -1,5 +1,5 @@
-/* layers.c - embedding, attention block, MLP block and head over backend ops; collectives where a block's input or output
- * is split over tp ranks. */
+/* layers.c - embedding, attention block, MLP block and head over backend ops; collectives where a block's input or
+ * output is split over tp ranks. */
 #include "layers.h"
 
 #include <math.h>
@@ -18,7 +18,8 @@ static int64_t widest_vocab_shard(const struct model_config *config, const struc
     return range_len(vocab_range(config->vocab_size, shard->tp_size, 0));
 }
 
-static void *place(uint64_t *total, int64_t elems, enum dtype dtype, const struct backend_ops *ops, struct backend *carve)
+static void *place(uint64_t *total, int64_t elems, enum dtype dtype, const struct backend_ops *ops,
+                   struct backend *carve)
 {
     uint64_t bytes = ((uint64_t)elems * (uint64_t)dtype_block_bytes(dtype) + 63) / 64 * 64;
     *total += bytes;
@@ -78,7 +79,8 @@ static void matmul(struct model *model, const struct step_plan *plan, const void
 static int sum_over_ranks(struct model *model, const struct step_plan *plan, void *data)
 {
     if (model->shard.tp_size == 1) return 0;
-    return model->env.comm_ops->all_reduce(model->env.tp_comm, data, (int64_t)plan->num_tokens * model->config.hidden_size,
+    return model->env.comm_ops->all_reduce(model->env.tp_comm, data,
+                                           (int64_t)plan->num_tokens * model->config.hidden_size,
                                            model->env.ops->act_dtype);
 }
 
@@ -97,19 +99,23 @@ int layer_attention(struct model *model, const struct step_plan *plan, int64_t l
     const struct model_config *config = &model->config;
     const struct weights *w = &model->weights;
     struct activations *act = &model->act;
-    int32_t num_heads = (int32_t)range_len(model->shard.heads), num_kv_heads = (int32_t)range_len(model->shard.kv_heads);
+    int32_t num_heads = (int32_t)range_len(model->shard.heads), num_kv_heads =
+        (int32_t)range_len(model->shard.kv_heads);
 
     norm(model, plan, weights_get(w, W_ATTN_NORM, layer), with_x);
-    matmul(model, plan, act->normed, weights_get(w, W_QKV, layer), optional(weights_get(w, W_QKV_BIAS, layer)), act->wide);
+    matmul(model, plan, act->normed, weights_get(w, W_QKV, layer), optional(weights_get(w, W_QKV_BIAS, layer)),
+           act->wide);
     env->ops->rope_store(env->backend, &(struct rope_store_args){
         .qkv = act->wide, .q_norm = optional(weights_get(w, W_Q_NORM, layer)),
-        .k_norm = optional(weights_get(w, W_K_NORM, layer)), .cos_sin = model->cos_sin, .positions = plan_positions(plan),
+        .k_norm = optional(weights_get(w, W_K_NORM, layer)), .cos_sin = model->cos_sin, .positions =
+            plan_positions(plan),
         .slot_mapping = plan_slot_mapping(plan), .kv = model->kv[layer], .num_tokens = plan->num_tokens,
         .num_heads = num_heads, .num_kv_heads = num_kv_heads, .head_dim = config->head_dim,
         .block_size = plan->block_size, .eps = config->rms_norm_eps });
     env->ops->attention(env->backend, &(struct attention_args){
         .qkv = act->wide, .out = act->inner, .kv = model->kv[layer], .cu_seqlens_q = plan_cu_seqlens_q(plan),
-        .context_lens = plan_context_lens(plan), .block_tables = plan_block_tables(plan), .num_tokens = plan->num_tokens,
+        .context_lens = plan_context_lens(plan), .block_tables = plan_block_tables(plan), .num_tokens =
+            plan->num_tokens,
         .num_seqs = plan->num_seqs, .num_decode_seqs = plan->num_decode_seqs,
         .max_blocks_per_seq = plan->caps.max_blocks_per_seq, .max_q_len = plan->max_q_len,
         .max_context_len = plan->max_context_len, .num_heads = num_heads, .num_kv_heads = num_kv_heads,
@@ -136,8 +142,8 @@ int layer_mlp(struct model *model, const struct step_plan *plan, int64_t layer)
 
 /* ---- head ---- */
 
-/* gathered [tp_size, R, Vs] (each shard padded to the widest) -> logits [R, V]. Host memory: a device that keeps logits to
- * itself samples over vocabulary shards instead. */
+/* gathered [tp_size, R, Vs] (each shard padded to the widest) -> logits [R, V]. Host memory: a device that keeps logits
+ * to itself samples over vocabulary shards instead. */
 static void join_shards(const struct model *model, int64_t num_rows, int64_t widest)
 {
     int64_t vocab = model->config.vocab_size;
@@ -170,7 +176,8 @@ int layer_head(struct model *model, const struct step_plan *plan, float **logits
     *logits = model->act.logits;
     if (!sharded) return 0;
     /* Rows of a shard lie [R, its own width]; the tail up to R * widest is whatever was there and is not read. */
-    rc = env->comm_ops->all_gather(env->tp_comm, model->act.shard_logits, model->act.gathered, num_rows * widest, DTYPE_F32);
+    rc = env->comm_ops->all_gather(env->tp_comm, model->act.shard_logits, model->act.gathered, num_rows * widest,
+                                   DTYPE_F32);
     if (rc < 0) return rc;
     join_shards(model, num_rows, widest);
     return 0;

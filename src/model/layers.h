@@ -1,6 +1,6 @@
 /* layers.h - the blocks that decoder models share, over backend ops (private to model).
- * Residual form: a block adds its predecessor's output x to the running sum while it normalises, and leaves its own output
- * in act.x. Everything is at most [max_tokens, ...] and carved once. */
+ * Residual form: a block adds its predecessor's output x to the running sum while it normalises, and leaves its own
+ * output in act.x. Everything is at most [max_tokens, ...] and carved once. */
 #ifndef SLUICE_MODEL_LAYERS_H
 #define SLUICE_MODEL_LAYERS_H
 

@@ -49,7 +49,8 @@ int model_bytes(struct model_bytes *bytes, const struct model_config *config, co
 {
     int rc = check_limits(config, limits, err);
     if (rc < 0) return rc;
-    uint64_t kv_elems = (uint64_t)range_len(shard->kv_heads) * (uint64_t)config->head_dim * (uint64_t)limits->block_size;
+    uint64_t kv_elems =
+        (uint64_t)range_len(shard->kv_heads) * (uint64_t)config->head_dim * (uint64_t)limits->block_size;
     *bytes = (struct model_bytes){
         .weights = weights_bytes(&model_arch_desc(config->arch)->weights, config, shard, ops),
         .activations = activations_layout(NULL, config, shard, ops, limits, NULL),
@@ -67,13 +68,15 @@ uint64_t model_load_bytes(const struct model_config *config, const struct shard 
 /* GGUF files of Llama 3.x carry the scaling as divisors of the frequencies. *factors is malloc'ed, NULL if absent. */
 static int read_freq_factors(const struct model_source *src, int half, float **factors, struct err *err)
 {
-    const struct tensor_info *info = model_source_format(src) == LOAD_GGUF ? model_source_find(src, "rope_freqs.weight") : NULL;
+    const struct tensor_info *info = model_source_format(src) == LOAD_GGUF ? model_source_find(src, "rope_freqs.weight")
+        : NULL;
     void *raw = NULL;
     int rc = 0;
     *factors = NULL;
     if (!info) return 0;
     if (info->ndim != 1 || info->shape[0] != half) {
-        return err_set(err, ERR_MODEL_FILE, "tensor %s: expected [%d], found %d dimensions, first %lld", info->name, half,
+        return err_set(err, ERR_MODEL_FILE, "tensor %s: expected [%d], found %d dimensions, first %lld", info->name,
+                       half,
                        info->ndim, (long long)info->shape[0]);
     }
     raw = malloc((size_t)info->bytes + 1);
@@ -119,7 +122,8 @@ static int make_rope_table(struct model *model, const struct model_source *src, 
     return 0;
 }
 
-int model_load(struct model **out, const struct model_source *src, const struct shard *shard, const struct model_env *env,
+int model_load(struct model **out, const struct model_source *src, const struct shard *shard,
+               const struct model_env *env,
                uint64_t seed, model_progress *progress, void *progress_arg, struct err *err)
 {
     struct model *model = NULL;
@@ -166,6 +170,7 @@ struct model_hidden model_hidden(const struct model *model)
 
 int model_forward(struct model *model, const struct step_plan *plan, float **logits)
 {
-    BUG_ON(!model->kv || plan->num_tokens > model->env.limits.max_tokens || plan->num_rows > model->env.limits.max_rows);
+    BUG_ON(!model->kv || plan->num_tokens > model->env.limits.max_tokens
+           || plan->num_rows > model->env.limits.max_rows);
     return model->arch->forward(model, plan, logits);
 }

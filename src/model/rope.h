@@ -1,6 +1,6 @@
 /* rope.h - the table of cosines and sines of rotary position embedding (private to model).
- * Formulas: default and linear (Su et al. 2021; Chen et al. 2023), llama3 (Llama 3.1's release notes), yarn (Peng et al.
- * 2023), all as Hugging Face transformers computes them in modeling_rope_utils.py. Computed in double. */
+ * Formulas: default and linear (Su et al. 2021; Chen et al. 2023), llama3 (Llama 3.1's release notes), yarn (Peng et
+ * al. 2023), all as Hugging Face transformers computes them in modeling_rope_utils.py. Computed in double. */
 #ifndef SLUICE_MODEL_ROPE_H
 #define SLUICE_MODEL_ROPE_H
 

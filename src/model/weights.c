@@ -1,7 +1,8 @@
 /* weights.c - from slot rows to weights in memory.
  * Plan: shape_weights adds the local rows of all slots of a weight; memory plan and carving use the same shapes.
  * Load: one job per chunk of rows of a slot (a vector: one job for all its slots), spread over the backend's threads.
- * A job owns its buffers: raw bytes as in the file, fp32 values, and the rows put in order when order or columns change. */
+ * A job owns its buffers: raw bytes as in the file, fp32 values, and the rows put in order when order or columns
+ * change. */
 #include "weights.h"
 
 #include <pthread.h>
@@ -46,15 +47,18 @@ static struct range dim_cut(const struct model_config *config, const struct shar
     }
 }
 
-static struct range slot_rows(const struct weight_slot *slot, const struct model_config *config, const struct shard *shard)
+static struct range slot_rows(const struct weight_slot *slot, const struct model_config *config,
+                              const struct shard *shard)
 {
     bool cut = slot->part == PART_COLUMN || slot->part == PART_QKV || slot->part == PART_VOCAB;
     return cut ? dim_cut(config, shard, slot->rows) : (struct range){ 0, dim_size(config, slot->rows) };
 }
 
-static struct range slot_cols(const struct weight_slot *slot, const struct model_config *config, const struct shard *shard)
+static struct range slot_cols(const struct weight_slot *slot, const struct model_config *config,
+                              const struct shard *shard)
 {
-    return slot->part == PART_ROW ? dim_cut(config, shard, slot->cols) : (struct range){ 0, dim_size(config, slot->cols) };
+    return slot->part == PART_ROW ? dim_cut(config, shard, slot->cols)
+        : (struct range){ 0, dim_size(config, slot->cols) };
 }
 
 static bool slot_present(const struct weight_slot *slot, const struct model_config *config, const struct shard *shard)
@@ -78,7 +82,8 @@ static void shape_group(struct weight_shape shapes[W_COUNT], const struct slot_g
         if (slot->cols == DIM_ONE) {
             *shape = (struct weight_shape){ 1, shape->cols + rows, WEIGHT_VECTOR };
         } else {
-            *shape = (struct weight_shape){ shape->rows + rows, range_len(slot_cols(slot, config, shard)), WEIGHT_MATRIX };
+            *shape = (struct weight_shape){ shape->rows + rows, range_len(slot_cols(slot, config, shard)),
+                                            WEIGHT_MATRIX };
         }
     }
 }
@@ -87,8 +92,10 @@ static void shape_weights(struct weight_shape shapes[W_COUNT], const struct weig
                           const struct model_config *config, const struct shard *shard)
 {
     memset(shapes, 0, W_COUNT * sizeof(*shapes));
-    for (int g = 0; g < MAX_SLOT_GROUPS && groups->once[g].n > 0; g++) shape_group(shapes, &groups->once[g], config, shard);
-    for (int g = 0; g < MAX_SLOT_GROUPS && groups->layer[g].n > 0; g++) shape_group(shapes, &groups->layer[g], config, shard);
+    for (int g = 0; g < MAX_SLOT_GROUPS && groups->once[g].n > 0; g++) shape_group(shapes, &groups->once[g], config,
+                                                                                   shard);
+    for (int g = 0; g < MAX_SLOT_GROUPS && groups->layer[g].n > 0; g++) shape_group(shapes, &groups->layer[g], config,
+                                                                                    shard);
 }
 
 static uint64_t shape_bytes(const struct weight_shape *shape, const struct backend_ops *ops)
@@ -127,7 +134,8 @@ uint64_t weights_fp32_bytes(const struct weight_groups *groups, const struct mod
 
 static int64_t weight_index(enum weight_id id, int64_t layer)
 {
-    return id < W_FIRST_OF_LAYER ? id : W_FIRST_OF_LAYER + layer * (W_COUNT - W_FIRST_OF_LAYER) + (id - W_FIRST_OF_LAYER);
+    return id < W_FIRST_OF_LAYER ? id
+        : W_FIRST_OF_LAYER + layer * (W_COUNT - W_FIRST_OF_LAYER) + (id - W_FIRST_OF_LAYER);
 }
 
 const struct weight *weights_get(const struct weights *weights, enum weight_id id, int64_t layer)
@@ -209,12 +217,14 @@ void dummy_row(uint64_t seed, const char *name, int64_t row, int64_t first_col, 
         x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;             /* the finaliser of splitmix64 */
         x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
         x ^= x >> 31;
-        int32_t sum = (int32_t)(x & 0xFFFF) + (int32_t)((x >> 16) & 0xFFFF) + (int32_t)((x >> 32) & 0xFFFF) + (int32_t)(x >> 48);
+        int32_t sum =
+            (int32_t)(x & 0xFFFF) + (int32_t)((x >> 16) & 0xFFFF) + (int32_t)((x >> 32) & 0xFFFF) + (int32_t)(x >> 48);
         dst[i] = (float)(sum - 131070) * scale;
     }
 }
 
-static void dummy_rows(const struct loading *loading, const struct source_slot *source, int64_t begin, int64_t end, float *dst)
+static void dummy_rows(const struct loading *loading, const struct source_slot *source, int64_t begin, int64_t end,
+                       float *dst)
 {
     int64_t n = range_len(source->cols);
     for (int64_t row = begin; row < end; row++, dst += n) {
@@ -232,10 +242,12 @@ static int read_rows(const struct loading *loading, const struct source_slot *so
 {
     const struct tensor_info *info = source->info;
     int64_t elems = (end - begin) * source->file_cols;
-    int64_t offset = dtype_row_bytes(info->dtype, begin * source->file_cols), bytes = dtype_row_bytes(info->dtype, elems);
+    int64_t offset = dtype_row_bytes(info->dtype, begin * source->file_cols), bytes =
+        dtype_row_bytes(info->dtype, elems);
     void *raw = NULL;
     int rc = 0;
-    if (offset < 0 || bytes < 0) return err_set(err, ERR_MODEL_FILE, "%s: rows are not whole %s blocks", info->name, dtype_name(info->dtype));
+    if (offset < 0 || bytes < 0) return err_set(err, ERR_MODEL_FILE, "%s: rows are not whole %s blocks", info->name,
+                                                dtype_name(info->dtype));
     raw = malloc((size_t)bytes);
     if (!raw) return err_set(err, ERR_NO_MEMORY, "%lld bytes to load %s", (long long)bytes, info->name);
     if ((rc = model_source_read(loading->args->src, info, (uint64_t)offset, raw, (uint64_t)bytes, err)) < 0) goto out;
@@ -245,8 +257,8 @@ out:
     return rc;
 }
 
-/* Rows [begin, end) of this shard's part in memory order. full: [end - begin, file_cols], part: [end - begin, cols]; the
- * result lies in the one returned in *rows. Permuted rows: begin and end are head borders. */
+/* Rows [begin, end) of this shard's part in memory order. full: [end - begin, file_cols], part: [end - begin, cols];
+ * the result lies in the one returned in *rows. Permuted rows: begin and end are head borders. */
 static int source_rows(const struct loading *loading, const struct source_slot *source, int64_t begin, int64_t end,
                        float *full, float *part, float **rows, struct err *err)
 {
@@ -356,7 +368,8 @@ static int find_source(const struct weights_load_args *args, struct source_slot 
     char in_file[NAME_BYTES];
     int n = snprintf(source->name, sizeof(source->name), once ? "%.0lld%s" : "model.layers.%lld.%s",
                      once ? 0LL : (long long)layer, slot->safetensors);
-    int m = snprintf(in_file, sizeof(in_file), once ? "%.0lld%s" : "blk.%lld.%s", once ? 0LL : (long long)layer, slot->gguf);
+    int m = snprintf(in_file, sizeof(in_file), once ? "%.0lld%s" : "blk.%lld.%s", once ? 0LL : (long long)layer,
+                     slot->gguf);
     BUG_ON(n < 0 || n >= NAME_BYTES || m < 0 || m >= NAME_BYTES);
     if (format == LOAD_DUMMY) return 0;
     const char *name = format == LOAD_GGUF ? in_file : source->name;

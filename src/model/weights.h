@@ -71,8 +71,8 @@ struct weights_load_args {
 int  weights_load(struct weights *weights, const struct weights_load_args *args, struct err *err);
 void weights_release(struct weights *weights);     /* the table; data belongs to the backend's arena */
 
-/* n values near N(0, 0.02) for row `row` of tensor `name`, columns from first_col: a function of its arguments alone, so
- * that every way of sharding a dummy model gives the same model. (Sum of four uniform numbers, scaled.) */
+/* n values near N(0, 0.02) for row `row` of tensor `name`, columns from first_col: a function of its arguments alone,
+ * so that every way of sharding a dummy model gives the same model. (Sum of four uniform numbers, scaled.) */
 void dummy_row(uint64_t seed, const char *name, int64_t row, int64_t first_col, float *dst, int64_t n);
 
 #endif

@@ -86,14 +86,16 @@ static int told_layers(const struct model_config *config, int pp_size, const int
     return 0;
 }
 
-int shard_of(struct shard *shard, const struct model_config *config, int tp_size, int pp_size, int tp_rank, int pp_stage,
+int shard_of(struct shard *shard, const struct model_config *config, int tp_size, int pp_size, int tp_rank,
+             int pp_stage,
              const int *layer_partition, struct err *err)
 {
     int counts[MAX_PP] = { 0 };
     int rc = check_sizes(config, tp_size, pp_size, err);
     if (rc < 0) return rc;
     if (tp_rank < 0 || tp_rank >= tp_size || pp_stage < 0 || pp_stage >= pp_size) {
-        return err_set(err, ERR_CONFIG, "rank (tp %d, pp %d) is outside a layout of %d x %d", tp_rank, pp_stage, tp_size,
+        return err_set(err, ERR_CONFIG, "rank (tp %d, pp %d) is outside a layout of %d x %d", tp_rank, pp_stage,
+                       tp_size,
                        pp_size);
     }
     if (layer_partition) {

@@ -40,7 +40,8 @@ static int check_options(const struct ranks_options *options, struct err *err)
 {
     if (options->block_size < 1 || options->max_model_len < 1 || options->max_num_seqs < 1 ||
         options->max_num_batched_tokens < 1 || options->threads < 1 || options->max_rows < 0) {
-        return err_set(err, ERR_CONFIG, "ranks: block_size %d, max_model_len %d, max_num_seqs %d, max_num_batched_tokens %d, "
+        return err_set(err, ERR_CONFIG,
+                       "ranks: block_size %d, max_model_len %d, max_num_seqs %d, max_num_batched_tokens %d, "
                        "threads %d must be 1 or more", (int)options->block_size, (int)options->max_model_len,
                        (int)options->max_num_seqs, (int)options->max_num_batched_tokens, (int)options->threads);
     }
@@ -58,7 +59,8 @@ static uint64_t blocks_of(int32_t tokens, int32_t block_size)
     return ((uint64_t)tokens + (uint64_t)block_size - 1) / (uint64_t)block_size;
 }
 
-/* KV bytes of one block on all ranks together: kv_cache_bytes is shared out so that each gets the same count of blocks. */
+/* KV bytes of one block on all ranks together: kv_cache_bytes is shared out so that each gets the same count of blocks.
+   */
 static int kv_per_block_of_all(uint64_t *bytes, const struct model_config *config, const struct ranks_options *options,
                                struct err *err)
 {
@@ -69,7 +71,8 @@ static int kv_per_block_of_all(uint64_t *bytes, const struct model_config *confi
         struct model_bytes model;
         int tp_rank, pp_stage, rc;
         rank_place(rank, options->tp_size, &tp_rank, &pp_stage);
-        rc = shard_of(&shard, config, options->tp_size, options->pp_size, tp_rank, pp_stage, options->layer_partition, err);
+        rc = shard_of(&shard, config, options->tp_size, options->pp_size, tp_rank, pp_stage, options->layer_partition,
+                      err);
         if (rc == 0) rc = model_bytes(&model, config, &shard, options->ops, options->kv_dtype, &limits, err);
         if (rc < 0) return rc;
         *bytes += model.kv_per_block;
@@ -106,7 +109,8 @@ static uint64_t blocks_by_default(const struct memory_plan *plan, const struct r
     return fits < cap ? fits : cap;
 }
 
-static int choose_blocks(struct memory_plan *plan, const struct model_config *config, const struct ranks_options *options,
+static int choose_blocks(struct memory_plan *plan, const struct model_config *config,
+                         const struct ranks_options *options,
                          struct err *err)
 {
     uint64_t usable = plan->device_bytes - plan->headroom_bytes, fixed = fixed_bytes(plan), kv_all = 0, blocks = 0;
@@ -115,10 +119,12 @@ static int choose_blocks(struct memory_plan *plan, const struct model_config *co
     if (rc < 0) return rc;
     if (fixed > usable) {
         const char *term = largest_fixed_term(plan);
-        return err_set(err, ERR_CONFIG, "memory plan: weights %.0f MiB + activations %.0f + workspace %.0f + rope table %.0f "
+        return err_set(err, ERR_CONFIG,
+                       "memory plan: weights %.0f MiB + activations %.0f + workspace %.0f + rope table %.0f "
                        "do not fit into %.0f MiB (%.0f less headroom %.0f); the largest term is %s. Ways out: a smaller "
                        "max_num_batched_tokens or max_num_seqs, a smaller or more quantized model, more memory or ranks",
-                       mib(plan->weights), mib(plan->activations), mib(plan->workspace), mib(plan->rope_table), mib(usable),
+                       mib(plan->weights), mib(plan->activations), mib(plan->workspace), mib(plan->rope_table),
+                           mib(usable),
                        mib(plan->device_bytes), mib(plan->headroom_bytes), term);
     }
     if (options->kv_cache_bytes > 0) blocks = options->kv_cache_bytes / kv_all;
@@ -126,14 +132,17 @@ static int choose_blocks(struct memory_plan *plan, const struct model_config *co
     else blocks = blocks_by_default(plan, options, usable, kv_all);
     if (options->num_blocks_override <= 0 || options->kv_cache_bytes > 0) {
         if (blocks < one_seq) {
-            return err_set(err, ERR_CONFIG, "memory plan: kv has room for %" PRIu64 " blocks of %d tokens (%.2f MiB each), one "
+            return err_set(err, ERR_CONFIG,
+                           "memory plan: kv has room for %" PRIu64 " blocks of %d tokens (%.2f MiB each), one "
                            "sequence of max_model_len %d needs %" PRIu64 ". Ways out: a smaller max_model_len, a larger "
                            "kv_cache_memory_bytes or smaller headroom, kv_cache_dtype bf16 or more ranks",
-                           blocks, (int)options->block_size, mib(plan->kv_per_block), (int)options->max_model_len, one_seq);
+                           blocks, (int)options->block_size, mib(plan->kv_per_block), (int)options->max_model_len,
+                               one_seq);
         }
     }
     if (blocks > INT32_MAX || blocks > (usable - fixed) / plan->kv_per_block) {
-        return err_set(err, ERR_CONFIG, "memory plan: kv of %" PRIu64 " blocks (%.2f MiB each) does not fit into the %.0f MiB "
+        return err_set(err, ERR_CONFIG,
+                       "memory plan: kv of %" PRIu64 " blocks (%.2f MiB each) does not fit into the %.0f MiB "
                        "that weights, activations and workspace leave. Ways out: fewer blocks (kv_cache_memory_bytes, "
                        "num_gpu_blocks_override), smaller headroom, kv_cache_dtype bf16 or more ranks",
                        blocks, mib(plan->kv_per_block), mib(usable - fixed));
@@ -180,7 +189,8 @@ void memory_plan_print(const struct memory_plan *plan, FILE *out)
     fprintf(out, "  workspace    %10.1f MiB\n", mib(plan->workspace));
     fprintf(out, "  rope table   %10.1f MiB  max_model_len %d\n", mib(plan->rope_table), (int)plan->max_model_len);
     fprintf(out, "  comm         %10.1f MiB\n", mib(plan->comm));
-    fprintf(out, "  kv           %10.1f MiB  %d blocks of %d tokens, %.3f MiB each\n", mib(plan->kv), (int)plan->num_blocks,
+    fprintf(out, "  kv           %10.1f MiB  %d blocks of %d tokens, %.3f MiB each\n", mib(plan->kv),
+            (int)plan->num_blocks,
             (int)plan->block_size, mib(plan->kv_per_block));
     fprintf(out, "  total        %10.1f MiB\n", mib(plan->total));
 }
@@ -212,7 +222,8 @@ uint64_t host_memory_bytes(void)
 {
     uint64_t bytes = number_in_file("/proc/meminfo", "MemAvailable:") * 1024;
     uint64_t v2 = cgroup_left("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
-    uint64_t v1 = cgroup_left("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes");
+    uint64_t v1 = cgroup_left("/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                              "/sys/fs/cgroup/memory/memory.usage_in_bytes");
     if (v2 < bytes) bytes = v2;
     if (v1 < bytes) bytes = v1;
     return bytes;

@@ -1,8 +1,8 @@
 /* ranks.c - one thread per rank, fed through pp_size plan slots.
  * `submitted` counts plans given, `finished` plans that every rank is done with; both only grow (and wrap), so slot
  * i % num_slots belongs to plan i, and plans finish in the order of submission because every rank takes them in order.
- * A slot without a plan tells the threads to end. After the first failure the communicators are aborted and the remaining
- * plans are only counted off: nobody waits for a rank that is gone. */
+ * A slot without a plan tells the threads to end. After the first failure the communicators are aborted and the
+ * remaining plans are only counted off: nobody waits for a rank that is gone. */
 #include <sluice/rank.h>
 
 #include <pthread.h>
@@ -137,7 +137,8 @@ static int plan_ranks(struct ranks *ranks, const struct model_source *src, struc
         struct shard *shard = &rank->args.shard;
         int tp_rank, pp_stage, rc;
         rank_place(i, options->tp_size, &tp_rank, &pp_stage);
-        rc = shard_of(shard, config, options->tp_size, options->pp_size, tp_rank, pp_stage, options->layer_partition, err);
+        rc = shard_of(shard, config, options->tp_size, options->pp_size, tp_rank, pp_stage, options->layer_partition,
+                      err);
         if (rc == 0) rc = memory_plan_make(&rank->plan, config, shard, options, share, err);
         if (rc < 0) return rc;
         if (rank->plan.num_blocks < num_blocks) num_blocks = rank->plan.num_blocks;
@@ -154,11 +155,13 @@ static int start_thread(struct ranks *ranks, int i, const struct model_source *s
     char name[16];
     rank->ranks = ranks;
     rank->args = (struct model_runner_args){
-        .src = src, .options = &ranks->options, .plan = &rank->plan, .shard = shard, .device = i, .comm_ops = &comm_cpu_ops,
+        .src = src, .options = &ranks->options, .plan = &rank->plan, .shard = shard, .device = i, .comm_ops =
+            &comm_cpu_ops,
         .tp_comm = shard.tp_size > 1 ? comm_cpu_rank(ranks->tp_groups[shard.pp_stage], shard.tp_rank) : NULL,
         .pp_comm = shard.pp_size > 1 ? comm_cpu_rank(ranks->pp_groups[shard.tp_rank], shard.pp_stage) : NULL,
         .progress = count_loaded, .progress_arg = ranks };
-    if (pthread_create(&rank->thread, NULL, rank_main, rank) != 0) return err_set(err, ERR_NO_MEMORY, "thread of rank %d", i);
+    if (pthread_create(&rank->thread, NULL, rank_main, rank) != 0) return err_set(err, ERR_NO_MEMORY,
+                                                                                  "thread of rank %d", i);
     rank->started = true;
     snprintf(name, sizeof(name), "rank %d", i);
     pthread_setname_np(rank->thread, name);
@@ -191,7 +194,8 @@ int ranks_start(struct ranks **out, const struct model_source *src, const struct
 {
     struct shard probe;
     struct ranks *ranks = NULL;
-    int rc = shard_of(&probe, model_source_config(src), options->tp_size, options->pp_size, 0, 0, options->layer_partition, err);
+    int rc = shard_of(&probe, model_source_config(src), options->tp_size, options->pp_size, 0, 0,
+                      options->layer_partition, err);
     if (rc < 0) return rc;
     ranks = calloc(1, sizeof(*ranks));
     if (!ranks) return err_set(err, ERR_NO_MEMORY, "ranks");
@@ -199,7 +203,8 @@ int ranks_start(struct ranks **out, const struct model_source *src, const struct
     ranks->size = options->tp_size * options->pp_size;
     ranks->progress = progress;
     ranks->progress_arg = progress_arg;
-    for (int i = 0; i < options->pp_size && options->layer_partition; i++) ranks->layer_partition[i] = options->layer_partition[i];
+    for (int i = 0; i < options->pp_size && options->layer_partition; i++) ranks->layer_partition[i] =
+        options->layer_partition[i];
     if (options->layer_partition) ranks->options.layer_partition = ranks->layer_partition;
     ranks->all = calloc((size_t)ranks->size, sizeof(*ranks->all));
     if (!ranks->all) { rc = err_set(err, ERR_NO_MEMORY, "ranks"); goto out; }

@@ -97,6 +97,11 @@ static enum region region_of(const struct origin_map *origin, size_t start, size
     return parse ? REGION_TEMPLATE : REGION_CLIENT;
 }
 
+bool origin_is_template(const struct origin_map *origin, size_t start, size_t end)
+{
+    return region_of(origin, start, end) == REGION_TEMPLATE;
+}
+
 struct hit { const struct added_token *token; size_t end; };
 
 /* Longest acceptable token at `at`; *skip gets the end of the longest one that only the firewall refused as a whole. */

@@ -31,13 +31,16 @@ struct added_set {
 };
 
 void added_set_init(struct added_set *set);
-/* 0 or ERR_NO_MEMORY. key is what is looked for (the token's text, or its normalized form). Of equal keys the first counts. */
+/* 0 or ERR_NO_MEMORY. key is what is looked for (the token's text, or its normalized form). Of equal keys the
+ * first counts. */
 int  added_set_add(struct added_set *set, const struct added_token *token, const char *key, size_t key_len);
 void added_set_release(struct added_set *set);
 
 /* Which bytes of the text may be read as special tokens: sorted, gapless runs over the whole input. */
 struct origin_run { size_t end; bool parse_special; };
 struct origin_map { const struct origin_run *runs; size_t n_runs; };
+bool origin_is_template(const struct origin_map *origin, size_t start, size_t end);    /* every byte may be read so */
+
 struct added_match { const struct added_token *token; size_t start, end; };
 
 /* The next accepted token in text[from..len), its spaces as lstrip/rstrip say; base is text's offset in the input that

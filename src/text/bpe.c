@@ -435,7 +435,8 @@ static int merge_word(const struct bpe *bpe, struct bpe_work *work, const char *
     int rc = reserve_symbols(work, len, err);
 
     if (rc < 0) return rc;
-    size_t n = bpe->byte_level ? byte_symbols(bpe, work->symbols, text, len) : char_symbols(bpe, work->symbols, text, len);
+    size_t n =
+        bpe->byte_level ? byte_symbols(bpe, work->symbols, text, len) : char_symbols(bpe, work->symbols, text, len);
     if (n <= SMALL_WORD) {
         n = merge_in_place(bpe, work->symbols, n);
         for (size_t i = 0; !rc && i < n; i++) rc = token_buf_push(tokens, work->symbols[i].id, err);
@@ -472,7 +473,8 @@ static int merge_and_cache(const struct bpe *bpe, struct bpe_work *work, struct 
 static int encode_uncut(const struct bpe *bpe, struct bpe_work *work, const char *text, size_t len,
                         struct token_buf *tokens, struct err *err)
 {
-    if (len > bpe->max_whole_len && len > sizeof work->cache->word) return merge_word(bpe, work, text, len, tokens, err);
+    if (len > bpe->max_whole_len && len > sizeof work->cache->word)
+        return merge_word(bpe, work, text, len, tokens, err);
     uint32_t hash = whole_hash(text, len);
     token_id id = whole_find(bpe, text, len, hash);
     if (id != TOKEN_NONE) return token_buf_push(tokens, id, err);

@@ -1,6 +1,6 @@
 /* bpe.h - byte-pair merging of one word: a table of pairs and a heap of the merges that are possible.
- * Flow: pretokenize -> bpe_encode_word -> token_buf.       Thread: the tables are immutable after bpe_finish; any thread
- * may encode with a bpe_work of its own.                   Owns: its hash tables; keys are borrowed from the tokenizer.
+ * Flow: pretokenize -> bpe_encode_word -> token_buf.     Owns: its hash tables; keys are borrowed from the tokenizer.
+ * Thread: the tables are immutable after bpe_finish; any thread may encode with a bpe_work of its own.
  * Two alphabets: byte_level (a symbol is a byte, vocabulary keys are raw bytes) and character (SentencePiece style: a
  * symbol is a UTF-8 character, unknown ones fall back to byte tokens or to unk).
  * Order of merges: lowest rank first, then leftmost. The result of a word depends on the word alone, so that words that
@@ -30,7 +30,7 @@ struct bpe {
     struct bpe_whole *whole;
     size_t whole_cap;
     uint32_t max_whole_len;
-    const char *word_start;           /* character alphabet: no key has this string after other text, so that a text may be */
+    const char *word_start; /* character alphabet: no key has this string after other text, so that a text may be */
     size_t word_start_len;            /* cut before each run of it without changing the result; NULL: cannot be cut */
 };
 
@@ -50,8 +50,10 @@ int  bpe_init(struct bpe *bpe, size_t n_tokens, size_t n_merges);       /* 0 or 
 int  bpe_add_token(struct bpe *bpe, const char *key, size_t len, token_id id);
 /* A later rank for the same pair wins, as in the reference's map. */
 int  bpe_add_merge(struct bpe *bpe, token_id left, token_id right, token_id merged, uint32_t rank);
-/* SentencePiece scores: every split of a mergeable token into two known ones becomes a merge; a higher score goes first,
- * equal scores share a rank (leftmost first). keys/lens/scores by id, mergeable[id] false for control and byte tokens. */
+/* SentencePiece scores: every split of a mergeable token into two known ones becomes a merge; a higher score goes
+ * first,
+ * equal scores share a rank (leftmost first). keys/lens/scores by id, mergeable[id] false for control and byte
+ * tokens. */
 int  bpe_merges_from_scores(struct bpe *bpe, const char *const *keys, const uint32_t *lens, const float *scores,
                             const bool *mergeable, int32_t n_tokens);
 /* Fills byte_ids, the cut rule and the table of whole words. cut_before: the word-start mark (U+2581) or NULL. */

@@ -1,7 +1,8 @@
 /* chat_template.c - messages -> prompt text with the origin of every byte.
  * A run has an arena of its own that dies with it; what stays is one block with the segments and their text.
- * continue_final_message follows transformers: a tag is put behind the last message's text, the template runs, the output
- * is cut at the tag. Here the tag has an origin of its own, so that a client who writes the same words changes nothing. */
+ * continue_final_message follows transformers: a tag is put behind the last message's text, the template runs,
+ * the output is cut at the tag. Here the tag has an origin of its own, so that a client who writes the same
+ * words changes nothing. */
 #include <sluice/text.h>
 
 #include <stdlib.h>
@@ -157,7 +158,8 @@ static struct jval cut_at_mark(struct jrt *rt, const struct jstr *text, const st
     bool whole = end - start == MARK_LEN && memcmp(text->data + start, mark, MARK_LEN) == 0;
     bool trimmed = end - start == MARK_LEN - 1 && memcmp(text->data + start, mark, MARK_LEN - 1) == 0;
     if ((!whole && !trimmed) || !holds(text, final))
-        return jrt_fail(rt, "continue_final_message is set but the chat template does not show the final message as it is");
+        return jrt_fail(rt,
+                        "continue_final_message is set but the chat template does not show the final message as it is");
     if (trimmed && end < text->len && text->data[end] == ' ') whole = true;
     return jstr_sub(rt, text, 0, whole ? start : jtext_rstrip(text->data, start));
 }

@@ -22,7 +22,8 @@ static void put_char(struct detok *detok, const char *bytes, size_t len, struct 
     if (!drop) buf_append(out, bytes, len);
 }
 
-/* Completes the unfinished code point or gives it up: one U+FFFD per maximal prefix of a code point, as Unicode advises. */
+/* Completes the unfinished code point or gives it up: one U+FFFD per maximal prefix of a code point, as Unicode
+ * advises. */
 static void put_byte(struct detok *detok, char byte, struct buf *out)
 {
     char bytes[sizeof detok->pending + 1];

@@ -1,5 +1,5 @@
-/* jinja_arith.c - the operators + - * / // % ** between values, as Python's. Integers have 64 bits: what does not fit fails.
- * A number computed from a client's number counts as the client's. */
+/* jinja_arith.c - the operators + - * / // % ** between values, as Python's. Integers have 64 bits: what does
+ * not fit fails. A number computed from a client's number counts as the client's. */
 #include <math.h>
 #include <string.h>
 
@@ -16,7 +16,9 @@ static struct jval int_pow(struct jrt *rt, int64_t base, int64_t exp)
 {
     int64_t result = 1;
 
-    if (exp < 0) return base == 0 ? jrt_fail(rt, "0.0 cannot be raised to a negative power") : jfloat(pow((double)base, (double)exp));
+    if (exp < 0)
+        return base == 0 ? jrt_fail(rt, "0.0 cannot be raised to a negative power")
+                         : jfloat(pow((double)base, (double)exp));
     while (exp > 0) {
         if ((exp & 1) && __builtin_mul_overflow(result, base, &result)) return overflow(rt);
         exp >>= 1;
@@ -112,7 +114,8 @@ static struct jval repeat(struct jrt *rt, struct jval v, int64_t times)
     if (times < 0) times = 0;
     if (v.kind == JK_STR) {
         size_t total;
-        if (__builtin_mul_overflow(v.s->len, (size_t)times, &total) || total > JRT_MAX_OUTPUT) return jrt_fail(rt, "string too long");
+        if (__builtin_mul_overflow(v.s->len, (size_t)times, &total) || total > JRT_MAX_OUTPUT)
+            return jrt_fail(rt, "string too long");
         jbuf_init(&buf, rt);
         for (int64_t i = 0; v.s->len && i < times && jrt_charge(rt, 1); i++)
             jbuf_add_range(&buf, v.s, 0, v.s->len);
@@ -135,12 +138,14 @@ struct jval jbinary(struct jrt *rt, uint8_t op, struct jval a, struct jval b)
 
     if (rt->rc) return JUNDEF;
     if (jis_num(a) && jis_num(b)) {
-        r = jis_int(a) && jis_int(b) ? int_op(rt, op, jint_of(a), jint_of(b)) : float_op(rt, op, jnum_of(a), jnum_of(b));
+        r = jis_int(a) && jis_int(b) ? int_op(rt, op, jint_of(a), jint_of(b))
+                                     : float_op(rt, op, jnum_of(a), jnum_of(b));
         r.origin = a.origin > b.origin ? a.origin : b.origin;
         return r;
     }
     if (op == JOP_MOD && jis_str(a)) {
-        struct jargs args = { .pos = b.kind == JK_TUPLE ? b.list->items : &b, .n_pos = b.kind == JK_TUPLE ? b.list->n : 1 };
+        struct jargs args = {.pos = b.kind == JK_TUPLE ? b.list->items : &b,
+                             .n_pos = b.kind == JK_TUPLE ? b.list->n : 1};
         if (b.kind != JK_UNDEFINED) return jformat_percent(rt, a.s, &args);
     }
     if (a.kind == JK_UNDEFINED) return jundef_fail(rt, a);

@@ -1,7 +1,8 @@
 /* jinja_ast.h - a compiled template: tokens, nodes, names.
- * Flow: source -> jlex_run -> tokens -> jparse_template -> jtemplate -> jinja_eval.c.      Thread: compile on one, then any.
+ * Flow: source -> jlex_run -> jtemplate_compile -> jtemplate -> jinja_exec.c.   Thread: compile on one, run on any.
  * Owner: the template's arena; immutable after compile.
- * Bounds: source 1 MiB, tokens, nodes and nesting below; recursion of the parser and of the evaluator follows `depth`. */
+ * Bounds: source 1 MiB, tokens, nodes and nesting below; recursion of the parser and of the evaluator follows
+ * `depth`. */
 #ifndef TEXT_JINJA_AST_H
 #define TEXT_JINJA_AST_H
 
@@ -62,12 +63,13 @@ enum jnode_kind {
 struct jkwnode { const char *name; struct jnode *value; };
 
 /* What the links mean:
- *   ATTR a.value      ITEM a[b]        SLICE a[b:c:items[0]]     CALL a(items, kw)     FILTER a|def(items, kw)   TEST likewise
- *   COND a if b else c                 COMPARE a, then items with kw-less operators in ops                     DICT items k,v,k,v
+ *   ATTR a.value   ITEM a[b]   SLICE a[b:c:items[0]]   CALL a(items, kw)   FILTER, TEST a|def(items, kw)
+ *   COND a if b else c   COMPARE a, then items with their operators in ops   DICT items k,v,k,v
  *   IF items test,body,test,body; c else     FOR a target, b iterable, c filter, items[0] body, items[1] else
  *   SET a target, b value   SET_BLOCK a target, b filter chain or NULL, c body   MACRO name, items parameters (NAME),
- *   kw defaults, c body     CALL_BLOCK a call, b anonymous macro    WITH items target,value..., c body   FILTER_BLOCK b, c
- * A filter chain of SET_BLOCK and FILTER_BLOCK has a FILTER with a == NULL at its inner end: it takes the block's text. */
+ *     kw defaults, c body   CALL_BLOCK a call, b anonymous macro   WITH items target,value..., c body   FILTER_BLOCK b, c
+ * A filter chain of SET_BLOCK and FILTER_BLOCK has a FILTER with a == NULL at its inner end: it takes the
+ * block's text. */
 struct jnode {
     uint8_t kind, op;
     uint8_t flags;               /* JNF_* */
@@ -83,7 +85,7 @@ struct jnode {
     struct jval value;           /* CONST, ATTR, NSREF (attribute name), TEXT, FILTER and TEST (their name) */
 };
 
-enum { JNF_NEGATED = 1, JNF_VARARGS = 2, JNF_KWARGS = 4, JNF_CALLER = 8, JNF_MISSING = 16 /* slice part left out */ };
+enum { JNF_NEGATED = 1, JNF_VARARGS = 2, JNF_KWARGS = 4, JNF_CALLER = 8 };
 
 enum { JNAME_LOOP, JNAME_VARARGS, JNAME_KWARGS, JNAME_CALLER, JNAME_FIRST_FREE };
 
@@ -104,7 +106,8 @@ int32_t jtemplate_name(const struct jtemplate *tmpl, const char *name, size_t le
 /* Tables, by name; NULL if unknown. */
 const struct jdef *jfilter_find(const char *name);       /* jinja_filters.c, jinja_filters_seq.c */
 const struct jdef *jtest_find(const char *name);         /* jinja_tests.c */
-const struct jdef *jmethod_find(struct jval obj, const struct jstr *name);   /* jinja_methods.c: str, dict, list, tuple, loop */
+const struct jdef *jmethod_find(struct jval obj,
+                                const struct jstr *name); /* jinja_methods.c: str, dict, list, tuple, loop */
 const struct jdef *jglobal_find(const char *name);       /* jinja_globals.c: range, dict, namespace, ... */
 
 /* ---- evaluation (jinja_eval.c, jinja_exec.c) ---- */

@@ -53,8 +53,10 @@ static bool assign_tuple(struct jrt *rt, struct jscope *scope, const struct jnod
 
     if (!items) return false;
     if (items->n != target->n_items) {
-        jrt_fail(rt, items->n < target->n_items ? "not enough values to unpack (expected %u, got %zu)"
-                                                : "too many values to unpack (expected %u, got %zu)", target->n_items, items->n);
+        jrt_fail(rt,
+                 items->n < target->n_items ? "not enough values to unpack (expected %u, got %zu)"
+                                            : "too many values to unpack (expected %u, got %zu)",
+                 target->n_items, items->n);
         return false;
     }
     for (size_t i = 0; i < items->n && !rt->rc; i++)
@@ -255,7 +257,8 @@ static struct jval eval_unary(struct jrt *rt, struct jscope *scope, const struct
 
     if (rt->rc) return JUNDEF;
     if (v.kind == JK_UNDEFINED) return jundef_fail(rt, v);
-    if (!jis_num(v)) return jrt_fail(rt, "bad operand type for unary %c: '%s'", node->op == JOP_SUB ? '-' : '+', jkind_name(v));
+    if (!jis_num(v))
+        return jrt_fail(rt, "bad operand type for unary %c: '%s'", node->op == JOP_SUB ? '-' : '+', jkind_name(v));
     if (node->op == JOP_ADD) r = v.kind == JK_FLOAT ? v : jint(jint_of(v));
     else if (v.kind == JK_FLOAT) r = jfloat(-v.f);
     else r = jbinary(rt, JOP_SUB, jint(0), v);
@@ -374,11 +377,11 @@ static struct jval eval_cond(struct jrt *rt, struct jscope *scope, const struct 
 typedef struct jval (*eval_fn)(struct jrt *rt, struct jscope *scope, const struct jnode *node);
 
 static const eval_fn eval_table[JN_EXPR_END_] = {
-    [JN_CONST] = eval_const, [JN_NAME] = eval_name, [JN_LIST] = eval_list, [JN_TUPLE] = eval_list, [JN_DICT] = eval_dict,
-    [JN_ATTR] = eval_attr, [JN_ITEM] = eval_item, [JN_SLICE] = eval_slice, [JN_CALL] = eval_call,
-    [JN_FILTER] = eval_filter, [JN_TEST] = eval_test, [JN_UNARY] = eval_unary, [JN_BINARY] = eval_binary,
-    [JN_CONCAT] = eval_concat, [JN_COMPARE] = eval_compare, [JN_AND] = eval_and, [JN_OR] = eval_or, [JN_NOT] = eval_not,
-    [JN_COND] = eval_cond,
+    [JN_CONST] = eval_const,   [JN_NAME] = eval_name,     [JN_LIST] = eval_list,       [JN_TUPLE] = eval_list,
+    [JN_DICT] = eval_dict,     [JN_ATTR] = eval_attr,     [JN_ITEM] = eval_item,       [JN_SLICE] = eval_slice,
+    [JN_CALL] = eval_call,     [JN_FILTER] = eval_filter, [JN_TEST] = eval_test,       [JN_UNARY] = eval_unary,
+    [JN_BINARY] = eval_binary, [JN_CONCAT] = eval_concat, [JN_COMPARE] = eval_compare, [JN_AND] = eval_and,
+    [JN_OR] = eval_or,         [JN_NOT] = eval_not,       [JN_COND] = eval_cond,
 };
 
 struct jval jeval(struct jrt *rt, struct jscope *scope, const struct jnode *node)

@@ -104,7 +104,8 @@ static enum jflow exec_for(struct jrt *rt, struct jscope *scope, const struct jn
     bool completed = false;                      /* else runs unless a turn came to its end, as in jinja2 */
 
     if (!loop) return JFLOW_NEXT;
-    *loop = (struct jloop){ .node = node, .outer = scope, .items = items, .filtered = node->c != NULL, .index0 = -1, .length = -1 };
+    *loop = (struct jloop){
+        .node = node, .outer = scope, .items = items, .filtered = node->c != NULL, .index0 = -1, .length = -1};
     while (!rt->rc && jloop_next(rt, loop)) {
         if (!start_turn(rt, scope, loop, &turn)) return JFLOW_NEXT;
         enum jflow flow = jexec(rt, turn, node->items[0], out);
@@ -178,7 +179,8 @@ static const struct jval *kw_find(const struct jargs *args, const char *name)
     return NULL;
 }
 
-/* Keyword arguments that are no parameter: collected for a macro that reads `kwargs`, `caller` for one that reads it. */
+/* Keyword arguments that are no parameter: collected for a macro that reads `kwargs`, `caller` for one that
+ * reads it. */
 static void bind_extra(struct jrt *rt, struct jscope *scope, const struct jnode *node, const struct jargs *args)
 {
     struct jval rest = jdict_new(rt, JK_DICT, args->n_kw), caller = jundefined(rt, "No caller defined");

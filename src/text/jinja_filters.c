@@ -86,7 +86,8 @@ FILTER(string)
 FILTER(default)
 {
     JUNUSED;
-    if (v.kind == JK_UNDEFINED || (jfilter_flag(argv[1], false) && !jtruth(v))) return jgiven(argv[0]) ? argv[0] : jstr_lit(rt, "");
+    if (v.kind == JK_UNDEFINED || (jfilter_flag(argv[1], false) && !jtruth(v)))
+        return jgiven(argv[0]) ? argv[0] : jstr_lit(rt, "");
     return v;
 }
 
@@ -119,7 +120,7 @@ FILTER(indent)
     if (jgiven(argv[0]) && jis_str(argv[0])) pad = argv[0].s;
     else if (!jfilter_int(rt, argv[0], &width)) return JUNDEF;
     else pad = jto_str(rt, jbinary(rt, JOP_MUL, jstr_lit(rt, " "), jint(width)));
-    s = jto_str(rt, jbinary(rt, JOP_ADD, v, jstr_lit(rt, "\n")));       /* so that a last newline is a line of its own */
+    s = jto_str(rt, jbinary(rt, JOP_ADD, v, jstr_lit(rt, "\n"))); /* so that a last newline is a line of its own */
     lines = jtext_splitlines(rt, s, false);
     jbuf_init(&buf, rt);
     if (jfilter_flag(argv[1], false)) jbuf_add_range(&buf, pad, 0, pad->len);
@@ -136,7 +137,8 @@ FILTER(indent)
 FILTER(format)
 {
     JUNUSED;
-    if (args->n_pos && args->n_kw) return jrt_fail(rt, "can't handle positional and keyword arguments at the same time");
+    if (args->n_pos && args->n_kw)
+        return jrt_fail(rt, "can't handle positional and keyword arguments at the same time");
     return jformat_percent(rt, str_of(rt, v), args);
 }
 
@@ -170,7 +172,8 @@ FILTER(wordcount)
 
 FILTER(truncate)
 {
-    const struct jstr *s = str_of(rt, v), *end = jgiven(argv[2]) ? str_of(rt, argv[2]) : &(struct jstr){ .data = "...", .len = 3 };
+    const struct jstr *s = str_of(rt, v),
+                      *end = jgiven(argv[2]) ? str_of(rt, argv[2]) : &(struct jstr){ .data = "...", .len = 3 };
     int64_t length = 255, leeway = 5, chars = (int64_t)jstr_chars(s), end_chars = (int64_t)jstr_chars(end);
     struct jbuf buf;
     size_t keep;
@@ -193,8 +196,8 @@ FILTER(truncate)
 }
 
 /* ---- numbers ---- */
-/* The text as Python's int() and float() take it: no white space around, single underscores between digits. NUL-terminated
- * in out; false if it can be no number. */
+/* The text as Python's int() and float() take it: no white space around, single underscores between digits.
+ * NUL-terminated in out; false if it can be no number. */
 static bool number_text(const struct jstr *s, char *out, size_t cap)
 {
     size_t from = jtext_lstrip(s->data, s->len), to = jtext_rstrip(s->data, s->len), n = 0;
@@ -235,7 +238,9 @@ static bool parse_int(const struct jstr *s, int base, int64_t *out)
     for (end = digits; *end; end++) {
         int d = *end <= '9' ? *end - '0' : (*end | 0x20) - 'a' + 10;
         if (d < 0 || d >= (base ? base : 10)) return false;
-        if (__builtin_mul_overflow(value, (uint64_t)(base ? base : 10), &value) || __builtin_add_overflow(value, (uint64_t)d, &value)) return false;
+        if (__builtin_mul_overflow(value, (uint64_t)(base ? base : 10), &value) ||
+            __builtin_add_overflow(value, (uint64_t)d, &value))
+            return false;
     }
     if (value > (uint64_t)INT64_MAX) return false;
     *out = negative ? -(int64_t)value : (int64_t)value;
@@ -250,13 +255,15 @@ static bool parse_float(const struct jstr *s, double *out)
     if (!number_text(s, text, sizeof(text))) return false;
     if (*digits == '-' || *digits == '+') digits++;
     if (digits[0] == '0' && (digits[1] | 0x20) == 'x') return false;
-    if ((*digits < '0' || *digits > '9') && *digits != '.' && strcasecmp(digits, "inf") != 0 && strcasecmp(digits, "infinity") != 0 &&
-        strcasecmp(digits, "nan") != 0) return false;
+    if ((*digits < '0' || *digits > '9') && *digits != '.' && strcasecmp(digits, "inf") != 0 &&
+        strcasecmp(digits, "infinity") != 0 && strcasecmp(digits, "nan") != 0)
+        return false;
     *out = strtod(text, &end);
     return *end == 0 && end != text;
 }
 
-static uint8_t number_origin(struct jval v) { return jis_str(v) ? (jstr_all_template(v.s) ? JO_TEMPLATE : JO_CLIENT) : v.origin; }
+static uint8_t number_origin(struct jval v)
+{ return jis_str(v) ? (jstr_all_template(v.s) ? JO_TEMPLATE : JO_CLIENT) : v.origin; }
 
 static struct jval from_origin(struct jval number, struct jval of)
 {
@@ -280,7 +287,8 @@ FILTER(int)
     if (v.kind == JK_UNDEFINED) return jundef_fail(rt, v);
     if (!jfilter_int(rt, argv[1], &base)) return JUNDEF;
     if (jis_int(v)) return from_origin(jint(jint_of(v)), v);
-    if (jis_str(v) && (base == 0 || (base >= 2 && base <= 36)) && parse_int(v.s, (int)base, &i)) return from_origin(jint(i), v);
+    if (jis_str(v) && (base == 0 || (base >= 2 && base <= 36)) && parse_int(v.s, (int)base, &i))
+        return from_origin(jint(i), v);
     if (v.kind == JK_FLOAT && isinf(v.f)) return jrt_fail(rt, "cannot convert float infinity to integer");
     if (v.kind == JK_FLOAT) f = v.f;
     else if (!jis_str(v) || !parse_float(v.s, &f)) return fallback;
@@ -329,7 +337,8 @@ static struct jval round_common(struct jrt *rt, struct jval v, int64_t precision
         double unit = pow(10, (double)-precision);
         return jfloat(rint(v.f / unit) * unit);
     }
-    snprintf(text, sizeof(text), "%.*f", (int)(precision > 150 ? 150 : precision), v.f);     /* exact half-even, as repr rounds */
+    snprintf(text, sizeof(text), "%.*f", (int)(precision > 150 ? 150 : precision),
+             v.f); /* exact half-even, as repr rounds */
     return jfloat(strtod(text, NULL));
 }
 
@@ -341,7 +350,8 @@ FILTER(round)
     if (!jfilter_int(rt, argv[0], &precision)) return JUNDEF;
     if (v.kind == JK_UNDEFINED) return jundef_fail(rt, v);
     if (!jis_num(v)) return jrt_fail(rt, "type %s doesn't define __round__ method", jkind_name(v));
-    bool ceiling = jis_str(argv[1]) && jstr_is(argv[1].s, "ceil"), flooring = jis_str(argv[1]) && jstr_is(argv[1].s, "floor");
+    bool ceiling = jis_str(argv[1]) && jstr_is(argv[1].s, "ceil"),
+         flooring = jis_str(argv[1]) && jstr_is(argv[1].s, "floor");
     if (jgiven(argv[1]) && !ceiling && !flooring && !(jis_str(argv[1]) && jstr_is(argv[1].s, "common")))
         return jrt_fail(rt, "method must be common, ceil or floor");
     if (!ceiling && !flooring) return from_origin(round_common(rt, v, precision), v);

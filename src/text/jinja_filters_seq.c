@@ -11,7 +11,8 @@ struct getter { const struct jstr *path; struct jval index, fallback; bool fold_
 
 static bool getter_init(struct jrt *rt, struct getter *getter, struct jval attribute, bool fold_case, bool many)
 {
-    *getter = (struct getter){ .index = { .kind = JK_MISSING }, .fallback = { .kind = JK_MISSING }, .fold_case = fold_case, .many = many };
+    *getter = (struct getter){
+        .index = { .kind = JK_MISSING }, .fallback = { .kind = JK_MISSING }, .fold_case = fold_case, .many = many};
     if (!jgiven(attribute) || attribute.kind == JK_NONE) return true;
     if (attribute.kind == JK_UNDEFINED) jundef_fail(rt, attribute);
     else if (jis_str(attribute)) getter->path = attribute.s;
@@ -76,7 +77,8 @@ FILTER(first)
 
     JUNUSED;
     if (v.kind == JK_ITER)
-        return v.iter->pos < v.iter->items->n ? v.iter->items->items[v.iter->pos++] : jundefined(rt, "No first item, sequence was empty.");
+        return v.iter->pos < v.iter->items->n ? v.iter->items->items[v.iter->pos++]
+                                              : jundefined(rt, "No first item, sequence was empty.");
     if (v.kind == JK_STR && v.s->len) return jgetitem(rt, v, jint(0));
     items = jitems(rt, v);
     if (!items) return JUNDEF;
@@ -135,7 +137,8 @@ FILTER(join)
     if (!items || !getter_init(rt, &getter, argv[1], false, false)) return JUNDEF;
     list = jlist_new(rt, items->n);
     for (size_t i = 0; i < items->n && !rt->rc; i++) *jlist_at(list, i) = get_key(rt, &getter, items->items[i]);
-    return rt->rc ? JUNDEF : jtext_join(rt, jgiven(argv[0]) ? jto_str(rt, argv[0]) : &(struct jstr){ .data = "" }, list.list, false);
+    const struct jstr *sep = jgiven(argv[0]) ? jto_str(rt, argv[0]) : &(struct jstr){ .data = "" };
+    return rt->rc ? JUNDEF : jtext_join(rt, sep, list.list, false);
 }
 
 FILTER(batch)
@@ -155,7 +158,8 @@ FILTER(batch)
         bool fills = have < (size_t)size && jgiven(argv[1]) && argv[1].kind != JK_NONE;
         if (fills && size > JRT_MAX_RANGE) return jrt_fail(rt, "batch too long");
         struct jval row = jlist_wrap(rt, JK_LIST, NULL, fills ? (size_t)size : have);
-        for (size_t k = 0; !rt->rc && k < row.list->n; k++) *jlist_at(row, k) = k < have ? items->items[from + k] : argv[1];
+        for (size_t k = 0; !rt->rc && k < row.list->n; k++)
+            *jlist_at(row, k) = k < have ? items->items[from + k] : argv[1];
         *jlist_at(list, i) = row;
     }
     return jiter_new(rt, list);
@@ -168,7 +172,8 @@ static struct jargs rest_of(const struct jargs *args, size_t from)
 }
 
 /* The filter or test named by args->pos[at]. */
-static const struct jdef *named(struct jrt *rt, const struct jargs *args, size_t at, const struct jdef *(*find)(const char *), const char *what)
+static const struct jdef *named(struct jrt *rt, const struct jargs *args, size_t at,
+                                const struct jdef *(*find)(const char *), const char *what)
 {
     const struct jdef *def = NULL;
     char name[64];
@@ -207,7 +212,8 @@ FILTER(map)
     JUNUSED;
     if (!jtruth(v)) return jiter_new(rt, jlist_new(rt, 0));
     if (!(items = jitems(rt, v))) return JUNDEF;
-    if (args->n_pos ? !(def = named(rt, args, 0, jfilter_find, "filter")) : !map_by_attribute(rt, args, &getter)) return JUNDEF;
+    if (args->n_pos ? !(def = named(rt, args, 0, jfilter_find, "filter")) : !map_by_attribute(rt, args, &getter))
+        return JUNDEF;
     struct jargs rest = args->n_pos ? rest_of(args, 1) : *args;
     list = jlist_new(rt, items->n);
     for (size_t i = 0; i < items->n && !rt->rc; i++)
@@ -227,13 +233,16 @@ static struct jval pick(struct jrt *rt, struct jval v, const struct jargs *args,
 
     if (!jtruth(v)) return jiter_new(rt, jlist_new(rt, 0));
     if (by_attribute && args->n_pos == 0) return jrt_fail(rt, "Missing parameter for attribute name");
-    if (!(items = jitems(rt, v)) || !getter_init(rt, &getter, by_attribute ? args->pos[0] : (struct jval){ .kind = JK_MISSING }, false, false)) return JUNDEF;
+    if (!(items = jitems(rt, v)) ||
+        !getter_init(rt, &getter, by_attribute ? args->pos[0] : (struct jval){ .kind = JK_MISSING }, false, false))
+        return JUNDEF;
     if (args->n_pos > off && !(def = named(rt, args, off, jtest_find, "test"))) return JUNDEF;
     struct jargs rest = def ? rest_of(args, off + 1) : *args;
     list = jlist_new(rt, items->n);
     for (size_t i = 0; i < items->n && jrt_charge(rt, 1); i++) {
         struct jval key = get_key(rt, &getter, items->items[i]);
-        if (jtruth(def ? jcall_def(rt, def, key, &rest) : key) == wanted && !rt->rc) *jlist_at(list, n++) = items->items[i];
+        if (jtruth(def ? jcall_def(rt, def, key, &rest) : key) == wanted && !rt->rc)
+            *jlist_at(list, n++) = items->items[i];
     }
     if (rt->rc || !(kept = jrt_alloc(rt, 1, sizeof(*kept)))) return JUNDEF;
     *kept = (struct jlist){ .items = list.list->items, .n = n };
@@ -367,7 +376,8 @@ FILTER(sum)
     JUNUSED;
     if (!items || !getter_init(rt, &getter, argv[0], false, false)) return JUNDEF;
     if (jis_str(total)) return jrt_fail(rt, "sum() can't sum strings [use ''.join(seq) instead]");
-    for (size_t i = 0; i < items->n && !rt->rc; i++) total = jbinary(rt, JOP_ADD, total, get_key(rt, &getter, items->items[i]));
+    for (size_t i = 0; i < items->n && !rt->rc; i++)
+        total = jbinary(rt, JOP_ADD, total, get_key(rt, &getter, items->items[i]));
     return total;
 }
 

@@ -60,7 +60,10 @@ static void add_number(struct jbuf *buf, struct jval v, const struct spec *spec,
     bool is_int = strchr("dxXo", conv) != NULL;
     int width = spec->width > 200 ? 200 : spec->width, precision = spec->precision > 200 ? 200 : spec->precision;
 
-    if (is_int && conv != 'd' && jint_of(v) < 0) { jrt_fail(buf->rt, "negative numbers in %%%c are not supported", conv); return; }
+    if (is_int && conv != 'd' && jint_of(v) < 0) {
+        jrt_fail(buf->rt, "negative numbers in %%%c are not supported", conv);
+        return;
+    }
     fmt[n++] = '%';
     if (spec->left) fmt[n++] = '-';
     if (spec->plus) fmt[n++] = '+';
@@ -95,7 +98,10 @@ static void add_conversion(struct jbuf *buf, struct jval v, const struct spec *s
         v = jint((int64_t)v.f);
         v.origin = origin;
     }
-    if (strchr("xXo", conv) && v.kind == JK_FLOAT) { jrt_fail(rt, "%%%c format: an integer is required, not float", conv); return; }
+    if (strchr("xXo", conv) && v.kind == JK_FLOAT) {
+        jrt_fail(rt, "%%%c format: an integer is required, not float", conv);
+        return;
+    }
     add_number(buf, v, spec, conv);
 }
 
@@ -108,8 +114,10 @@ static const struct jval *key_arg(struct jrt *rt, const struct jstr *fmt, size_t
     if (!close) { jrt_fail(rt, "incomplete format key"); return NULL; }
     len = (size_t)(close - (fmt->data + *i));
     for (size_t k = 0; k < args->n_kw && !found; k++)
-        if (strlen(args->kw[k].name) == len && memcmp(args->kw[k].name, fmt->data + *i, len) == 0) found = &args->kw[k].value;
-    if (!found && args->n_pos == 1 && args->pos[0].kind == JK_DICT) found = jdict_find(args->pos[0].dict, fmt->data + *i, len);
+        if (strlen(args->kw[k].name) == len && memcmp(args->kw[k].name, fmt->data + *i, len) == 0)
+            found = &args->kw[k].value;
+    if (!found && args->n_pos == 1 && args->pos[0].kind == JK_DICT)
+        found = jdict_find(args->pos[0].dict, fmt->data + *i, len);
     if (!found) jrt_fail(rt, "format key not found");
     *i += len + 1;
     return found;
@@ -150,14 +158,18 @@ struct jval jformat_percent(struct jrt *rt, const struct jstr *fmt, const struct
 }
 
 /* One replacement field: a position, a name or nothing, and no conversions or format of its own. */
-static const struct jval *field_arg(struct jrt *rt, const char *name, size_t len, size_t *used, const struct jargs *args)
+static const struct jval *field_arg(struct jrt *rt, const char *name, size_t len, size_t *used,
+                                    const struct jargs *args)
 {
     size_t index = 0;
 
     if (len == 0) index = (*used)++;
     else if (name[0] >= '0' && name[0] <= '9')
         for (size_t i = 0; i < len && index < 1000; i++) {
-            if (name[i] < '0' || name[i] > '9') { jrt_fail(rt, "format fields with a format of their own are not supported"); return NULL; }
+            if (name[i] < '0' || name[i] > '9') {
+                jrt_fail(rt, "format fields with a format of their own are not supported");
+                return NULL;
+            }
             index = index * 10 + (size_t)(name[i] - '0');
         }
     else {
@@ -205,7 +217,12 @@ struct jval jescape(struct jrt *rt, const struct jstr *s)
     jbuf_init(&buf, rt);
     for (size_t i = 0; i < s->len && !rt->rc; i++) {
         char c = s->data[i];
-        const char *text = c == '&' ? "&amp;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '\'' ? "&#39;" : c == '"' ? "&#34;" : NULL;
+        const char *text = c == '&'    ? "&amp;"
+                           : c == '<'  ? "&lt;"
+                           : c == '>'  ? "&gt;"
+                           : c == '\'' ? "&#39;"
+                           : c == '"'  ? "&#34;"
+                                       : NULL;
         if (!text) continue;
         jbuf_add_range(&buf, s, plain, i);
         jbuf_puts(&buf, text, jstr_origin_at(s, i));

@@ -24,13 +24,15 @@ static struct jval global_range(struct jrt *rt, struct jval self, const struct j
     (void)self;
     (void)args;
     if (!range) return JUNDEF;
-    if (!jgiven(argv[1]) ? !int_arg(rt, argv[0], &stop) : !int_arg(rt, argv[0], &start) || !int_arg(rt, argv[1], &stop)) return JUNDEF;
+    if (!jgiven(argv[1]) ? !int_arg(rt, argv[0], &stop) : !int_arg(rt, argv[0], &start) || !int_arg(rt, argv[1], &stop))
+        return JUNDEF;
     if (!int_arg(rt, argv[2], &step)) return JUNDEF;
     if (step == 0) return jrt_fail(rt, "range() arg 3 must not be zero");
     if (__builtin_sub_overflow(stop, start, &span)) return jrt_fail(rt, "range too big");
     if (step > 0 && span > 0) n = ((uint64_t)span - 1) / (uint64_t)step + 1;
     if (step < 0 && span < 0) n = (-(uint64_t)span - 1) / -(uint64_t)step + 1;
-    if (n > JRT_MAX_RANGE) return jrt_fail(rt, "Range too big. The sandbox blocks ranges larger than MAX_RANGE (%d).", JRT_MAX_RANGE);
+    if (n > JRT_MAX_RANGE)
+        return jrt_fail(rt, "Range too big. The sandbox blocks ranges larger than MAX_RANGE (%d).", JRT_MAX_RANGE);
     *range = (struct jrange){ .start = start, .stop = stop, .step = step, .n = (size_t)n };
     return (struct jval){ .kind = JK_RANGE, .range = range };
 }
@@ -96,7 +98,8 @@ static struct jval global_raise(struct jrt *rt, struct jval self, const struct j
     return JUNDEF;
 }
 
-static struct jval global_strftime_now(struct jrt *rt, struct jval self, const struct jval *argv, const struct jargs *args)
+static struct jval global_strftime_now(struct jrt *rt, struct jval self, const struct jval *argv,
+                                       const struct jargs *args)
 {
     time_t now = (time_t)rt->now_s;
     struct tm tm;
@@ -106,7 +109,8 @@ static struct jval global_strftime_now(struct jrt *rt, struct jval self, const s
     (void)self;
     (void)args;
     if (!jis_str(argv[0])) return jrt_fail(rt, "strftime() argument 1 must be str, not %s", jkind_name(argv[0]));
-    if (argv[0].s->len >= sizeof(fmt) || memchr(argv[0].s->data, 0, argv[0].s->len)) return jrt_fail(rt, "bad strftime format");
+    if (argv[0].s->len >= sizeof(fmt) || memchr(argv[0].s->data, 0, argv[0].s->len))
+        return jrt_fail(rt, "bad strftime format");
     memcpy(fmt, argv[0].s->data, argv[0].s->len);
     fmt[argv[0].s->len] = 0;
     if (!localtime_r(&now, &tm)) return jrt_fail(rt, "time is out of range");

@@ -1,5 +1,6 @@
 /* jinja_json.c - cJSON trees -> values, values -> JSON text as Python's json.dumps writes it.
- * Includes cJSON.h to walk children; scalars are read through <sluice/json.h>, which knows about NULs and big integers. */
+ * Includes cJSON.h to walk children; scalars are read through <sluice/json.h>, which knows about NULs and big
+ * integers. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -246,7 +247,8 @@ struct jval jval_to_json(struct jrt *rt, struct jval v, const struct jval *argv)
 {
     static const struct jstr comma = { .data = ",", .len = 1 }, comma_space = { .data = ", ", .len = 2 },
                              colon_space = { .data = ": ", .len = 2 };
-    struct writer w = { .ascii = jtruth(argv[0]), .sort_keys = jtruth(argv[3]), .item_sep = &comma_space, .key_sep = &colon_space };
+    struct writer w = {
+        .ascii = jtruth(argv[0]), .sort_keys = jtruth(argv[3]), .item_sep = &comma_space, .key_sep = &colon_space};
 
     jbuf_init(&w.buf, rt);
     if (jgiven(argv[1]) && argv[1].kind != JK_NONE) {

@@ -374,7 +374,8 @@ static void lex_root(struct lexer *lex)
     size_t tag = lex->pos;
     char sign = 0;
 
-    while (tag < lex->len && !(lex->src[tag] == '{' && (at(lex, tag, "{{") || at(lex, tag, "{%") || at(lex, tag, "{#"))))
+    while (tag < lex->len &&
+           !(lex->src[tag] == '{' && (at(lex, tag, "{{") || at(lex, tag, "{%") || at(lex, tag, "{#"))))
         tag++;
     if (tag >= lex->len) {
         emit_data(lex, lex->len, '+', false);
@@ -416,7 +417,8 @@ int jlex_run(struct jtokens *tokens, struct arena *arena, const char *source, si
 {
     struct lexer lex = { .tokens = tokens, .arena = arena, .err = err, .line = 1, .line_starting = true };
 
-    if (len > JINJA_MAX_SOURCE) return err_set(err, ERR_TEMPLATE, "chat template of %zu bytes, limit %d", len, JINJA_MAX_SOURCE);
+    if (len > JINJA_MAX_SOURCE)
+        return err_set(err, ERR_TEMPLATE, "chat template of %zu bytes, limit %d", len, JINJA_MAX_SOURCE);
     if (!utf8_valid(source, len)) return err_set(err, ERR_TEMPLATE, "chat template is not valid UTF-8");
     if (normalise(&lex, source, len) < 0) return lex.rc;
     while (!lex.rc && lex.pos < lex.len) lex_root(&lex);

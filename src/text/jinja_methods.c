@@ -1,12 +1,13 @@
-/* jinja_methods.c - the methods of str, dict, list, tuple and loop that templates may call. What Python has and this engine
- * has not is listed in missing_methods, so that using it fails by name instead of being undefined. */
+/* jinja_methods.c - the methods of str, dict, list, tuple and loop that templates may call. What Python has
+ * and this engine has not is listed in missing_methods, so that using it fails by name instead of being undefined. */
 #include <string.h>
 
 #include "jinja_ast.h"
 #include "jinja_text.h"
 #include "jinja_unicode.h"
 
-#define METHOD(name) static struct jval m_##name(struct jrt *rt, struct jval self, const struct jval *argv, const struct jargs *args)
+#define METHOD(name)                                                                                                   \
+    static struct jval m_##name(struct jrt *rt, struct jval self, const struct jval *argv, const struct jargs *args)
 #define UNUSED (void)rt, (void)self, (void)argv, (void)args
 
 /* ---- arguments ---- */
@@ -35,7 +36,8 @@ static int64_t int_or(struct jrt *rt, struct jval v, int64_t fallback)
 }
 
 /* self[start:end] of find, count, startswith ... in bytes; false: an empty range that starts past the end. */
-static bool byte_range(struct jrt *rt, const struct jstr *s, struct jval start, struct jval end, size_t *from, size_t *to)
+static bool byte_range(struct jrt *rt, const struct jstr *s, struct jval start, struct jval end, size_t *from,
+                       size_t *to)
 {
     int64_t chars, a = 0, b;
 
@@ -105,7 +107,7 @@ static int64_t find_chars(struct jrt *rt, const struct jstr *s, const struct jva
     size_t from, to, hit = SIZE_MAX;
 
     if (!byte_range(rt, s, argv[1], argv[2], &from, &to) || rt->rc || needle->len > to - from) return -1;
-    jrt_charge(rt, s->len / 16);
+    if (!jrt_charge(rt, (s->len / 64 + 1) * (needle->len / 64 + 1))) return -1;     /* rfind compares at every place */
     struct jstr window = { .data = s->data, .len = to };
     if (!last) {
         hit = jstr_find(&window, from, needle);
@@ -138,7 +140,8 @@ METHOD(count)
     if (!byte_range(rt, self.s, argv[1], argv[2], &from, &to) || rt->rc) return jint(0);
     struct jstr window = { .data = self.s->data, .len = to };
     jrt_charge(rt, to / 64);
-    if (needle->len == 0) return jint((int64_t)jstr_chars(&(struct jstr){ .data = window.data + from, .len = to - from }) + 1);
+    if (needle->len == 0)
+        return jint((int64_t)jstr_chars(&(struct jstr){ .data = window.data + from, .len = to - from }) + 1);
     while ((from = jstr_find(&window, from, needle)) != SIZE_MAX) {
         n++;
         from += needle->len;
@@ -294,7 +297,7 @@ METHOD(get)
     const struct jval *found;
 
     UNUSED;
-    if (!jhashable(argv[0])) return jrt_fail(rt, "unhashable type: '%s'", jkind_name(argv[0]));
+    if (!jhashable(rt, argv[0])) return jrt_fail(rt, "unhashable type: '%s'", jkind_name(argv[0]));
     found = jdict_get(rt, self.dict, argv[0]);
     return found ? *found : jgiven(argv[1]) ? argv[1] : JNONE;
 }

@@ -211,7 +211,8 @@ static struct jnode *parse_body(struct jparser *p, const char *const *ends)
             jparse_fail(p, ERR_TEMPLATE, "unexpected token");
         }
     }
-    if (ends && jparse_tok(p)->kind == JT_EOF) jparse_fail(p, ERR_TEMPLATE, "unexpected end of template, expected %s", ends[0]);
+    if (ends && jparse_tok(p)->kind == JT_EOF)
+        jparse_fail(p, ERR_TEMPLATE, "unexpected end of template, expected %s", ends[0]);
     p->nest--;
     return body;
 }
@@ -414,7 +415,8 @@ static struct jnode *parse_statement(struct jparser *p)
         jparse_next(p);
         return statements[i].parse(p);
     }
-    if (tok->kind == JT_NAME) jparse_fail(p, ERR_TEMPLATE, "unknown tag '%.*s'", (int)(tok->len < 64 ? tok->len : 64), tok->text);
+    if (tok->kind == JT_NAME)
+        jparse_fail(p, ERR_TEMPLATE, "unknown tag '%.*s'", (int)(tok->len < 64 ? tok->len : 64), tok->text);
     else jparse_fail(p, ERR_TEMPLATE, "tag name expected");
     return &p->dummy;
 }

@@ -1,4 +1,5 @@
-/* jinja_parse.h - what the two halves of the parser share: jinja_parse.c (statements), jinja_parse_expr.c (expressions). */
+/* jinja_parse.h - what the two halves of the parser share: jinja_parse.c (statements), jinja_parse_expr.c
+ * (expressions). */
 #ifndef TEXT_JINJA_PARSE_H
 #define TEXT_JINJA_PARSE_H
 

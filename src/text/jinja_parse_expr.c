@@ -1,5 +1,6 @@
 /* jinja_parse_expr.c - expressions by recursive descent, precedence as in jinja2 (lowest first):
- *   a if b else c · or · and · not · comparisons · + - · ~ · * / // % · ** · unary · .x [x] (x) · | filter, is test */
+ *   a if b else c · or · and · not · comparisons · + - · ~ · * / // % · ** · unary · .x [x] (x)
+ *   · | filter, is test */
 #include "jinja_parse.h"
 
 #include <string.h>
@@ -321,7 +322,8 @@ static struct jnode *parse_product(struct jparser *p)
 {
     struct jnode *left = parse_pow(p);
 
-    while (jparse_is_op(p, JOP_MUL) || jparse_is_op(p, JOP_DIV) || jparse_is_op(p, JOP_FLOORDIV) || jparse_is_op(p, JOP_MOD)) {
+    while (jparse_is_op(p, JOP_MUL) || jparse_is_op(p, JOP_DIV) || jparse_is_op(p, JOP_FLOORDIV) ||
+           jparse_is_op(p, JOP_MOD)) {
         uint8_t op = jparse_next(p)->op;
         left = binary(p, op, left, parse_pow(p));
     }

@@ -1,6 +1,6 @@
 /* jinja_str.c - strings whose bytes know their origin.
- * A string of one origin keeps one byte for all; a mixed one has an origin byte beside every text byte. Slices share the
- * memory of what they were cut from. */
+ * A string of one origin keeps one byte for all; a mixed one has an origin byte beside every text byte. Slices
+ * share the memory of what they were cut from. */
 #include "jinja_value.h"
 
 #include <inttypes.h>
@@ -206,7 +206,8 @@ static void add_str_repr(struct jbuf *buf, const struct jstr *s)
         uint32_t cp = jcp_next(s->data + i, s->len - i, &n);
         char text[16];
         if (cp == (uint32_t)quote || cp == '\\') snprintf(text, sizeof(text), "\\%c", (char)cp);
-        else if (cp == '\n' || cp == '\r' || cp == '\t') snprintf(text, sizeof(text), "\\%c", cp == '\n' ? 'n' : cp == '\r' ? 'r' : 't');
+        else if (cp == '\n' || cp == '\r' || cp == '\t')
+            snprintf(text, sizeof(text), "\\%c", cp == '\n' ? 'n' : cp == '\r' ? 'r' : 't');
         else if (jcp_printable(cp)) { jbuf_add(buf, s->data + i, n, origin); continue; }
         else snprintf(text, sizeof(text), cp < 0x100 ? "\\x%02x" : cp < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)cp);
         jbuf_puts(buf, text, origin);
@@ -277,8 +278,11 @@ void jbuf_add_repr(struct jbuf *buf, struct jval v)
     case JK_INT: snprintf(text, sizeof(text), "%" PRId64, v.i); break;
     case JK_FLOAT: jfloat_repr(v.f, text); break;
     case JK_RANGE:
-        if (v.range->step == 1) snprintf(text, sizeof(text), "range(%" PRId64 ", %" PRId64 ")", v.range->start, v.range->stop);
-        else snprintf(text, sizeof(text), "range(%" PRId64 ", %" PRId64 ", %" PRId64 ")", v.range->start, v.range->stop, v.range->step);
+        if (v.range->step == 1)
+            snprintf(text, sizeof(text), "range(%" PRId64 ", %" PRId64 ")", v.range->start, v.range->stop);
+        else
+            snprintf(text, sizeof(text), "range(%" PRId64 ", %" PRId64 ", %" PRId64 ")", v.range->start, v.range->stop,
+                     v.range->step);
         break;
     case JK_MACRO:
         jbuf_puts(buf, "<Macro '", JO_TEMPLATE);

@@ -4,7 +4,8 @@
 #include "jinja_ast.h"
 #include "jinja_unicode.h"
 
-#define TEST(name) static struct jval test_##name(struct jrt *rt, struct jval v, const struct jval *argv, const struct jargs *args)
+#define TEST(name)                                                                                                     \
+    static struct jval test_##name(struct jrt *rt, struct jval v, const struct jval *argv, const struct jargs *args)
 #define UNUSED3 (void)rt, (void)argv, (void)args
 
 TEST(defined) { UNUSED3; return jbool(v.kind != JK_UNDEFINED); }
@@ -24,8 +25,8 @@ TEST(escaped) { UNUSED3; return jbool(v.kind == JK_STR && v.s->markup); }
 TEST(sequence)
 {
     UNUSED3;
-    return jbool(v.kind == JK_UNDEFINED || v.kind == JK_STR || v.kind == JK_LIST || v.kind == JK_TUPLE || v.kind == JK_DICT ||
-                 v.kind == JK_RANGE);
+    return jbool(v.kind == JK_UNDEFINED || v.kind == JK_STR || v.kind == JK_LIST || v.kind == JK_TUPLE ||
+                 v.kind == JK_DICT || v.kind == JK_RANGE);
 }
 
 TEST(callable)

@@ -64,7 +64,8 @@ static void add_lower(struct jbuf *buf, uint32_t cp, uint8_t origin)
     jbuf_add_cp(buf, jcp_to_lower(cp), origin);
 }
 
-static bool is_cased(uint32_t cp) { return jcp_upper(cp) || jcp_lower(cp) || jcp_to_lower(cp) != cp || jcp_to_upper(cp) != cp; }
+static bool is_cased(uint32_t cp)
+{ return jcp_upper(cp) || jcp_lower(cp) || jcp_to_lower(cp) != cp || jcp_to_upper(cp) != cp; }
 
 /* A capital sigma is written as a final one after a letter and before no letter. */
 static bool is_final_sigma(const struct jstr *s, size_t at, size_t len, bool after_letter)
@@ -114,11 +115,13 @@ struct jval jtext_reverse(struct jrt *rt, const struct jstr *s)
         jbuf_add_range(&buf, s, start, end);
         end = start;
     }
+    buf.markup = s->markup;
     return jbuf_take(&buf);
 }
 
 /* ---- replace, join ---- */
-struct jval jtext_replace(struct jrt *rt, const struct jstr *s, const struct jstr *old, const struct jstr *new_text, int64_t count)
+struct jval jtext_replace(struct jrt *rt, const struct jstr *s, const struct jstr *old, const struct jstr *new_text,
+                          int64_t count)
 {
     size_t from = 0;
     struct jbuf buf;
@@ -250,7 +253,7 @@ struct jval jtext_rsplit(struct jrt *rt, const struct jstr *s, const struct jstr
     size_t end = s->len;
 
     if (sep && sep->len == 0) return jrt_fail(rt, "empty separator");
-    jrt_charge(rt, s->len / 16);
+    if (!jrt_charge(rt, (s->len / 64 + 1) * ((sep ? sep->len : 0) / 64 + 1))) return JUNDEF;
     if (!sep) {
         rsplit_space(&pieces, s, max);
         return take_pieces(&pieces, true);

@@ -147,13 +147,16 @@ int jcompare(struct jrt *rt, struct jval a, struct jval b)
     return 0;
 }
 
-bool jhashable(struct jval v)
+bool jhashable(struct jrt *rt, struct jval v)
 {
-    if (v.kind == JK_LIST || v.kind == JK_DICT) return false;
-    if (v.kind == JK_TUPLE)
-        for (size_t i = 0; i < v.list->n; i++)
-            if (!jhashable(v.list->items[i])) return false;
-    return true;
+    bool hashable = true;
+
+    if (v.kind != JK_TUPLE) return v.kind != JK_LIST && v.kind != JK_DICT;
+    if (++rt->depth > JRT_MAX_DEPTH) jrt_fail(rt, "nested too deep");
+    for (size_t i = 0; hashable && i < v.list->n && jrt_charge(rt, 1); i++)
+        hashable = jhashable(rt, v.list->items[i]);
+    rt->depth--;
+    return hashable;
 }
 
 bool jcontains(struct jrt *rt, struct jval container, struct jval item)
@@ -167,7 +170,7 @@ bool jcontains(struct jrt *rt, struct jval container, struct jval item)
         return jstr_find(container.s, 0, item.s) != SIZE_MAX;
     }
     if (container.kind == JK_DICT) {
-        if (!jhashable(item)) jrt_fail(rt, "unhashable type: '%s'", jkind_name(item));
+        if (!jhashable(rt, item)) jrt_fail(rt, "unhashable type: '%s'", jkind_name(item));
         return jdict_get(rt, container.dict, item) != NULL;
     }
     if (container.kind == JK_ITER) {             /* reads up to the hit, as Python's iterators */
@@ -224,7 +227,14 @@ struct jval jiter_new(struct jrt *rt, struct jval list)
 bool jiterable(struct jval v)
 {
     switch (v.kind) {
-    case JK_UNDEFINED: case JK_STR: case JK_LIST: case JK_TUPLE: case JK_DICT: case JK_VIEW: case JK_ITER: case JK_RANGE:
+    case JK_UNDEFINED:
+    case JK_STR:
+    case JK_LIST:
+    case JK_TUPLE:
+    case JK_DICT:
+    case JK_VIEW:
+    case JK_ITER:
+    case JK_RANGE:
     case JK_LOOP:
         return true;
     default:
@@ -239,7 +249,9 @@ static struct jval str_items(struct jrt *rt, const struct jstr *s)
 
     for (size_t i = 0; i < n && !rt->rc; i++, at += cp_len) {
         jcp_next(s->data + at, s->len - at, &cp_len);
-        *jlist_at(list, i) = jstr_sub(rt, s, at, at + cp_len);
+        struct jstr plain = *s;                  /* the letters of markup are plain text in Python */
+        plain.markup = false;
+        *jlist_at(list, i) = jstr_sub(rt, &plain, at, at + cp_len);
     }
     return list;
 }
@@ -324,7 +336,7 @@ bool jdict_set(struct jrt *rt, struct jval v, struct jval key, struct jval value
     struct jdict *dict = v.dict;
 
     if (rt->rc) return false;
-    if (!jhashable(key)) {
+    if (!jhashable(rt, key)) {
         jrt_fail(rt, "unhashable type: '%s'", jkind_name(key));
         return false;
     }
@@ -355,7 +367,8 @@ static struct jval undefined_new(struct jrt *rt, const char *hint, uint8_t of_ki
 }
 
 struct jval jundefined(struct jrt *rt, const char *hint) { return undefined_new(rt, hint, 0, NULL); }
-struct jval jundefined_of(struct jrt *rt, struct jval obj, const struct jstr *name) { return undefined_new(rt, NULL, obj.kind, name); }
+struct jval jundefined_of(struct jrt *rt, struct jval obj, const struct jstr *name)
+{ return undefined_new(rt, NULL, obj.kind, name); }
 
 struct jval jundef_fail(struct jrt *rt, struct jval undef)
 {
@@ -365,7 +378,8 @@ struct jval jundef_fail(struct jrt *rt, struct jval undef)
     if (why->hint) return jrt_fail(rt, "%s", why->hint);
     int len = why->name->len < 200 ? (int)why->name->len : 200;
     if (why->of_kind == JK_MISSING) return jrt_fail(rt, "'%.*s' is undefined", len, why->name->data);
-    return jrt_fail(rt, "'%s%s' has no attribute '%.*s'", why->of_kind == JK_NONE ? "None" : jkind_name((struct jval){ .kind = why->of_kind }),
+    return jrt_fail(rt, "'%s%s' has no attribute '%.*s'",
+                    why->of_kind == JK_NONE ? "None" : jkind_name((struct jval){ .kind = why->of_kind }),
                     why->of_kind == JK_NONE ? "" : " object", len, why->name->data);
 }
 
@@ -374,7 +388,8 @@ struct jval jundef_fail(struct jrt *rt, struct jval undef)
 static bool is_mutator(struct jval obj, const struct jstr *name)
 {
     static const char *const of_dict[] = { "clear", "pop", "popitem", "setdefault", "update", NULL };
-    static const char *const of_list[] = { "append", "clear", "pop", "reverse", "insert", "sort", "extend", "remove", NULL };
+    static const char *const of_list[] = {"append", "clear",  "pop",    "reverse", "insert",
+                                          "sort",   "extend", "remove", NULL};
     const char *const *names = obj.kind == JK_DICT ? of_dict : obj.kind == JK_LIST ? of_list : NULL;
 
     for (; names && *names; names++)
@@ -448,7 +463,7 @@ struct jval jgetitem(struct jrt *rt, struct jval obj, struct jval index)
 
     if (rt->rc) return JUNDEF;
     if (obj.kind == JK_UNDEFINED) return jundef_fail(rt, obj);
-    if (obj.kind == JK_DICT && jhashable(index)) {
+    if (obj.kind == JK_DICT && jhashable(rt, index)) {
         const struct jval *found = jdict_get(rt, obj.dict, index);
         if (found) return *found;
     } else if ((obj.kind == JK_LIST || obj.kind == JK_TUPLE) && jis_int(index)) {
@@ -518,6 +533,7 @@ static struct jval slice_str(struct jrt *rt, const struct jstr *s, const struct 
     jbuf_init(&buf, rt);
     for (size_t i = 0; i < bounds.n && !rt->rc; i++)
         jbuf_add_value(&buf, *jlist_at(chars, (size_t)(bounds.from + (int64_t)i * bounds.step)));
+    buf.markup = s->markup;
     return jbuf_take(&buf);
 }
 
@@ -532,7 +548,8 @@ static struct jval slice_range(struct jrt *rt, const struct jrange *range, const
         __builtin_mul_overflow(range->step, bounds.from, &cut->start) ||
         __builtin_mul_overflow(range->step, bounds.to, &cut->stop) ||
         __builtin_add_overflow(range->start, cut->start, &cut->start) ||
-        __builtin_add_overflow(range->start, cut->stop, &cut->stop)) return jrt_fail(rt, "integer result beyond 64 bits");
+        __builtin_add_overflow(range->start, cut->stop, &cut->stop))
+        return jrt_fail(rt, "integer result beyond 64 bits");
     return (struct jval){ .kind = JK_RANGE, .range = cut };
 }
 

@@ -25,12 +25,12 @@ enum jorigin { JO_TEMPLATE, JO_CLIENT, JO_MARK /* the tag of continue_final_mess
 
 enum {
     JRT_MAX_STEPS = 1000000,
-    JRT_UNITS_PER_STEP = 16,               /* a statement, call or iteration costs a step; a node or 64 bytes one unit */
+    JRT_UNITS_PER_STEP = 16, /* a statement, call or iteration costs a step; a node or 64 bytes one unit */
     JRT_MAX_OUTPUT = 64 << 20,
-    JRT_MAX_CALLS = 64,                    /* macros inside macros */
-    JRT_MAX_DEPTH = 1200,                  /* nested evaluation, bounds the C stack */
-    JRT_MAX_MEMORY = 768 << 20,
-    JRT_MAX_RANGE = 100000,                /* as jinja2's sandbox */
+    JRT_MAX_CALLS = 64,   /* macros inside macros */
+    JRT_MAX_DEPTH = 1200, /* nested evaluation, bounds the C stack */
+    JRT_MAX_MEMORY = 512 << 20,
+    JRT_MAX_RANGE = 100000, /* as jinja2's sandbox */
     JDEF_MAX_PARAMS = 6
 };
 
@@ -117,7 +117,8 @@ static inline double jnum_of(struct jval v) { return v.kind == JK_FLOAT ? v.f : 
 static inline bool jgiven(struct jval v) { return v.kind != JK_MISSING; }
 
 /* ---- the run (jinja_value.c) ---- */
-struct jval jrt_fail(struct jrt *rt, const char *fmt, ...) __attribute__((format(printf, 2, 3)));  /* returns undefined */
+struct jval jrt_fail(struct jrt *rt, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));                    /* returns undefined */
 bool  jrt_charge(struct jrt *rt, size_t units);               /* false: out of fuel, rt->rc is set */
 void *jrt_alloc(struct jrt *rt, size_t n, size_t size);       /* zeroed; NULL: rt->rc is set */
 
@@ -131,7 +132,7 @@ int64_t jlength(struct jrt *rt, struct jval v);               /* -1: fails, no l
 /* All items; NULL: fails (not iterable). Reads a one-shot iterator to its end. */
 const struct jlist *jitems(struct jrt *rt, struct jval v);
 bool jiterable(struct jval v);
-bool jhashable(struct jval v);
+bool jhashable(struct jrt *rt, struct jval v);
 struct jval jlist_new(struct jrt *rt, size_t n);              /* items to be filled through jlist_at */
 struct jval *jlist_at(struct jval list, size_t i);
 struct jval jlist_wrap(struct jrt *rt, uint8_t kind, const struct jval *items, size_t n);   /* copies */
@@ -153,12 +154,13 @@ struct jval jstr_lit(struct jrt *rt, const char *text);
 struct jval jstr_sub(struct jrt *rt, const struct jstr *s, size_t from, size_t to);
 uint8_t jstr_origin_at(const struct jstr *s, size_t i);
 bool jstr_all_template(const struct jstr *s);
-size_t jstr_run(const struct jstr *s, size_t from, uint8_t *origin);     /* end of the run of one origin that starts at from */
+size_t jstr_run(const struct jstr *s, size_t from,
+                uint8_t *origin); /* end of the run of one origin that starts at from */
 int  jstr_compare(const struct jstr *a, const struct jstr *b);
 bool jstr_is(const struct jstr *s, const char *text);
 size_t jstr_find(const struct jstr *s, size_t from, const struct jstr *needle);             /* SIZE_MAX: absent */
 size_t jstr_chars(const struct jstr *s);                                 /* code points */
-size_t jstr_offset(const struct jstr *s, size_t from, size_t chars);     /* byte offset `chars` code points after from */
+size_t jstr_offset(const struct jstr *s, size_t from, size_t chars); /* byte offset `chars` code points after from */
 
 struct jbuf {                              /* a string in the making; the first failure is in rt->rc */
     struct jrt *rt;

@@ -8,8 +8,9 @@
 
 bool text_is_space(uint32_t cp)
 {
-    return (cp >= 9 && cp <= 13) || cp == 0x20 || cp == 0x85 || cp == 0xa0 || cp == 0x1680 || (cp >= 0x2000 && cp <= 0x200a) ||
-           cp == 0x2028 || cp == 0x2029 || cp == 0x202f || cp == 0x205f || cp == 0x3000;
+    return (cp >= 9 && cp <= 13) || cp == 0x20 || cp == 0x85 || cp == 0xa0 || cp == 0x1680 ||
+           (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 || cp == 0x2029 || cp == 0x202f || cp == 0x205f ||
+           cp == 0x3000;
 }
 
 bool text_is_word(uint32_t cp)
@@ -39,17 +40,20 @@ static int codepoints_reserve(struct codepoints *cps, size_t more)
     return 0;
 }
 
-/* Hugging Face's normalizers know Unicode 9. What later versions gave a combining class or a decomposition is an ordinary
+/* Hugging Face's normalizers know Unicode 9. What later versions gave a combining class or a decomposition is an
+ * ordinary
  * character there, and models have learned from text normalized that way. */
-static const struct { uint32_t first, last; } unicode_10_on[] = {
-    { 0x7fd, 0x7fd }, { 0x898, 0x89f }, { 0x8ca, 0x8d3 }, { 0x9fe, 0x9fe }, { 0xc3c, 0xc3c }, { 0xd3b, 0xd3c },
-    { 0xeba, 0xeba }, { 0x1715, 0x1715 }, { 0x1abf, 0x1ace }, { 0x1df6, 0x1dfa }, { 0x32ff, 0x32ff }, { 0xa7f2, 0xa7f4 },
-    { 0xa82c, 0xa82c }, { 0xab69, 0xab69 }, { 0x10781, 0x107ba }, { 0x10d24, 0x10d27 }, { 0x10eab, 0x10eac },
-    { 0x10f46, 0x10f50 }, { 0x10f82, 0x10f85 }, { 0x11070, 0x11070 }, { 0x1133b, 0x1133b }, { 0x1145e, 0x1145e },
-    { 0x11839, 0x1183a }, { 0x11930, 0x11930 }, { 0x11935, 0x11935 }, { 0x11938, 0x11938 }, { 0x1193d, 0x1193e },
-    { 0x11943, 0x11943 }, { 0x119e0, 0x119e0 }, { 0x11a34, 0x11a34 }, { 0x11a47, 0x11a47 }, { 0x11a99, 0x11a99 },
-    { 0x11d42, 0x11d42 }, { 0x11d44, 0x11d45 }, { 0x11d97, 0x11d97 }, { 0x16ff0, 0x16ff1 }, { 0x1e130, 0x1e136 },
-    { 0x1e2ae, 0x1e2ae }, { 0x1e2ec, 0x1e2ef }, { 0x1f16c, 0x1f16c }, { 0x1fbf0, 0x1fbf9 },
+static const struct { uint32_t first, last;
+} unicode_10_on[] = {
+    {0x7fd, 0x7fd},     {0x898, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},     {0xc3c, 0xc3c},
+    {0xd3b, 0xd3c},     {0xeba, 0xeba},     {0x1715, 0x1715},   {0x1abf, 0x1ace},   {0x1df6, 0x1dfa},
+    {0x32ff, 0x32ff},   {0xa7f2, 0xa7f4},   {0xa82c, 0xa82c},   {0xab69, 0xab69},   {0x10781, 0x107ba},
+    {0x10d24, 0x10d27}, {0x10eab, 0x10eac}, {0x10f46, 0x10f50}, {0x10f82, 0x10f85}, {0x11070, 0x11070},
+    {0x1133b, 0x1133b}, {0x1145e, 0x1145e}, {0x11839, 0x1183a}, {0x11930, 0x11930}, {0x11935, 0x11935},
+    {0x11938, 0x11938}, {0x1193d, 0x1193e}, {0x11943, 0x11943}, {0x119e0, 0x119e0}, {0x11a34, 0x11a34},
+    {0x11a47, 0x11a47}, {0x11a99, 0x11a99}, {0x11d42, 0x11d42}, {0x11d44, 0x11d45}, {0x11d97, 0x11d97},
+    {0x16ff0, 0x16ff1}, {0x1e130, 0x1e136}, {0x1e2ae, 0x1e2ae}, {0x1e2ec, 0x1e2ef}, {0x1f16c, 0x1f16c},
+    {0x1fbf0, 0x1fbf9},
 };
 
 static bool is_unicode_10_on(uint32_t cp)
@@ -153,7 +157,8 @@ static int compose(struct codepoints *cps)
     return 0;
 }
 
-static int normal_form(struct codepoints *cps, const char *text, size_t len, bool compat, bool composed, struct buf *out)
+static int normal_form(struct codepoints *cps, const char *text, size_t len, bool compat, bool composed,
+                       struct buf *out)
 {
     utf8proc_option_t options = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compat ? UTF8PROC_COMPAT : 0);
 
@@ -167,12 +172,13 @@ static int normal_form(struct codepoints *cps, const char *text, size_t len, boo
 }
 
 /* A starter that no composition touches from its left and that is itself composed: text between two of these can be
- * normalized on its own. Only ranges where that holds for every code point; ideographs and Latin are most of all text. */
+ * normalized on its own. Only ranges where that holds for every code point; ideographs and Latin are most of all
+ * text. */
 static bool is_inert_nfc(uint32_t cp)
 {
-    return cp < 0x300 || (cp >= 0x400 && cp < 0x483) || (cp >= 0x4e00 && cp <= 0x9fff) || (cp >= 0xac00 && cp <= 0xd7a3) ||
-           (cp >= 0x3001 && cp <= 0x3029) || (cp >= 0x3041 && cp <= 0x3098) || (cp >= 0x309b && cp <= 0x30ff) ||
-           (cp >= 0xff01 && cp <= 0xffef) || (cp >= 0x2010 && cp <= 0x2027);
+    return cp < 0x300 || (cp >= 0x400 && cp < 0x483) || (cp >= 0x4e00 && cp <= 0x9fff) ||
+           (cp >= 0xac00 && cp <= 0xd7a3) || (cp >= 0x3001 && cp <= 0x3029) || (cp >= 0x3041 && cp <= 0x3098) ||
+           (cp >= 0x309b && cp <= 0x30ff) || (cp >= 0xff01 && cp <= 0xffef) || (cp >= 0x2010 && cp <= 0x2027);
 }
 
 /* Copies inert text and normalizes what lies between, together with the one character before it. */

@@ -13,12 +13,21 @@
 
 #include "base/buf.h"
 
-enum normalize_kind { NORM_NFC, NORM_NFD, NORM_NFKC, NORM_NFKD, NORM_LOWERCASE, NORM_STRIP, NORM_REPLACE, NORM_PREPEND };
+enum normalize_kind {
+    NORM_NFC,
+    NORM_NFD,
+    NORM_NFKC,
+    NORM_NFKD,
+    NORM_LOWERCASE,
+    NORM_STRIP,
+    NORM_REPLACE,
+    NORM_PREPEND
+};
 
 struct normalize_step {
     enum normalize_kind kind;
     bool left, right;                 /* STRIP */
-    const char *pattern, *content;    /* REPLACE: each pattern becomes content; PREPEND: content before non-empty text */
+    const char *pattern, *content; /* REPLACE: each pattern becomes content; PREPEND: content before non-empty text */
     size_t pattern_len, content_len;
 };
 

@@ -44,7 +44,8 @@ static int translate_property(struct translator *t)
     size_t len = (size_t)(close - name);
     if (!len || len > 32) return refuse(t, "an unknown property");
     for (size_t i = 0; i < len; i++)
-        if (!((name[i] | 32) >= 'a' && (name[i] | 32) <= 'z') && name[i] != '_') return refuse(t, "an unknown property");
+        if (!((name[i] | 32) >= 'a' && (name[i] | 32) <= 'z') && name[i] != '_')
+            return refuse(t, "an unknown property");
     buf_printf(t->out, "\\%c{%s%s%.*s}", start[1], negated ? "^" : "", len > 2 ? "sc:" : "", (int)len, name);
     t->at += (size_t)(close - start) + 1;
     return 0;
@@ -75,7 +76,8 @@ static int translate_escape(struct translator *t)
     return 0;
 }
 
-/* One unescaped character. In a class Oniguruma knows nested sets and intersections; PCRE2 would read them as literals. */
+/* One unescaped character. In a class Oniguruma knows nested sets and intersections; PCRE2 would read them as
+ * literals. */
 static int translate_plain(struct translator *t)
 {
     char c = t->text[t->at];
@@ -129,13 +131,14 @@ static int compile(pcre2_code **out, const struct buf *pattern, struct err *err)
 
     *out = pcre2_compile((PCRE2_SPTR)pattern->data, pattern->len, options, &code, &offset, NULL);
     if (!*out)
-        return err_set(err, ERR_MODEL_FILE, "tokenizer: pattern does not compile at byte %zu (error %d)", (size_t)offset, code);
+        return err_set(err, ERR_MODEL_FILE, "tokenizer: pattern does not compile at byte %zu (error %d)",
+                       (size_t)offset, code);
     pcre2_jit_compile(*out, PCRE2_JIT_COMPLETE);   /* without JIT the interpreter does the same, slower */
     return 0;
 }
 
-int pretok_add_regex(struct pretokenizer *pre, const char *pattern, size_t len, enum split_behavior behavior, bool invert,
-                     struct err *err)
+int pretok_add_regex(struct pretokenizer *pre, const char *pattern, size_t len, enum split_behavior behavior,
+                     bool invert, struct err *err)
 {
     struct pretok_stage stage = { .kind = PRETOK_SPLIT, .behavior = behavior, .invert = invert };
     struct buf translated = BUF_INIT;
@@ -248,8 +251,8 @@ static int find_match(struct piece *piece, size_t from, size_t *start, size_t *e
     int rc = pcre2_match(stage->regex, (PCRE2_SPTR)piece->text, piece->len, from, PCRE2_NO_UTF_CHECK, match,
                          piece->run->scratch->context);
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-        rc = pcre2_match(stage->regex, (PCRE2_SPTR)piece->text, piece->len, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, match,
-                         piece->run->scratch->context);
+        rc = pcre2_match(stage->regex, (PCRE2_SPTR)piece->text, piece->len, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT,
+                         match, piece->run->scratch->context);
     if (rc == PCRE2_ERROR_NOMATCH) return 0;
     if (rc == PCRE2_ERROR_NOMEMORY) return err_set(piece->run->err, ERR_NO_MEMORY, "no memory to split text");
     if (rc < 0) return err_set(piece->run->err, ERR_LIMIT, "text cannot be split within the match limit");
@@ -372,7 +375,7 @@ static int run_stage(struct run *run, int index, const char *text, size_t len, b
     const struct pretok_stage *stage = &run->pre->stages[index];
     if (stage->kind == PRETOK_PREFIX_SPACE) return prefix_space(run, index, text, len, at_origin);
     if (stage->kind == PRETOK_METASPACE) return metaspace(run, index, text, len, at_origin);
-    struct piece piece = { .run = run, .stage = stage, .index = index, .text = text, .len = len, .at_origin = at_origin };
+    struct piece piece = {.run = run, .stage = stage, .index = index, .text = text, .len = len, .at_origin = at_origin};
     return split(&piece);
 }
 

@@ -2,7 +2,8 @@
  * Flow: normalize -> pretokenize_run -> emit(word) -> bpe_encode_word.    Thread: the list is immutable after load; a
  * pretok_scratch belongs to one encode call.                              Owns: compiled patterns.
  * Patterns are written for Oniguruma; what PCRE2 reads otherwise is rewritten (\s, \w, scripts), and what cannot be
- * (nested classes, a possessive interval) is refused at load, never guessed. Matching runs in JIT code on a stack of its
+ * (nested classes, a possessive interval) is refused at load, never guessed. Matching runs in JIT code on a stack
+ * of its
  * own with a match limit. All stages are linear in the text for the patterns of the families served. */
 #ifndef SLUICE_TEXT_PRETOKENIZE_H
 #define SLUICE_TEXT_PRETOKENIZE_H
@@ -19,7 +20,13 @@ enum pretok_kind {
     PRETOK_PREFIX_SPACE,     /* ByteLevel add_prefix_space */
     PRETOK_METASPACE,        /* ' ' becomes the mark, one is put in front; splitting is a SPLIT after it */
 };
-enum split_behavior { SPLIT_ISOLATED, SPLIT_REMOVED, SPLIT_MERGED_WITH_PREVIOUS, SPLIT_MERGED_WITH_NEXT, SPLIT_CONTIGUOUS };
+enum split_behavior {
+    SPLIT_ISOLATED,
+    SPLIT_REMOVED,
+    SPLIT_MERGED_WITH_PREVIOUS,
+    SPLIT_MERGED_WITH_NEXT,
+    SPLIT_CONTIGUOUS
+};
 enum prepend_scheme { PREPEND_ALWAYS, PREPEND_FIRST, PREPEND_NEVER };
 
 struct pcre2_real_code_8;

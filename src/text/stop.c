@@ -43,8 +43,11 @@ static void add_string(struct stop_set *set, const char *text, size_t len, int32
         int32_t child = child_of(set, node, (unsigned char)text[i]);
         if (child < 0) {
             child = set->n_nodes++;
-            set->nodes[child] = (struct stop_node){ .child = -1, .sibling = set->nodes[node].child, .match = -1,
-                                                    .depth = set->nodes[node].depth + 1, .byte = (unsigned char)text[i] };
+            set->nodes[child] = (struct stop_node){.child = -1,
+                                                   .sibling = set->nodes[node].child,
+                                                   .match = -1,
+                                                   .depth = set->nodes[node].depth + 1,
+                                                   .byte = (unsigned char)text[i]};
             set->nodes[node].child = child;
         }
         node = child;

@@ -154,8 +154,8 @@ static int encode_words(struct encoder *enc, const char *text, size_t len, bool 
 typedef int (*between_fn)(struct encoder *enc, const char *text, size_t len, size_t base);
 
 /* Added tokens of the set become ids, the text between them goes to `between` with its offset. */
-static int split_added(struct encoder *enc, const struct added_set *set, const struct origin_map *origin, const char *text,
-                       size_t len, size_t base, between_fn between)
+static int split_added(struct encoder *enc, const struct added_set *set, const struct origin_map *origin,
+                       const char *text, size_t len, size_t base, between_fn between)
 {
     struct added_match match;
     size_t from = 0, floor = 0;
@@ -177,13 +177,6 @@ static int encode_normalized(struct encoder *enc, const char *text, size_t len, 
 
 /* Byte origins do not survive a normalizer that changed the text: then a special token is only read in a piece that is
  * the template's from end to end. */
-static bool all_template(const struct origin_map *origin, size_t start, size_t end)
-{
-    for (size_t i = 0, at = 0; i < origin->n_runs && at < end; at = origin->runs[i++].end)
-        if (origin->runs[i].end > start && origin->runs[i].end > at && !origin->runs[i].parse_special) return false;
-    return true;
-}
-
 static int encode_piece(struct encoder *enc, const char *text, size_t len, size_t base)
 {
     const struct tokenizer *tok = enc->tok;
@@ -195,7 +188,7 @@ static int encode_piece(struct encoder *enc, const char *text, size_t len, size_
     if (!tok->added_normalized.any) return encode_words(enc, out, out_len, base == 0);
     if (out == text && out_len == len)
         return split_added(enc, &tok->added_normalized, &enc->origin, out, out_len, base, encode_normalized);
-    struct origin_run whole = { SIZE_MAX, all_template(&enc->origin, base, base + len) };
+    struct origin_run whole = { SIZE_MAX, origin_is_template(&enc->origin, base, base + len) };
     struct origin_map origin = { &whole, 1 };
     return split_added(enc, &tok->added_normalized, &origin, out, out_len, base, encode_normalized);
 }
@@ -208,8 +201,8 @@ static int push_ids(struct encoder *enc, const token_id *ids, int n)
     return rc;
 }
 
-int tokenizer_encode(const struct tokenizer *tok, const struct text_segment *segments, size_t n_segments, bool add_special,
-                     struct token_buf *tokens, struct err *err)
+int tokenizer_encode(const struct tokenizer *tok, const struct text_segment *segments, size_t n_segments,
+                     bool add_special, struct token_buf *tokens, struct err *err)
 {
     struct encoder enc = { .tok = tok, .tokens = tokens, .err = err };
     size_t before = tokens->len;

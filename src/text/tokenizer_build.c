@@ -11,7 +11,8 @@ int tokenizer_new(struct tokenizer **out, int32_t vocab_size, struct err *err)
     struct tokenizer *tok = NULL;
 
     if (vocab_size <= 0 || vocab_size > TOKENIZER_MAX_VOCAB)
-        return err_set(err, ERR_MODEL_FILE, "tokenizer: vocabulary of %d tokens, expected 1..%d", vocab_size, TOKENIZER_MAX_VOCAB);
+        return err_set(err, ERR_MODEL_FILE, "tokenizer: vocabulary of %d tokens, expected 1..%d", vocab_size,
+                       TOKENIZER_MAX_VOCAB);
     tok = calloc(1, sizeof *tok);
     if (!tok) return err_set(err, ERR_NO_MEMORY, "no memory for a tokenizer");
     arena_init(&tok->arena, 0);
@@ -116,7 +117,8 @@ int tokenizer_set_entries(struct tokenizer *tok, const struct raw_token *tokens,
     for (int32_t id = 0; id < tok->vocab_size; id++) {
         if (!tokens[id].used) continue;
         if (tokens[id].len > TOKEN_TEXT_MAX)
-            return err_set(err, ERR_MODEL_FILE, "tokenizer: token %d has %u bytes, at most %d", id, tokens[id].len, TOKEN_TEXT_MAX);
+            return err_set(err, ERR_MODEL_FILE, "tokenizer: token %d has %u bytes, at most %d", id, tokens[id].len,
+                           TOKEN_TEXT_MAX);
         if (set_entry(tok, id, &tokens[id], byte_level, byte_tokens) < 0) goto no_memory;
     }
     for (int added = 1; added >= 0; added--) {

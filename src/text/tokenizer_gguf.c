@@ -1,4 +1,5 @@
-/* tokenizer_gguf.c - the tokenizer inside a GGUF file. tokenizer.ggml.model says which algorithm (gpt2: byte-level BPE with
+/* tokenizer_gguf.c - the tokenizer inside a GGUF file. tokenizer.ggml.model says which algorithm (gpt2: byte-level
+ * BPE with
  * merges, llama: SentencePiece BPE with scores), tokenizer.ggml.pre which split. A name that is not in the table is
  * refused: splitting by another model's rule would be wrong without a sign. */
 #include "tokenizer_impl.h"
@@ -68,7 +69,10 @@ static token_id id_of(struct gguf_load *l, const char *key)
     return gguf_get_i64(l->gguf, key, &id) == 0 && id >= 0 && id < l->tok->vocab_size ? (token_id)id : TOKEN_NONE;
 }
 
-static bool text_is(const char *text, size_t len, const char *word) { return len == strlen(word) && !memcmp(text, word, len); }
+static bool text_is(const char *text, size_t len, const char *word)
+{
+    return len == strlen(word) && !memcmp(text, word, len);
+}
 
 /* ---- tokens ---- */
 static int read_tokens(struct gguf_load *l)
@@ -96,7 +100,8 @@ static int read_tokens(struct gguf_load *l)
     return 0;
 }
 
-/* SentencePiece finds user-defined pieces in text whose spaces are marks already; everything else is found in raw text. */
+/* SentencePiece finds user-defined pieces in text whose spaces are marks already; everything else is found in raw
+ * text. */
 static int add_added_tokens(struct gguf_load *l)
 {
     for (int32_t id = 0; id < l->tok->vocab_size; id++) {
@@ -112,7 +117,8 @@ static int add_added_tokens(struct gguf_load *l)
     return 0;
 }
 
-/* The text between two positions of the vocabulary as merging sees it, kept. NULL: memory; *len -1: not in the alphabet. */
+/* The text between two positions of the vocabulary as merging sees it, kept. NULL: memory; *len -1: not in the
+ * alphabet. */
 static char *merge_key(struct gguf_load *l, const char *text, size_t text_len, int *len)
 {
     char *key = arena_strndup(&l->tok->arena, text, text_len);
@@ -173,9 +179,11 @@ static int set_split(struct gguf_load *l, bool *adds_bos)
     gguf_get_str(l->gguf, "tokenizer.ggml.pre", &name, &len);
     const struct split_rule *rule = len && len < 64 && !memchr(name, ' ', len) ? find_rule(name, len) : NULL;
     if (!rule)
-        return err_set(l->err, ERR_MODEL_FILE, "tokenizer.ggml.pre \"%.*s\" is not supported", len < 64 ? (int)len : 0, name);
+        return err_set(l->err, ERR_MODEL_FILE, "tokenizer.ggml.pre \"%.*s\" is not supported", len < 64 ? (int)len : 0,
+                       name);
     for (int i = 0; !rc && i < 5 && rule->patterns[i]; i++)
-        rc = pretok_add_regex(&l->tok->pre, rule->patterns[i], strlen(rule->patterns[i]), SPLIT_ISOLATED, false, l->err);
+        rc =
+            pretok_add_regex(&l->tok->pre, rule->patterns[i], strlen(rule->patterns[i]), SPLIT_ISOLATED, false, l->err);
     if (rule->nfc) l->tok->normalizer.steps[l->tok->normalizer.n_steps++].kind = NORM_NFC;
     l->tok->bpe.ignore_merges = rule->ignore_merges;
     *adds_bos = rule->adds_bos;
@@ -257,7 +265,8 @@ static int build_sentencepiece(struct gguf_load *l, bool *adds_bos)
 /* GGUF has no generation_config: a turn's end is named by key or, in older files, only recognisable by its text. */
 static void find_end_ids(struct gguf_load *l)
 {
-    static const char *const keys[] = { "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id" };
+    static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                                       "tokenizer.ggml.eom_token_id"};
     static const char *const texts[] = { "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>" };
 
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) tokenizer_add_eos_id(l->tok, id_of(l, keys[i]));
@@ -274,8 +283,10 @@ static void set_ids(struct gguf_load *l, bool adds_bos)
 
     tok->bos = id_of(l, "tokenizer.ggml.bos_token_id");
     tok->eos = id_of(l, "tokenizer.ggml.eos_token_id");
-    if (tok->bos != TOKEN_NONE && flag(l->gguf, "tokenizer.ggml.add_bos_token", adds_bos)) tok->prefix[tok->n_prefix++] = tok->bos;
-    if (tok->eos != TOKEN_NONE && flag(l->gguf, "tokenizer.ggml.add_eos_token", false)) tok->suffix[tok->n_suffix++] = tok->eos;
+    if (tok->bos != TOKEN_NONE && flag(l->gguf, "tokenizer.ggml.add_bos_token", adds_bos))
+        tok->prefix[tok->n_prefix++] = tok->bos;
+    if (tok->eos != TOKEN_NONE && flag(l->gguf, "tokenizer.ggml.add_eos_token", false))
+        tok->suffix[tok->n_suffix++] = tok->eos;
     find_end_ids(l);
 }
 
@@ -289,7 +300,8 @@ static int build(struct gguf_load *l)
     gguf_get_str(l->gguf, "tokenizer.ggml.model", &model, &len);
     l->byte_level = text_is(model, len, "gpt2");
     if (!l->byte_level && !text_is(model, len, "llama"))
-        return err_set(l->err, ERR_MODEL_FILE, "tokenizer.ggml.model \"%.*s\" is not supported", len < 64 ? (int)len : 0, model);
+        return err_set(l->err, ERR_MODEL_FILE, "tokenizer.ggml.model \"%.*s\" is not supported",
+                       len < 64 ? (int)len : 0, model);
     size_t n = gguf_array_len(l->gguf, "tokenizer.ggml.tokens");
     if ((rc = tokenizer_new(&l->tok, n <= TOKENIZER_MAX_VOCAB ? (int32_t)n : -1, l->err)) < 0) return rc;
     l->tok->class = l->byte_level ? "GPT2Tokenizer" : "LlamaTokenizer";

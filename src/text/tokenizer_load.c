@@ -217,7 +217,8 @@ static int parse_pre_tokenizer(struct load *l, const cJSON *item, int depth)
     if (!strcmp(type, "Split")) return parse_split(l, item);
     if (!strcmp(type, "Metaspace")) return parse_metaspace(l, item);
     if (!strcmp(type, "Digits"))
-        return add_pattern(l, "\\p{N}", get_bool(item, "individual_digits", false) ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS, false);
+        return add_pattern(l, "\\p{N}", get_bool(item, "individual_digits", false) ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS,
+                           false);
     if (!strcmp(type, "Whitespace")) return add_pattern(l, "\\w+|[^\\w\\s]+", SPLIT_REMOVED, true);
     if (!strcmp(type, "WhitespaceSplit")) return add_pattern(l, "\\s", SPLIT_REMOVED, false);
     if (!strcmp(type, "Punctuation")) {
@@ -240,7 +241,8 @@ static int raw_put(struct load *l, int64_t id, const char *text, size_t len)
     return str_map_put(&l->texts, text, len, (int32_t)id, NULL) < 0 ? no_memory(l) : 0;
 }
 
-/* Largest id + 1 over vocabulary and added tokens. Tables are as long as that, so a small file with a huge id is refused. */
+/* Largest id + 1 over vocabulary and added tokens. Tables are as long as that, so a small file with a huge id is
+ * refused. */
 static int count_ids(struct load *l, const cJSON *vocab, const cJSON *added, int64_t *size)
 {
     int64_t id, n = (int64_t)cJSON_GetArraySize(vocab) + cJSON_GetArraySize(added);
@@ -248,11 +250,13 @@ static int count_ids(struct load *l, const cJSON *vocab, const cJSON *added, int
 
     *size = 0;
     cJSON_ArrayForEach(it, vocab) {
-        if (json_int64(it, &id) < 0 || id < 0 || id >= TOKENIZER_MAX_VOCAB) return broken(l, "a vocabulary id out of range");
+        if (json_int64(it, &id) < 0 || id < 0 || id >= TOKENIZER_MAX_VOCAB)
+            return broken(l, "a vocabulary id out of range");
         if (id >= *size) *size = id + 1;
     }
     cJSON_ArrayForEach(it, added) {
-        if (!get_i64(it, "id", &id) || id < 0 || id >= TOKENIZER_MAX_VOCAB) return broken(l, "an added token id out of range");
+        if (!get_i64(it, "id", &id) || id < 0 || id >= TOKENIZER_MAX_VOCAB)
+            return broken(l, "an added token id out of range");
         if (id >= *size) *size = id + 1;
     }
     return *size > 8 * n + 65536 ? broken(l, "token ids far beyond the number of tokens") : 0;
@@ -319,7 +323,8 @@ static int read_added_tokens(struct load *l)
 static int read_model_options(struct load *l)
 {
     const char *type = get_text(l->model, "type"), *unk = get_text(l->model, "unk_token");
-    const char *prefix = get_text(l->model, "continuing_subword_prefix"), *suffix = get_text(l->model, "end_of_word_suffix");
+    const char *prefix = get_text(l->model, "continuing_subword_prefix"),
+               *suffix = get_text(l->model, "end_of_word_suffix");
     struct bpe *bpe = &l->tok->bpe;
 
     if (type && strcmp(type, "BPE") != 0) return refuse(l, "model", type);
@@ -347,8 +352,8 @@ static int add_model_token(struct load *l, const char *text, size_t len, token_i
     return bpe_add_token(&l->tok->bpe, key, (size_t)n, id) < 0 ? no_memory(l) : 0;
 }
 
-static int add_merge(struct load *l, const char *left, size_t left_len, const char *right, size_t right_len, uint32_t rank,
-                     struct buf *joined)
+static int add_merge(struct load *l, const char *left, size_t left_len, const char *right, size_t right_len,
+                     uint32_t rank, struct buf *joined)
 {
     buf_reset(joined);
     buf_append(joined, left, left_len);
@@ -357,7 +362,8 @@ static int add_merge(struct load *l, const char *left, size_t left_len, const ch
     token_id a = str_map_get(&l->texts, left, left_len), b = str_map_get(&l->texts, right, right_len);
     token_id merged = str_map_get(&l->texts, joined->data, joined->len);
     if (a < 0 || b < 0 || merged < 0)
-        return err_set(l->err, ERR_MODEL_FILE, "tokenizer.json: merge %u names a token that is not in the vocabulary", rank);
+        return err_set(l->err, ERR_MODEL_FILE, "tokenizer.json: merge %u names a token that is not in the vocabulary",
+                       rank);
     return bpe_add_merge(&l->tok->bpe, a, b, merged, rank) < 0 ? no_memory(l) : 0;
 }
 
@@ -367,7 +373,8 @@ static int read_merge(struct load *l, const cJSON *item, uint32_t rank, struct b
 
     if (cJSON_IsString(item)) {
         const char *text = item->valuestring, *space = strchr(text, ' ');
-        if (!space || strchr(space + 1, ' ')) return err_set(l->err, ERR_MODEL_FILE, "tokenizer.json: merge %u is not a pair", rank);
+        if (!space || strchr(space + 1, ' '))
+            return err_set(l->err, ERR_MODEL_FILE, "tokenizer.json: merge %u is not a pair", rank);
         return add_merge(l, text, (size_t)(space - text), space + 1, strlen(space + 1), rank, joined);
     }
     if (!cJSON_IsString(a) || !cJSON_IsString(b) || b->next)
@@ -409,7 +416,8 @@ static int template_ids(struct load *l, const cJSON *specials, const char *name,
 
     if (!cJSON_IsArray(list)) return broken(l, "a template names a token without ids");
     cJSON_ArrayForEach(it, list) {
-        if (json_int64(it, &id) < 0 || id < 0 || id >= l->tok->vocab_size) return broken(l, "a template id out of range");
+        if (json_int64(it, &id) < 0 || id < 0 || id >= l->tok->vocab_size)
+            return broken(l, "a template id out of range");
         if (*n == TEMPLATE_MAX_IDS) return broken(l, "too many template tokens");
         ids[(*n)++] = (token_id)id;
     }
@@ -504,7 +512,9 @@ static int parse_decoder(struct load *l, const cJSON *item, int depth)
 static token_id named_token(const struct tokenizer *tok, const cJSON *config, const char *key)
 {
     const cJSON *item = json_get(config, key);
-    const char *text = cJSON_IsObject(item) ? get_text(item, "content") : cJSON_IsString(item) ? item->valuestring : NULL;
+    const char *text = cJSON_IsObject(item)   ? get_text(item, "content")
+                       : cJSON_IsString(item) ? item->valuestring
+                                              : NULL;
 
     return text ? tokenizer_find(tok, text, strlen(text)) : TOKEN_NONE;
 }
@@ -560,7 +570,8 @@ static int build(struct load *l)
 
     l->model = json_get(l->root, "model");
     if (!cJSON_IsObject(l->model)) return broken(l, "no model");
-    if (get_text(l->model, "type") && strcmp(get_text(l->model, "type"), "BPE") != 0) return refuse(l, "model", type_of(l->model));
+    if (get_text(l->model, "type") && strcmp(get_text(l->model, "type"), "BPE") != 0)
+        return refuse(l, "model", type_of(l->model));
     if ((rc = read_vocab(l)) < 0) return rc;
     if ((rc = parse_normalizer(l, json_get(l->root, "normalizer"), 0)) < 0) return rc;
     if ((rc = parse_pre_tokenizer(l, json_get(l->root, "pre_tokenizer"), 0)) < 0) return rc;
@@ -605,8 +616,8 @@ static int load_tree(struct tokenizer **out, const cJSON *root, const struct sid
     return rc;
 }
 
-int tokenizer_load_json(struct tokenizer **out, const char *json, size_t len, const char *config_json, size_t config_len,
-                        struct err *err)
+int tokenizer_load_json(struct tokenizer **out, const char *json, size_t len, const char *config_json,
+                        size_t config_len, struct err *err)
 {
     cJSON *root = NULL, *config = NULL;
     int rc;

@@ -89,9 +89,8 @@ class Server:
 
     def engines(self):
         """Process ids of the engines, oldest first."""
-        out = subprocess.run(["ps", "-o", "pid=,comm=,stat=", "--ppid", str(self.process.pid)], capture_output=True, text=True).stdout
-        rows = [line.split() for line in out.splitlines()]
-        return sorted(int(pid) for pid, comm, stat in rows if comm.startswith(("sluice-engine", "fake-engine")) and "Z" not in stat)
+        out = subprocess.run(["ps", "-o", "pid=,stat=", "--ppid", str(self.process.pid)], capture_output=True, text=True).stdout
+        return sorted(int(pid) for pid, stat in (line.split() for line in out.splitlines()) if "Z" not in stat)
 
     def rss_kib(self, pid=None):
         status = pathlib.Path(f"/proc/{pid or self.process.pid}/status").read_text()

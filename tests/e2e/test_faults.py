@@ -81,7 +81,7 @@ def test_clients_that_leave_free_their_sequences():
 
 def test_no_leak_over_2000_requests_with_random_disconnects():
     rng = random.Random(7)
-    with Server("--max-num-seqs", "32") as server:
+    with Server("--max-num-seqs", "32", "--num-gpu-blocks-override", "256") as server:
         def one(i):
             s = stream_socket(server, PROMPTS[i % 64], rng.choice([1, 4, 16, 64]))
             want = rng.choice([0, 1, 100, 1000, 1 << 30])     # bytes to read before leaving

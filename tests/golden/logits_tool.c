@@ -1,8 +1,8 @@
 /* logits_tool.c - runs a model without server or scheduler, for comparison with an independent forward.
  *   logits_tool logits MODEL ref|fast THREADS          one rank, float logits of every position
  *   logits_tool greedy MODEL ref|fast THREADS TP PP N  N greedy tokens behind each prompt, through the rank threads
- * Prompts come from stdin, one line of token ids each. stdout is binary: per prompt float32 [tokens, vocab], or int32 [N].
- * Greedy runs all prompts of a round together as one batch and scatters their KV blocks. Details go to stderr. */
+ * Prompts come from stdin, one line of token ids each. stdout is binary: per prompt float32 [tokens, vocab], or int32
+ * [N]. Greedy runs all prompts of a round together as one batch and scatters their KV blocks. Details go to stderr. */
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -82,7 +82,8 @@ static int run_logits(const struct model_source *src, const struct ranks_options
 /* ---- greedy continuation ---- */
 
 /* Prefills one prompt, or decodes one token of all. */
-static int greedy_step(struct ranks *ranks, struct prompt *prompts, int first, int count, bool prefill, struct step_result *result)
+static int greedy_step(struct ranks *ranks, struct prompt *prompts, int first, int count, bool prefill,
+                       struct step_result *result)
 {
     struct step_plan *plan = plan_new(MAX_LEN, MAX_PROMPTS_HERE, MAX_LEN, MAX_BLOCKS, BLOCK_SIZE);
     for (int i = 0; i < count; i++) {
@@ -101,20 +102,23 @@ static int greedy_step(struct ranks *ranks, struct prompt *prompts, int first, i
     return rc;
 }
 
-static int run_greedy(const struct model_source *src, const struct ranks_options *options, struct prompt *prompts, int n,
+static int run_greedy(const struct model_source *src, const struct ranks_options *options, struct prompt *prompts,
+                      int n,
                       int num_tokens, struct err *err)
 {
     struct step_result result = { .rows = calloc(MAX_LEN, sizeof(*result.rows)) };
     struct ranks *ranks = NULL;
     int64_t start = clock_now_ms();
-    int rc = result.rows ? ranks_start(&ranks, src, options, NULL, NULL, err) : err_set(err, ERR_NO_MEMORY, "result rows");
+    int rc = result.rows ? ranks_start(&ranks, src, options, NULL, NULL, err)
+        : err_set(err, ERR_NO_MEMORY, "result rows");
     if (rc < 0) goto out;
     fprintf(stderr, "%s; loaded in %lld ms\n", ranks_describe(ranks), (long long)(clock_now_ms() - start));
     memory_plan_print(ranks_memory_plan(ranks, 0), stderr);
     for (int i = 0; i < n && rc == 0; i++) rc = greedy_step(ranks, prompts, i, 1, true, &result);
     start = clock_now_ms();
     for (int step = 1; step < num_tokens && rc == 0; step++) rc = greedy_step(ranks, prompts, 0, n, false, &result);
-    fprintf(stderr, "%d sequences x %d decode steps in %lld ms\n", n, num_tokens - 1, (long long)(clock_now_ms() - start));
+    fprintf(stderr, "%d sequences x %d decode steps in %lld ms\n", n, num_tokens - 1,
+            (long long)(clock_now_ms() - start));
     for (int i = 0; i < n && rc == 0; i++) {
         fwrite(prompts[i].ids + prompts[i].prompt_n, sizeof(token_id), (size_t)num_tokens, stdout);
     }
@@ -144,10 +148,12 @@ int main(int argc, char **argv)
     int rc = model_source_open(&src, argv[2], LOAD_AUTO, &err);
     if (rc == 0) {
         int32_t longest = model_source_config(src)->max_position_embeddings;
-        struct ranks_options options = options_of(argv[3], (int)strtol(argv[4], NULL, 10), longest < MAX_LEN ? longest : MAX_LEN);
+        struct ranks_options options = options_of(argv[3], (int)strtol(argv[4], NULL, 10), longest < MAX_LEN ? longest
+                                                  : MAX_LEN);
         if (greedy) options.tp_size = (int)strtol(argv[5], NULL, 10);
         if (greedy) options.pp_size = (int)strtol(argv[6], NULL, 10);
-        rc = greedy ? run_greedy(src, &options, prompts, n, num_tokens, &err) : run_logits(src, &options, prompts, n, &err);
+        rc = greedy ? run_greedy(src, &options, prompts, n, num_tokens, &err)
+            : run_logits(src, &options, prompts, n, &err);
     }
     if (rc < 0) fprintf(stderr, "logits_tool: %s\n", err.message);
     model_source_close(src);

@@ -94,7 +94,7 @@ class Maker:
 
 def is_stable(text):
     """Addresses of Python objects and the text of functions and loops are nobody's contract."""
-    return not any(mark in text for mark in (" object at 0x", "<built-in", "<LoopContext", "<class", "<function"))
+    return not any(mark in text for mark in (" object at 0x", "<built-in", "<LoopContext", "<class '", "<function "))
 
 
 def programs(count, seed):

@@ -1,5 +1,4 @@
 """The reference side of template_parity.py: python jinja2 set up as transformers sets it up for chat templates."""
-import copy
 import datetime
 import json
 
@@ -91,7 +90,7 @@ def mark_final(messages):
 
 def render(case):
     """The text, or an exception. case as template_tool.c reads it."""
-    messages = [alias_reasoning(m) for m in copy.deepcopy(case.get("messages", []))]
+    messages = [alias_reasoning(m) for m in json.loads(json.dumps(case.get("messages", [])))]
     going_on = case.get("continue_final_message")
     final = mark_final(messages) if going_on else None
     variables = {k: case[j] for k, j in (("bos_token", "bos"), ("eos_token", "eos")) if j in case}

@@ -1,7 +1,9 @@
 /* template_tool.c - renders chat templates for template_parity.py, which compares with python jinja2.
- * stdin: one JSON object per line: {"template": S, "messages": [...], "tools": [...], "kwargs": {...}, "bos": S, "eos": S,
- *        "add_generation_prompt": 0|1, "continue_final_message": 0|1, "now": int}; all but template optional
- * stdout: one JSON object per line: {"text": S} or {"error": S}, with --segments also "segments": [[S, special], ...] */
+ * stdin: one JSON object per line, all but template optional:
+ *        {"template": S, "messages": [...], "tools": [...], "kwargs": {...}, "bos": S, "eos": S,
+ *         "add_generation_prompt": 0|1, "continue_final_message": 0|1, "now": int}
+ * stdout: one JSON object per line: {"text": S} or {"error": S}, with --segments also
+ *         "segments": [[S, special], ...] */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

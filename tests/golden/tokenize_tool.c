@@ -1,6 +1,7 @@
 /* tokenize_tool - drives the tokenizer for tokenizer_parity.py.
  *   tokenize_tool json|dir|gguf PATH < requests > answers
- * Little-endian 32-bit words. Request: flags (1 parse_special, 2 add_special, 4 skip_special when decoding), length, bytes.
+ * Little-endian 32-bit words. Request: flags (1 parse_special, 2 add_special, 4 skip_special when decoding),
+ * length, bytes.
  * Answer: number of ids, ids, length of the decoded text, its bytes. */
 #include <fcntl.h>
 #include <stdio.h>
@@ -70,7 +71,7 @@ static int answer(const struct tokenizer *tok, uint32_t flags, const char *text,
         return rc;
     uint32_t n = (uint32_t)ids->len, n_bytes = (uint32_t)decoded_len;
     fwrite(&n, sizeof n, 1, stdout);
-    fwrite(ids->ids, sizeof *ids->ids, n, stdout);
+    if (n) fwrite(ids->ids, sizeof *ids->ids, n, stdout);
     fwrite(&n_bytes, sizeof n_bytes, 1, stdout);
     fwrite(decoded, 1, n_bytes, stdout);
     free(decoded);

@@ -66,6 +66,8 @@ struct cpu_kernels {
     float (*max)(const float *x, int64_t n, bool *has_nan);
     /* w[i] = exp((x[i] - shift) * scale), w may be NULL; returns the sum in a fixed order. */
     float (*exp_sum)(float *w, const float *x, int64_t n, float shift, float scale);
+    /* The indices of the elements >= threshold, rising; ids has room for n. */
+    int32_t (*at_least)(int32_t *ids, const float *x, int32_t n, float threshold);
 };
 
 /* NULL: not compiled in or not on this machine. PORTABLE is always there. */

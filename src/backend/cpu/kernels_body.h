@@ -572,6 +572,24 @@ static float exp_sum(float *w, const float *x, int64_t n, float shift, float sca
     return sum;
 }
 
+static int32_t at_least(int32_t *ids, const float *x, int32_t n, float threshold)
+{
+    int32_t count = 0, i = 0;
+#if defined(__AVX512F__)
+    __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (; i + VL <= n; i += VL) {
+        __mmask16 found = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + i), _mm512_set1_ps(threshold), _CMP_GE_OQ);
+        if (found) _mm512_mask_compressstoreu_epi32(ids + count, found, _mm512_add_epi32(at, _mm512_set1_epi32(i)));
+        count += __builtin_popcount(found);
+    }
+#endif
+    for (; i < n; i++) {
+        ids[count] = i;                    /* count <= i < n: room */
+        count += x[i] >= threshold;
+    }
+    return count;
+}
+
 const struct cpu_kernels KERNELS_TABLE = {
     .name = KERNELS_NAME,
     .tile_rows = TILE_ROWS,
@@ -585,4 +603,5 @@ const struct cpu_kernels KERNELS_TABLE = {
     .rotate = rotate,
     .max = max_of,
     .exp_sum = exp_sum,
+    .at_least = at_least,
 };

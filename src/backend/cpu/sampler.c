@@ -27,13 +27,14 @@ static size_t scratch_layout(struct sample_scratch *scratch, char *base, int32_t
     size_t used = 0, v = (size_t)vocab_size;
     size_t logits = carve(&used, v * sizeof(float));
     size_t weights = carve(&used, v * sizeof(float));
+    size_t candidates = carve(&used, v * sizeof(int32_t));
     size_t heap = carve(&used, v * sizeof(int32_t));
     size_t sums = carve(&used, (v / SAMPLE_BLOCK + 1) * sizeof(double));
     size_t bins = carve(&used, SAMPLE_BINS * sizeof(struct sample_bin));
     if (base)
         *scratch = (struct sample_scratch){ (float *)(base + logits), (float *)(base + weights),
-                                            (int32_t *)(base + heap), (double *)(base + sums),
-                                            (struct sample_bin *)(base + bins) };
+                                            (int32_t *)(base + candidates), (int32_t *)(base + heap),
+                                            (double *)(base + sums), (struct sample_bin *)(base + bins) };
     return used;
 }
 

@@ -22,6 +22,7 @@ struct sample_bin { double weight; int32_t count; };
 struct sample_scratch {                    /* one per thread */
     float *logits;                         /* [V] the row after bias and penalties */
     float *weights;                        /* [V] exp((logit - max) / temperature) */
+    int32_t *candidates;                   /* [V] tokens whose weight reaches a threshold */
     int32_t *heap;                         /* [V] candidates of one bin */
     double *block_sums;                    /* [V / SAMPLE_BLOCK + 1] */
     struct sample_bin *bins;               /* [SAMPLE_BINS] */

@@ -1,4 +1,5 @@
-/* comm_cpu_test.c - collectives against plain arithmetic, 10,000 random operations over threads, and nobody left waiting. */
+/* comm_cpu_test.c - collectives against plain arithmetic, 10,000 random operations over threads, and nobody left
+   waiting. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -72,7 +73,8 @@ static int one_broadcast(struct member *m, int round, int64_t n)
     return rc;
 }
 
-/* A ring: even ranks send first. With an odd size the last one's turn still comes, as its left neighbour sends first. */
+/* A ring: even ranks send first. With an odd size the last one's turn still comes, as its left neighbour sends first.
+   */
 static int one_ring(struct member *m, int round, int64_t n)
 {
     float out[MAX_ELEMS], in[MAX_ELEMS];

@@ -198,7 +198,7 @@ static void fake_router_stop(struct router *router)
     pthread_mutex_destroy(&router->lock);
 }
 
-static void fake_router_set(struct router *router, enum router_state state, int refuse_with)
+static inline void fake_router_set(struct router *router, enum router_state state, int refuse_with)
 {
     pthread_mutex_lock(&router->lock);
     router->state = state;
@@ -206,7 +206,7 @@ static void fake_router_set(struct router *router, enum router_state state, int 
     pthread_mutex_unlock(&router->lock);
 }
 
-static int fake_router_count(struct router *router, const int *count)
+static inline int fake_router_count(struct router *router, const int *count)
 {
     pthread_mutex_lock(&router->lock);
     int value = *count;

@@ -1,4 +1,5 @@
-/* hf_config_test.c - config.json and generation_config.json: every spelling that is read, every absurdity that is not. */
+/* hf_config_test.c - config.json and generation_config.json: every spelling that is read, every absurdity that is
+ * not. */
 #include "fixture.h"
 
 #include "model_config.h"

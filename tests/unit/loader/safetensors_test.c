@@ -1,4 +1,5 @@
-/* safetensors_test.c - headers: offsets must tile the data exactly, shape x dtype must equal bytes (api-contract row 62). */
+/* safetensors_test.c - headers: offsets must tile the data exactly, shape x dtype must equal bytes (api-contract row
+ * 62). */
 #include "fixture.h"
 
 #include "safetensors.h"

@@ -9,7 +9,8 @@
 #include <sluice/loader.h>
 
 /* 6 query heads over 3 KV heads, a vocabulary that no tp size divides evenly into 64s. */
-enum { TINY_VOCAB = 331, TINY_LAYERS = 5, TINY_HEADS = 6, TINY_KV_HEADS = 3, TINY_HEAD_DIM = 16, TINY_HIDDEN = 48, TINY_FFN = 200 };
+enum { TINY_VOCAB = 331, TINY_LAYERS = 5, TINY_HEADS = 6, TINY_KV_HEADS = 3, TINY_HEAD_DIM = 16, TINY_HIDDEN = 48,
+       TINY_FFN = 200 };
 
 static const char *const tiny_archs[] = { "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM" };
 static const char *const tiny_types[] = { "llama", "qwen2", "qwen3" };
@@ -25,7 +26,8 @@ static struct model_source *tiny_open(int arch, bool tied, const char *extra)
     snprintf(path, sizeof(path), "%s/config.json", dir);
     FILE *file = fopen(path, "w");
     if (file) {
-        fprintf(file, "{\"architectures\": [\"%s\"], \"model_type\": \"%s\", \"hidden_size\": %d, \"intermediate_size\": %d, "
+        fprintf(file,
+                "{\"architectures\": [\"%s\"], \"model_type\": \"%s\", \"hidden_size\": %d, \"intermediate_size\": %d, "
                 "\"num_hidden_layers\": %d, \"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"head_dim\": %d, "
                 "\"vocab_size\": %d, \"max_position_embeddings\": 512, \"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0, "
                 "\"hidden_act\": \"silu\", \"tie_word_embeddings\": %s%s}\n",

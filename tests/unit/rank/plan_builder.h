@@ -38,7 +38,8 @@ static void plan_add_seq(struct step_plan *plan, const struct plan_seq *seq)
         int32_t t = plan->num_tokens++;
         plan_input_ids(plan)[t] = seq->tokens[position];
         plan_positions(plan)[t] = position;
-        plan_slot_mapping(plan)[t] = (int64_t)table[position / plan->block_size] * plan->block_size + position % plan->block_size;
+        plan_slot_mapping(plan)[t] =
+            (int64_t)table[position / plan->block_size] * plan->block_size + position % plan->block_size;
     }
     plan_cu_seqlens_q(plan)[b + 1] = plan->num_tokens;
     plan_context_lens(plan)[b] = end;

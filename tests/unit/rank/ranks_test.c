@@ -1,5 +1,6 @@
-/* ranks_test.c - every layout of ranks gives the model of one rank; chunks, blocks and batches do not change a bit of it.
- * A row with a target reports one logprob, so a plan with one such row per vocabulary entry shows a whole distribution. */
+/* ranks_test.c - every layout of ranks gives the model of one rank; chunks, blocks and batches do not change a bit of
+ * it. A row with a target reports one logprob, so a plan with one such row per vocabulary entry shows a whole
+ * distribution. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,7 +23,8 @@ struct distribution { float logprobs[TINY_VOCAB]; };
 static struct ranks_options options_of(int tp_size, int pp_size)
 {
     return (struct ranks_options){ .ops = &backend_cpu_ref, .tp_size = tp_size, .pp_size = pp_size, .threads = 1,
-                                   .kv_dtype = DTYPE_F32, .max_num_seqs = MAX_SEQS, .max_num_batched_tokens = MAX_TOKENS,
+                                   .kv_dtype = DTYPE_F32, .max_num_seqs = MAX_SEQS, .max_num_batched_tokens =
+                                       MAX_TOKENS,
                                    .max_model_len = 128, .block_size = BLOCK_SIZE, .max_rows = TINY_VOCAB,
                                    .headroom = 0.1, .num_blocks_override = NUM_BLOCKS, .seed = 7 };
 }
@@ -32,7 +34,8 @@ static struct ranks *start(const struct model_source *src, int tp_size, int pp_s
     struct ranks_options options = options_of(tp_size, pp_size);
     struct ranks *ranks = NULL;
     struct err err = { 0 };
-    if (ranks_start(&ranks, src, &options, NULL, NULL, &err) < 0) fail_msg("tp %d pp %d: %s", tp_size, pp_size, err.message);
+    if (ranks_start(&ranks, src, &options, NULL, NULL, &err) < 0) fail_msg("tp %d pp %d: %s", tp_size, pp_size,
+                                                                           err.message);
     return ranks;
 }
 
@@ -44,7 +47,8 @@ static void prompt_of(token_id tokens[PROMPT + DECODES], int which)
 /* ascending: neighbours in memory; else scattered over the pool. */
 static void blocks_of(block_id blocks[MAX_BLOCKS], int which, bool ascending)
 {
-    for (int i = 0; i < MAX_BLOCKS; i++) blocks[i] = ascending ? which * MAX_BLOCKS + i : (i * 7 + 3 + which) % NUM_BLOCKS;
+    for (int i = 0; i < MAX_BLOCKS; i++) blocks[i] = ascending ? which * MAX_BLOCKS + i
+        : (i * 7 + 3 + which) % NUM_BLOCKS;
 }
 
 static struct step_plan *new_plan(void)
@@ -57,7 +61,8 @@ static void all_targets(struct step_plan *plan, int32_t seq)
     for (token_id v = 0; v < TINY_VOCAB; v++) plan_add_row(plan, seq, plan_cu_seqlens_q(plan)[seq + 1] - 1, v);
 }
 
-/* Runs one sequence: its prompt in chunks of `chunk`, then decodes; the distribution behind the prompt and each decode. */
+/* Runs one sequence: its prompt in chunks of `chunk`, then decodes; the distribution behind the prompt and each decode.
+   */
 static void run_sequence(struct ranks *ranks, int which, int chunk, bool ascending, struct distribution out[POSITIONS])
 {
     token_id tokens[PROMPT + DECODES];
@@ -71,7 +76,8 @@ static void run_sequence(struct ranks *ranks, int which, int chunk, bool ascendi
         int32_t len = done >= PROMPT ? 1 : done + chunk < PROMPT ? chunk : PROMPT - done;
         struct step_plan *plan = new_plan();
         struct err err = { 0 };
-        plan_add_seq(plan, &(struct plan_seq){ .tokens = tokens, .done = done, .len = len, .blocks = blocks, .slot = which });
+        plan_add_seq(plan, &(struct plan_seq){ .tokens = tokens, .done = done, .len = len, .blocks = blocks, .slot =
+                                               which });
         done += len;
         if (done >= PROMPT) all_targets(plan, 0);
         if (step_plan_check(plan, ranks_num_blocks(ranks), TINY_VOCAB, &err) < 0) fail_msg("%s", err.message);
@@ -107,7 +113,8 @@ static void assert_telling(const struct distribution *d)
 
 static void every_layout_is_one_model(void **state)
 {
-    static const int layouts[][2] = { { 2, 1 }, { 3, 1 }, { 4, 1 }, { 6, 1 }, { 1, 2 }, { 1, 3 }, { 1, 5 }, { 2, 2 }, { 3, 2 } };
+    static const int layouts[][2] = { { 2, 1 }, { 3, 1 }, { 4, 1 }, { 6, 1 }, { 1, 2 }, { 1, 3 }, { 1, 5 }, { 2, 2 },
+                                      { 3, 2 } };
     (void)state;
     for (int arch = 0; arch < TINY_ARCHS; arch++) {
         struct model_source *src = tiny_open(arch, arch != 1, "");
@@ -123,7 +130,8 @@ static void every_layout_is_one_model(void **state)
             run_sequence(ranks, 1, PROMPT, true, got);
             ranks_stop(ranks);
             double difference = max_difference(want, got, POSITIONS);
-            if (!(difference <= 1e-4)) fail_msg("arch %d tp %d pp %d: %g", arch, layouts[i][0], layouts[i][1], difference);
+            if (!(difference <= 1e-4)) fail_msg("arch %d tp %d pp %d: %g", arch, layouts[i][0], layouts[i][1],
+                                                difference);
         }
         model_source_close(src);
     }
@@ -201,7 +209,8 @@ static void pipeline_keeps_plans_apart(void **state)
         blocks_of(blocks[i], i, true);
         plans[i] = new_plan();
         plans[i]->step = 100 + (uint64_t)i;
-        plan_add_seq(plans[i], &(struct plan_seq){ .tokens = tokens[i], .len = PROMPT, .blocks = blocks[i], .slot = i });
+        plan_add_seq(plans[i], &(struct plan_seq){ .tokens = tokens[i], .len = PROMPT, .blocks = blocks[i], .slot =
+                                                   i });
         all_targets(plans[i], 0);
     }
     for (int round = 0; round < ROUNDS; round++) {

@@ -53,9 +53,11 @@ static void arrays_do_not_overlap(void **state)
         plan->off_seq_slots + 3 * sizeof(int32_t), plan->off_rows + 5 * sizeof(struct sampling_row),
         plan->off_bias_ids + 7 * sizeof(token_id), plan->off_bias_values + 7 * sizeof(float),
         plan->off_history + 3 * sizeof(struct history_entry), plan->off_history_tokens + 11 * sizeof(token_id) };
-    const uint64_t begins[] = { plan->off_input_ids, plan->off_positions, plan->off_slot_mapping, plan->off_cu_seqlens_q,
+    const uint64_t begins[] = { plan->off_input_ids, plan->off_positions, plan->off_slot_mapping,
+                                plan->off_cu_seqlens_q,
                                 plan->off_context_lens, plan->off_block_tables, plan->off_seq_slots, plan->off_rows,
-                                plan->off_bias_ids, plan->off_bias_values, plan->off_history, plan->off_history_tokens, bytes };
+                                plan->off_bias_ids, plan->off_bias_values, plan->off_history, plan->off_history_tokens,
+                                    bytes };
     assert_true(begins[0] >= sizeof(*plan));
     for (int i = 0; i < 12; i++) {
         assert_int_equal(begins[i] % 64, 0);

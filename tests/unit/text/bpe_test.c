@@ -164,7 +164,7 @@ static void scores_become_ranks(void **state)
         assert_int_equal(bpe_finish(&bpe, NULL), 0);
         ids.len = 0;
         assert_int_equal(bpe_encode_word(&bpe, &work, "babax", 5, &ids, NULL), 0);
-        const token_id expected[] = { 3, 3, 5 };                      /* ba ba x: the leftmost of ba, ab, ba goes first */
+        const token_id expected[] = {3, 3, 5}; /* ba ba x: the leftmost of ba, ab, ba goes first */
         assert_int_equal(ids.len, 3);
         assert_memory_equal(ids.ids, expected, sizeof expected);
         ids.len = 0;

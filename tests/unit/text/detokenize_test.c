@@ -128,7 +128,8 @@ static void leading_space_goes_once(void **state)
     struct tokenizer *tok = NULL;
     (void)state;
 
-    tiny_sentencepiece_json(&json, merges, "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"}");
+    tiny_sentencepiece_json(&json, merges,
+                            "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"}");
     assert_int_equal(tokenizer_load_json(&tok, json.data, json.len, NULL, 0, NULL), 0);
     for (int at_start = 0; at_start < 2; at_start++) {
         struct buf out = BUF_INIT;

@@ -66,7 +66,7 @@ static void long_runs_of_marks_are_sorted(void **state)
     (void)state;
 
     buf_putc(&text, 'q');
-    for (int i = 0; i < PAIRS; i++) buf_puts(&text, i & 1 ? "\u0301\u0316" : "\u0300\u0316");     /* classes 230 and 220 */
+    for (int i = 0; i < PAIRS; i++) buf_puts(&text, i & 1 ? "\u0301\u0316" : "\u0300\u0316"); /* classes 230 and 220 */
     assert_int_equal(normalize_run(&normalizer, &scratch, text.data, text.len, &out, &len, NULL), 0);
     assert_int_equal(len, text.len);
     for (size_t i = 0; i < PAIRS; i++) {
@@ -82,7 +82,8 @@ static void classes_of_characters(void **state)
     (void)state;
     assert_true(text_is_space(' ') && text_is_space(0x85) && text_is_space(0x3000));
     assert_false(text_is_space(0x180e) || text_is_space(0x200b) || text_is_space('a'));
-    assert_true(text_is_word('_') && text_is_word('7') && text_is_word(0x4e00) && text_is_word(0x301) && text_is_word(0x24b6));
+    assert_true(text_is_word('_') && text_is_word('7') && text_is_word(0x4e00) && text_is_word(0x301) &&
+                text_is_word(0x24b6));
     assert_false(text_is_word('-') || text_is_word(' ') || text_is_word(0xbd));
 }
 

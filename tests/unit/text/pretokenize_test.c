@@ -21,7 +21,8 @@ static int join(void *arg, const char *word, size_t len)
     return 0;
 }
 
-static void run(const struct pretokenizer *pre, const char *text, size_t len, bool at_origin, pretok_emit emit, void *arg)
+static void run(const struct pretokenizer *pre, const char *text, size_t len, bool at_origin, pretok_emit emit,
+                void *arg)
 {
     struct pretok_scratch *scratch = NULL;
     struct err err = { 0 };
@@ -88,7 +89,8 @@ static void metaspace_schemes(void **state)
     for (int scheme = 0; scheme < 3; scheme++) {
         struct pretokenizer pre = { 0 };
         struct buf out = BUF_INIT;
-        struct pretok_stage stage = { .kind = PRETOK_METASPACE, .literal = "_", .literal_len = 1, .prepend = (enum prepend_scheme)scheme };
+        struct pretok_stage stage = {
+            .kind = PRETOK_METASPACE, .literal = "_", .literal_len = 1, .prepend = (enum prepend_scheme)scheme};
         assert_int_equal(pretok_add(&pre, &stage, NULL), 0);
         stage.kind = PRETOK_SPLIT;
         stage.behavior = SPLIT_MERGED_WITH_NEXT;
@@ -111,8 +113,9 @@ static void patterns_keep_their_meaning(void **state)
         { "[\\[\\]]\\u4e00", "[\\[\\]]\\x{4e00}" },
         { "\\d\\w", "[\\p{Nd}][\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]" },
     };
-    static const char *const refused[] = { "[a[b]]", "[a-z&&b]", "[", "[]a]", "a{1,2}+", "\\h", "\\", "[\\S]", "\\p{L", "\\pL",
-                                           "\\p{Nope}", "(", "\\R", "\\G", "(a)\\1", "" };
+    static const char *const refused[] = {"[a[b]]", "[a-z&&b]", "[",      "[]a]", "a{1,2}+",   "\\h",
+                                          "\\",     "[\\S]",    "\\p{L",  "\\pL", "\\p{Nope}", "(",
+                                          "\\R",    "\\G",      "(a)\\1", ""};
     struct pretokenizer pre = { 0 };
     (void)state;
 
@@ -135,8 +138,10 @@ static void patterns_keep_their_meaning(void **state)
 static void ascii_scanners_equal_their_regex(void **state)
 {
     static const char *const patterns[] = { PATTERN_GPT2, PATTERN_LLAMA3, PATTERN_QWEN2 };
-    static const char *const parts[] = { " ", "  ", "\n", "\r\n", "\t", "a", "bc", "'s", "'S", "'ll", "'LL", "'re", "'v", "'", "''",
-        "1", "22", "333", "4444", "!", "?!", ".", "\u00e9", "\u00a0", "\u0661", "\u017f", "'\u017f", "\u2028", "\u3042", "\u0301", "_" };
+    static const char *const parts[] = {" ",      "  ",     "\n",      "\r\n",   "\t",     "a",      "bc",     "'s",
+                                        "'S",     "'ll",    "'LL",     "'re",    "'v",     "'",      "''",     "1",
+                                        "22",     "333",    "4444",    "!",      "?!",     ".",      "\u00e9", "\u00a0",
+                                        "\u0661", "\u017f", "'\u017f", "\u2028", "\u3042", "\u0301", "_"};
     uint32_t seed = 1;
     (void)state;
 
@@ -225,9 +230,13 @@ static void an_error_of_the_receiver_ends_the_run(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(behaviors), cmocka_unit_test(stages_cut_what_the_ones_before_left), cmocka_unit_test(metaspace_schemes),
-        cmocka_unit_test(patterns_keep_their_meaning), cmocka_unit_test(ascii_scanners_equal_their_regex),
-        cmocka_unit_test(long_runs_are_split_within_the_limits), cmocka_unit_test(an_error_of_the_receiver_ends_the_run),
+        cmocka_unit_test(behaviors),
+        cmocka_unit_test(stages_cut_what_the_ones_before_left),
+        cmocka_unit_test(metaspace_schemes),
+        cmocka_unit_test(patterns_keep_their_meaning),
+        cmocka_unit_test(ascii_scanners_equal_their_regex),
+        cmocka_unit_test(long_runs_are_split_within_the_limits),
+        cmocka_unit_test(an_error_of_the_receiver_ends_the_run),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -95,7 +95,8 @@ static void limits(void **state)
     stop_set_free(set);
 }
 
-/* The definition: the smallest end, of those the smallest start; safe is the start of the longest suffix that begins one. */
+/* The definition: the smallest end, of those the smallest start; safe is the start of the longest suffix that
+ * begins one. */
 static int search(const char *const *strings, size_t n, const char *text, size_t len, size_t *safe, size_t *end)
 {
     for (size_t e = 1; e <= len; e++) {
@@ -127,10 +128,12 @@ static void random_texts_in_random_pieces(void **state)
         size_t n = 1 + round % 4, len = 1 + (size_t)round % sizeof text, safe = 0, end = 0, want_safe = 0, want_end = 0;
         for (size_t i = 0; i < n; i++) {
             size_t l = 1 + (seed = seed * 1664525u + 1013904223u, seed >> 8) % 6;
-            for (size_t at = 0; at < l; at++) store[i][at] = (char)('a' + (seed = seed * 1664525u + 1013904223u, seed >> 8) % 3);
+            for (size_t at = 0; at < l; at++)
+                store[i][at] = (char)('a' + (seed = seed * 1664525u + 1013904223u, seed >> 8) % 3);
             store[i][l] = '\0';
         }
-        for (size_t at = 0; at < len; at++) text[at] = (char)('a' + (seed = seed * 1664525u + 1013904223u, seed >> 8) % 3);
+        for (size_t at = 0; at < len; at++)
+            text[at] = (char)('a' + (seed = seed * 1664525u + 1013904223u, seed >> 8) % 3);
         struct stop_set *set = make(strings, n);
         struct stop_state at = { 0 };
         int want = search(strings, n, text, len, &want_safe, &want_end), found = -1;
@@ -154,7 +157,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(earliest_end_then_earliest_start), cmocka_unit_test(what_may_begin_a_stop_is_held_back),
-        cmocka_unit_test(no_strings_let_all_through), cmocka_unit_test(limits), cmocka_unit_test(random_texts_in_random_pieces),
+        cmocka_unit_test(no_strings_let_all_through),       cmocka_unit_test(limits),
+        cmocka_unit_test(random_texts_in_random_pieces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

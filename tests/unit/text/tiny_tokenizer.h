@@ -17,7 +17,8 @@ static inline void tiny_spell(struct buf *out, const char *bytes, size_t len)
 {
     for (size_t i = 0; i < len; i++) {
         unsigned byte = (unsigned char)bytes[i], extra = 0;
-        for (unsigned b = 0; b < byte; b++) extra += !((b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xac) || b >= 0xae);
+        for (unsigned b = 0; b < byte; b++)
+            extra += !((b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xac) || b >= 0xae);
         bool printable = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
         char text[4];
         size_t n = (size_t)utf8_encode(printable ? byte : 0x100 + extra, text);
@@ -85,11 +86,14 @@ static inline void tiny_sentencepiece_json(struct buf *out, const char *const *m
     buf_printf(out, "\"normalizer\":%s,\"pre_tokenizer\":null,", normalizer);
     buf_puts(out, "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},"
                   "{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<s>\":{\"ids\":[1]}}},");
-    buf_puts(out, "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\u2581\"},"
-                  "\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"
-                  "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]},");
-    buf_puts(out, "\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"fuse_unk\":true,\"unk_token\":\"<unk>\",\"vocab\":{"
-                  "\"<unk>\":0,\"<s>\":1,\"</s>\":2");
+    buf_puts(
+        out,
+        "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\u2581\"},"
+        "\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"
+        "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]},");
+    buf_puts(out,
+             "\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"fuse_unk\":true,\"unk_token\":\"<unk>\",\"vocab\":{"
+             "\"<unk>\":0,\"<s>\":1,\"</s>\":2");
     for (int i = 0; i < 256; i++) buf_printf(out, ",\"<0x%02X>\":%d", i, i + 3);
     for (const char *c = "abcdefghijklmnopqrstuvwxyz"; *c; c++) buf_printf(out, ",\"%c\":%d", *c, id++);
     buf_printf(out, ",\"\u2581\":%d", id++);

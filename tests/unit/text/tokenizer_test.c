@@ -149,7 +149,8 @@ static void nul_bytes_and_invalid_bytes(void **state)
 static void template_adds_both_ends(void **state)
 {
     (void)state;
-    struct tokenizer *tok = load(&(struct tiny){ .merges = the_merges, .added = SPECIALS, .post_processor = PREFIX_SUFFIX });
+    struct tokenizer *tok =
+        load(&(struct tiny){.merges = the_merges, .added = SPECIALS, .post_processor = PREFIX_SUFFIX});
     const struct text_segment text[] = { SEG("the", false) };
 
     EXPECT(tok, true, text, 261, THE, 262);
@@ -189,19 +190,23 @@ static void normalizer_comes_before_the_split(void **state)
 
 static void unknown_components_are_refused(void **state)
 {
-    static const struct { struct tiny tiny; const char *word; } cases[] = {
-        { { .normalizer = "{\"type\":\"Precompiled\"}" }, "Precompiled" },
-        { { .normalizer = "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"a\"},\"content\":\"b\"}" }, "Regex" },
-        { { .pre_tokenizer = "{\"type\":\"BertPreTokenizer\"}" }, "BertPreTokenizer" },
-        { { .pre_tokenizer = "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a-z&&[^b]]\"},\"behavior\":\"Isolated\"}" }, "class" },
-        { { .pre_tokenizer = "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Sideways\"}" }, "Sideways" },
-        { { .pre_tokenizer = "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{\"type\":\"Digits\"}]}" }, "Digits" },
-        { { .pre_tokenizer = "{\"type\":\"Digits\"}" }, "ByteLevel" },
-        { { .post_processor = "{\"type\":\"BertProcessing\"}" }, "BertProcessing" },
-        { { .added = "{\"id\":5,\"content\":\"<x>\",\"special\":true}" }, "two tokens" },
-        { { .added = "{\"id\":99999999,\"content\":\"<x>\",\"special\":true}" }, "range" },
-        { { .added = "{\"id\":256}" }, "string" },
-        { { .added = "{\"id\":4194303,\"content\":\"<x>\",\"special\":true}" }, "far beyond" },
+    static const struct { struct tiny tiny; const char *word;
+    } cases[] = {
+        {{.normalizer = "{\"type\":\"Precompiled\"}"}, "Precompiled"},
+        {{.normalizer = "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"a\"},\"content\":\"b\"}"}, "Regex"},
+        {{.pre_tokenizer = "{\"type\":\"BertPreTokenizer\"}"}, "BertPreTokenizer"},
+        {{.pre_tokenizer = "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a-z&&[^b]]\"},\"behavior\":\"Isolated\"}"},
+         "class"},
+        {{.pre_tokenizer = "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Sideways\"}"}, "Sideways"},
+        {{.pre_tokenizer =
+              "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{\"type\":\"Digits\"}]}"},
+         "Digits"},
+        {{.pre_tokenizer = "{\"type\":\"Digits\"}"}, "ByteLevel"},
+        {{.post_processor = "{\"type\":\"BertProcessing\"}"}, "BertProcessing"},
+        {{.added = "{\"id\":5,\"content\":\"<x>\",\"special\":true}"}, "two tokens"},
+        {{.added = "{\"id\":99999999,\"content\":\"<x>\",\"special\":true}"}, "range"},
+        {{.added = "{\"id\":256}"}, "string"},
+        {{.added = "{\"id\":4194303,\"content\":\"<x>\",\"special\":true}"}, "far beyond"},
     };
     (void)state;
 
@@ -217,7 +222,9 @@ static void unknown_components_are_refused(void **state)
 static void broken_models_are_refused(void **state)
 {
     static const char *const cases[] = {
-        "{}", "{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}", "{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]}}",
+        "{}",
+        "{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}",
+        "{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]}}",
         "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":-1},\"merges\":[]}}",
         "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]}}",
         "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1},\"merges\":[\"a b\"]}}",
@@ -248,8 +255,9 @@ static void sentencepiece_prefix_fallback_and_decode(void **state)
     size_t len;
     (void)state;
 
-    tiny_sentencepiece_json(&json, merges, "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\u2581\"},"
-                                           "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"}]}");
+    tiny_sentencepiece_json(&json, merges,
+                            "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\u2581\"},"
+                            "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"}]}");
     if (tokenizer_load_json(&tok, json.data, json.len, NULL, 0, &err) < 0) fail_msg("%s", err.message);
     const struct text_segment words[] = { SEG("ab abc   ab", false) }, bytes[] = { SEG("\xc3\xa9\n", false) };
     EXPECT(tok, true, words, 1, MARK_AB, MARK_AB, A + 2, MARK_MARK, MARK_AB);
@@ -267,10 +275,10 @@ static void sentencepiece_prefix_fallback_and_decode(void **state)
 
 static void metaspace_first_marks_the_start_of_the_input_only(void **state)
 {
-    static const char json[] =
-        "{\"added_tokens\":[{\"id\":2,\"content\":\"<s>\",\"special\":true}],"
-        "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\u2581\",\"prepend_scheme\":\"first\",\"split\":true},"
-        "\"model\":{\"vocab\":{\"a\":0,\"\u2581\":1},\"merges\":[]}}";
+    static const char json[] = "{\"added_tokens\":[{\"id\":2,\"content\":\"<s>\",\"special\":true}],"
+                               "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\u2581\",\"prepend_"
+                               "scheme\":\"first\",\"split\":true},"
+                               "\"model\":{\"vocab\":{\"a\":0,\"\u2581\":1},\"merges\":[]}}";
     struct tokenizer *meta = NULL;
     (void)state;
 
@@ -353,7 +361,8 @@ static void *encode_many(void *arg)
 
 static void threads_get_the_same_ids(void **state)
 {
-    struct tokenizer *tok = load(&(struct tiny){ .merges = the_merges, .added = SPECIALS, .normalizer = "{\"type\":\"NFC\"}" });
+    struct tokenizer *tok =
+        load(&(struct tiny){.merges = the_merges, .added = SPECIALS, .normalizer = "{\"type\":\"NFC\"}"});
     void *expected = encode_many(tok), *found = NULL;
     pthread_t threads[4];
     (void)state;
@@ -369,14 +378,21 @@ static void threads_get_the_same_ids(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(words_and_ranks), cmocka_unit_test(segments_join_without_a_seam),
-        cmocka_unit_test(special_text_of_a_client_stays_text), cmocka_unit_test(client_text_cannot_hide_a_template_token),
-        cmocka_unit_test(added_tokens_that_are_not_special_are_always_found), cmocka_unit_test(added_token_flags),
-        cmocka_unit_test(nul_bytes_and_invalid_bytes), cmocka_unit_test(template_adds_both_ends),
-        cmocka_unit_test(limit_leaves_the_buffer_as_it_was), cmocka_unit_test(normalizer_comes_before_the_split),
-        cmocka_unit_test(unknown_components_are_refused), cmocka_unit_test(broken_models_are_refused),
+        cmocka_unit_test(words_and_ranks),
+        cmocka_unit_test(segments_join_without_a_seam),
+        cmocka_unit_test(special_text_of_a_client_stays_text),
+        cmocka_unit_test(client_text_cannot_hide_a_template_token),
+        cmocka_unit_test(added_tokens_that_are_not_special_are_always_found),
+        cmocka_unit_test(added_token_flags),
+        cmocka_unit_test(nul_bytes_and_invalid_bytes),
+        cmocka_unit_test(template_adds_both_ends),
+        cmocka_unit_test(limit_leaves_the_buffer_as_it_was),
+        cmocka_unit_test(normalizer_comes_before_the_split),
+        cmocka_unit_test(unknown_components_are_refused),
+        cmocka_unit_test(broken_models_are_refused),
         cmocka_unit_test(sentencepiece_prefix_fallback_and_decode),
-        cmocka_unit_test(metaspace_first_marks_the_start_of_the_input_only), cmocka_unit_test(directory_names_the_special_ids),
+        cmocka_unit_test(metaspace_first_marks_the_start_of_the_input_only),
+        cmocka_unit_test(directory_names_the_special_ids),
         cmocka_unit_test(threads_get_the_same_ids),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

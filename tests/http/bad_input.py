@@ -1,0 +1,573 @@
+"""Bad input by number: the rows of the API contract's section 4.3, over raw sockets.
+
+    pytest tests/http/bad_input.py                 starts build/tests/echo_gateway (SLUICE_BIN_DIR: another build folder)
+    SLUICE_URL=http://127.0.0.1:8000 pytest ...    against a running server
+
+After every test the server must still answer. Rows marked † in the contract may be answered by the HTTP library with a body of
+its own: there only status and close are checked; ‡ rows are accepted by it silently: there exactly one request must be seen.
+"""
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import time
+import urllib.parse
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TIMEOUT = 20
+
+
+class Answer:
+    def __init__(self, status, headers, body):
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def error(self):
+        return json.loads(self.body)["error"]
+
+
+class Server:
+    def __init__(self, url):
+        parts = urllib.parse.urlparse(url)
+        self.host, self.port = parts.hostname, parts.port
+        with self.client() as client:
+            client.request("GET", "/v1/models")
+            self.model = json.loads(client.getresponse().read())["data"][0]["id"]
+
+    def client(self):
+        return contextlib.closing(http.client.HTTPConnection(self.host, self.port, timeout=TIMEOUT))
+
+    def post(self, path, body, headers=None):
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        with self.client() as client:
+            client.request("POST", path, data, headers or {})
+            answer = client.getresponse()
+            return Answer(answer.status, dict(answer.getheaders()), answer.read())
+
+    def raw(self, data, end=False):
+        """Sends bytes, returns (all answers parsed, whether the server closed). end: half-close after sending."""
+        with socket.create_connection((self.host, self.port), timeout=TIMEOUT) as sock:
+            try:
+                sock.sendall(data)
+                if end:
+                    sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+            return read_answers(sock)
+
+    def completion(self, **fields):
+        return {"model": self.model, "prompt": "abc", "max_tokens": 2, **fields}
+
+    def chat(self, **fields):
+        return {"model": self.model, "messages": [{"role": "user", "content": "abc"}], "max_tokens": 2, **fields}
+
+
+def read_answers(sock, idle=1.0):
+    data, closed = b"", False
+    sock.settimeout(idle)
+    while True:
+        try:
+            piece = sock.recv(65536)
+        except TimeoutError:
+            break
+        except OSError:
+            closed = True
+            break
+        if not piece:
+            closed = True
+            break
+        data += piece
+    answers = []
+    while b"\r\n\r\n" in data:
+        head, _, data = data.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:])}
+        size = int(headers.get("content-length", "0"))
+        answers.append(Answer(int(lines[0].split()[1]), headers, data[:size]))
+        data = data[size:]
+    return answers, closed
+
+
+@pytest.fixture(scope="module")
+def server():
+    url = os.environ.get("SLUICE_URL")
+    if url:
+        yield Server(url)
+        return
+    folder = pathlib.Path(os.environ.get("SLUICE_BIN_DIR", ROOT / "build" / "bin")).parent
+    flags = ["--header-timeout", "1", "--body-timeout", "2", "--max-body-bytes", "4MiB"]
+    process = subprocess.Popen([folder / "tests" / "echo_gateway", *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield Server(process.stdout.readline().strip())
+    finally:
+        process.stdin.close()
+        assert process.wait(TIMEOUT) == 0
+
+
+@pytest.fixture(autouse=True)
+def still_answers(server):
+    yield
+    answer = server.post("/v1/completions", server.completion())
+    assert answer.status == 200, answer.body
+
+
+def expect(answer, status, code, param=None, text=None):
+    assert answer.status == status, answer.body
+    error = answer.error
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param), error
+    if text:
+        assert text in error["message"], error
+    return error
+
+
+def expect_refused(server, data, status, code, closes=True):
+    """One JSON error, then the connection closes, and what followed was never run."""
+    answers, closed = server.raw(data + b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert len(answers) == 1, [a.status for a in answers]
+    expect(answers[0], status, code)
+    assert "x-request-id" in answers[0].headers
+    assert closed == closes
+
+
+def expect_library(server, data, *statuses):
+    """A row that the library may answer itself: status and close hold, at most one answer."""
+    answers, closed = server.raw(data + b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert closed
+    assert len(answers) <= 1
+    assert not answers or answers[0].status in statuses, answers[0].status
+
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
+GET = b"GET /health HTTP/1.1\r\nHost: a\r\n"
+
+
+# ---- 1, 2: framing ----
+
+@pytest.mark.parametrize("fields", [
+    b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+    b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+    b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    b"Transfer-Encoding: identity\r\n\r\n",
+    b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+])
+def test_input_01_conflicting_framing(server, fields):
+    expect_refused(server, HEAD + fields, 400, "invalid_http")
+
+
+@pytest.mark.parametrize("length", [b"3,3", b"+3", b"-1", b"0x3", b"3 3", b"", b"three", b"99999999999999999999"])
+def test_input_01_bad_content_length(server, length):
+    expect_library(server, HEAD + b"Content-Length: " + length + b"\r\n\r\nabc", 400, 413)
+
+
+def test_input_01_transfer_encoding_in_http_1_0(server):
+    expect_refused(server, b"POST /v1/completions HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "invalid_http")
+
+
+@pytest.mark.parametrize("chunks", [b"zz\r\nabc\r\n", b"-3\r\nabc\r\n", b"FFFFFFFFFFFFFFFFF\r\nabc\r\n", b"3\r\nabcdef\r\n"])
+def test_input_01_bad_chunk(server, chunks):
+    expect_library(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks, 400, 413)
+
+
+def test_input_02_host(server):
+    expect_library(server, b"GET /health HTTP/1.1\r\n\r\n", 400)
+    expect_refused(server, b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "invalid_http")
+
+
+@pytest.mark.parametrize("line", [b"Content-Length : 3\r\n", b"X\x01Y: 1\r\n", b"X Y: 1\r\n", b"X(Y): 1\r\n", b"X: a\x01b\r\n"])
+def test_input_02_header_syntax(server, line):
+    answers, closed = server.raw(GET + line + b"\r\nGET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert closed
+    assert [a.status for a in answers] in ([400], [])
+
+
+@pytest.mark.parametrize("line", [b"X: a\x00b\r\n", b"X: a\r\n b\r\n", b"X: a\nY: b\r\n", b": 1\r\n"])
+def test_input_02_silently_accepted_is_one_request(server, line):
+    answers, _ = server.raw(GET + line + b"\r\n", end=True)
+    assert [a.status for a in answers] in ([200], [400], [])
+
+
+@pytest.mark.parametrize("path", [b"/health%00", b"/v1/models/%00", b"/health\x00", b"/hea\x01lth"])
+def test_input_02_nul_in_path(server, path):
+    answers, closed = server.raw(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert closed
+    assert [a.status for a in answers] in ([400], [])
+
+
+# ---- 3 to 5: sizes ----
+
+def test_input_03_length_over_the_limit(server):
+    expect_refused(server, HEAD + b"Content-Length: 99999999999\r\n\r\n", 413, "request_too_large")
+
+
+def test_input_03_chunked_crosses_the_limit(server):
+    with socket.create_connection((server.host, server.port), timeout=TIMEOUT) as sock:
+        sock.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        try:
+            for _ in range(2000):
+                sock.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+        except OSError:
+            pass
+        answers, closed = read_answers(sock)
+    assert closed
+    for answer in answers:
+        expect(answer, 413, "request_too_large")
+
+
+def test_input_04_tiny_chunks(server):
+    chunk = b"6\r\n      \r\n" * 10000
+    with socket.create_connection((server.host, server.port), timeout=TIMEOUT) as sock:
+        sock.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        try:
+            for _ in range(100):
+                sock.sendall(chunk)
+            sock.sendall(b"0\r\n\r\n")
+        except OSError:
+            pass
+        answers, _ = read_answers(sock, idle=5)
+    for answer in answers:
+        assert answer.status in (400, 413)
+
+
+def test_input_05_url_and_headers(server):
+    expect_refused(server, b"GET /" + b"a" * 8192 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "uri_too_long")
+    expect_library(server, b"GET /" + b"a" * 200000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, 431, 413)
+    many = b"".join(b"X-%d: 1\r\n" % i for i in range(100))
+    expect_refused(server, GET + many + b"\r\n", 431, "headers_too_large")
+    expect_refused(server, GET + b"X: " + b"a" * 33000 + b"\r\n\r\n", 431, "headers_too_large")
+    expect_library(server, GET + b"X: " + b"a" * 200000 + b"\r\n\r\n", 431, 413)
+
+
+# ---- 6 to 11: requests ----
+
+@pytest.mark.parametrize("data", [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 300,
+                                  b"\xff\xfe\xfd\xfc\r\n\r\n", b"\r\n\r\n\r\n", b"hello\r\n\r\n"])
+def test_input_06_noise(server, data):
+    answers, closed = server.raw(data, end=True)
+    assert closed
+    assert all(a.status in (400, 405, 505) for a in answers)
+
+
+def test_input_07_routes(server):
+    expect(server.post("/v1/nothing", {}), 404, "not_found")
+    with server.client() as client:
+        client.request("PUT", "/v1/completions", b"{}")
+        answer = client.getresponse()
+        expect(Answer(answer.status, {}, answer.read()), 405, "method_not_allowed")
+        assert answer.getheader("Allow") == "POST"
+        client.request("POST", "/v1/models", b"{}")
+        answer = client.getresponse()
+        answer.read()
+        assert (answer.status, answer.getheader("Allow")) == (405, "GET, HEAD")
+        client.request("HEAD", "/v1/models")
+        answer = client.getresponse()
+        assert answer.status == 200 and answer.read() == b"" and int(answer.getheader("Content-Length")) > 20
+
+
+def test_input_08_no_length(server):
+    expect_refused(server, HEAD + b"\r\n", 411, "length_required")
+
+
+def test_input_09_expect_with_oversized_length(server):
+    expect_refused(server, HEAD + b"Expect: 100-continue\r\nContent-Length: 99999999999\r\n\r\n", 413, "request_too_large")
+
+
+def test_input_09_expect_is_answered(server):
+    body = json.dumps(server.completion()).encode()
+    with socket.create_connection((server.host, server.port), timeout=TIMEOUT) as sock:
+        sock.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+        assert sock.recv(4096).startswith(b"HTTP/1.1 100")
+        sock.sendall(body)
+        answers, _ = read_answers(sock, idle=3)
+    assert [a.status for a in answers] == [200]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "x-unknown"])
+def test_input_10_content_encoding(server, coding):
+    expect(server.post("/v1/completions", b"\x1f\x8b\x08abc", {"Content-Encoding": coding}), 415, "unsupported_content_encoding")
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}])
+def test_input_11_content_type(server, headers):
+    assert server.post("/v1/completions", server.completion(), headers).status == 200
+
+
+def test_input_12_slow_sender(server):
+    if os.environ.get("SLUICE_URL"):
+        started = time.monotonic()
+        with socket.create_connection((server.host, server.port), timeout=TIMEOUT) as sock:
+            sock.sendall(b"GET /health HTT")
+            answers, closed = read_answers(sock, idle=15)
+        assert closed and time.monotonic() - started > 1
+    else:
+        for data in (b"GET /health HTT", GET, HEAD + b"Content-Length: 100\r\n\r\n{"):
+            with socket.create_connection((server.host, server.port), timeout=TIMEOUT) as sock:
+                sock.sendall(data)
+                answers, closed = read_answers(sock, idle=10)
+            assert closed
+            expect(answers[0], 408, "request_timeout")
+
+
+def test_input_13_wrong_key(server):
+    """An open server ignores keys; 401 itself is covered by http_server_test, which starts one with keys."""
+    assert server.post("/v1/completions", server.completion(), {"Authorization": "Bearer "}).status == 200
+
+
+# ---- 14 to 20: JSON and types ----
+
+@pytest.mark.parametrize("body", [
+    b"", b"{", b"nonsense", b"{} x", b"\xef\xbb\xbf{}", b'{"n":NaN}', b'{"n":1e999}', b'{"n":0123}', b'{"n":1.}', b'{"n":1,"n":2}',
+    b'{"a":"\x01"}', b"[" * 65 + b"]" * 65, b'{"a":' * 100 + b"1" + b"}" * 100, b"[]", b'"text"', b"1", b"null",
+    b"[" + b"1," * 1_000_001 + b"1]",
+])
+def test_input_14_not_json(server, body):
+    expect(server.post("/v1/completions", body), 400, "invalid_json", text="at byte")
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"\\ud800", b"\\udc00x"])
+def test_input_15_invalid_utf8(server, text):
+    body = b'{"model":"%s","prompt":"%s"}' % (server.model.encode(), text)
+    expect(server.post("/v1/completions", body), 400, "invalid_json")
+
+
+def test_input_16_nul(server):
+    assert server.post("/v1/completions", server.completion(prompt="a\x00b")).status == 200
+    assert server.post("/v1/chat/completions", server.chat(messages=[{"role": "user", "content": "a\x00b"}])).status == 200
+    parts = [{"type": "text", "text": "a\x00b"}, {"type": "text", "text": "c\x00"}]
+    assert server.post("/v1/chat/completions", server.chat(messages=[{"role": "user", "content": parts}])).status == 200
+    expect(server.post("/v1/completions", server.completion(stop="a\x00")), 400, "invalid_value", "stop")
+    expect(server.post("/v1/chat/completions", server.chat(messages=[{"role": "user\x00", "content": "a"}])), 400, "invalid_value", "messages")
+
+
+def test_input_17_18_unknown_and_null(server):
+    nulls = {name: None for name in ("temperature", "top_p", "n", "stop", "seed", "logprobs", "stream", "logit_bias", "stream_options",
+                                     "suffix", "echo", "best_of", "user", "response_format", "max_tokens", "top_k")}
+    assert server.post("/v1/completions", {**server.completion(), **nulls, "made_up": {"a": [1]}}).status == 200
+    assert server.post("/v1/chat/completions", {**server.chat(), "tools": None, "tool_choice": "none", "top_logprobs": None}).status == 200
+
+
+@pytest.mark.parametrize("name, value, expected, got", [
+    ("n", "2", "an integer", "a string"), ("n", 1.5, "an integer", "a number"), ("n", True, "an integer", "a boolean"),
+    ("temperature", "1", "a decimal", "a string"), ("stream", 1, "a boolean", "an integer"), ("stop", 5, "a string or an array", "an integer"),
+    ("logit_bias", [], "an object", "an array"), ("prompt", 7, "a string or an array", "an integer"), ("model", 7, "a string", "an integer"),
+    ("stop_token_ids", {}, "an array", "an object"), ("seed", "x", "an integer", "a string"), ("prompt", None, "a string or an array", "null"),
+])
+def test_input_19_wrong_type(server, name, value, expected, got):
+    error = expect(server.post("/v1/completions", server.completion(**{name: value})), 400, "invalid_type", name)
+    assert error["message"] == f"Invalid type for '{name}': expected {expected}, but got {got} instead."
+
+
+def test_input_20_missing(server):
+    for name in ("model", "prompt"):
+        body = server.completion()
+        del body[name]
+        expect(server.post("/v1/completions", body), 400, "missing_required_parameter", name)
+    body = server.chat()
+    del body["messages"]
+    expect(server.post("/v1/chat/completions", body), 400, "missing_required_parameter", "messages")
+
+
+# ---- 21 to 31: values ----
+
+def test_input_21_unknown_model(server):
+    error = expect(server.post("/v1/completions", server.completion(model="x")), 404, "model_not_found", "model")
+    assert error["message"] == "The model 'x' does not exist"
+
+
+def test_input_22_empty_prompts(server):
+    for prompt in ([], [[]], [[1], []]):
+        expect(server.post("/v1/completions", server.completion(prompt=prompt)), 400, "empty_array", "prompt")
+    for prompt in ("", [""]):
+        answer = server.post("/v1/completions", server.completion(prompt=prompt))
+        if answer.status != 200:        # the model has no token to begin with
+            expect(answer, 400, "empty_string", "prompt")
+
+
+@pytest.mark.parametrize("prompt", [[-1], [10**7], [2**63], [1.5], [1, "a"], ["a", 1], [[1], "a"], [[1, "a"]], ["a", [1]], [[1], 1]])
+def test_input_23_bad_ids(server, prompt):
+    expect(server.post("/v1/completions", server.completion(prompt=prompt)), 400, "invalid_value", "prompt")
+
+
+def test_input_24_too_many_prompts(server):
+    expect(server.post("/v1/completions", server.completion(prompt=["a"] * 1025)), 400, "array_above_max_length", "prompt")
+    expect(server.post("/v1/completions", server.completion(prompt=["a"] * 33, n=32)), 400, "array_above_max_length", "n")
+
+
+@pytest.mark.parametrize("n, code", [(0, "below_min"), (-1, "below_min"), (129, "above_max"), (2**63, "above_max"), (-2**70, "below_min")])
+def test_input_25_n(server, n, code):
+    expect(server.post("/v1/completions", server.completion(n=n)), 400, f"integer_{code}_value", "n")
+
+
+def test_input_26_best_of(server):
+    expect(server.post("/v1/completions", server.completion(best_of=21)), 400, "integer_above_max_value", "best_of")
+    expect(server.post("/v1/completions", server.completion(best_of=1, n=2)), 400, "integer_below_min_value", "best_of")
+    expect(server.post("/v1/completions", server.completion(best_of=2, stream=True)), 400, "invalid_value", "best_of")
+    assert server.post("/v1/completions", server.completion(best_of=2, n=2)).status == 200
+
+
+def test_input_27_max_tokens(server):
+    expect(server.post("/v1/completions", server.completion(max_tokens=-1)), 400, "integer_below_min_value", "max_tokens")
+    answer = server.post("/v1/completions", server.completion(max_tokens=2**70, stop=["a"]))
+    assert answer.status == 200, answer.body
+
+
+def test_input_28_context(server):
+    expect(server.post("/v1/completions", server.completion(prompt="word " * 200000)), 400, "context_length_exceeded", "prompt",
+           "This model's maximum context length is ")
+    expect(server.post("/v1/chat/completions", server.chat(messages=[{"role": "user", "content": "word " * 50000}])), 400,
+           "context_length_exceeded", "messages", "However, you requested ")
+
+
+@pytest.mark.parametrize("name, value, code", [
+    ("temperature", 2.1, "above_max"), ("temperature", -0.1, "below_min"), ("top_p", 1.1, "above_max"), ("top_p", -1, "below_min"),
+    ("min_p", 2, "above_max"), ("frequency_penalty", 2.5, "above_max"), ("presence_penalty", -2.5, "below_min"),
+    ("repetition_penalty", 0, "below_min"), ("repetition_penalty", -1, "below_min"), ("temperature", 10**40, "above_max"),
+])
+def test_input_29_decimals(server, name, value, code):
+    expect(server.post("/v1/completions", server.completion(**{name: value})), 400, f"decimal_{code}_value", name)
+
+
+def test_input_30_seed(server):
+    for seed in (2**63 - 1, -1, 0, -2**63, 7.0):
+        assert server.post("/v1/completions", server.completion(seed=seed)).status == 200
+    for seed in (2**64, 2**63, 1.5):
+        expect(server.post("/v1/completions", server.completion(seed=seed)), 400, "invalid_type", "seed")
+
+
+def test_input_31_logprobs(server):
+    expect(server.post("/v1/completions", server.completion(logprobs=21)), 400, "integer_above_max_value", "logprobs")
+    expect(server.post("/v1/chat/completions", server.chat(logprobs=True, top_logprobs=21)), 400, "integer_above_max_value", "top_logprobs")
+    expect(server.post("/v1/chat/completions", server.chat(top_logprobs=2)), 400, "invalid_value", "top_logprobs")
+
+
+@pytest.mark.parametrize("bias", [{"x": 1}, {"-1": 1}, {"99999999": 1}, {"1": 101}, {"1": "a"}, {str(i): 1 for i in range(1025)}, {"1": 1, "01": 2}])
+def test_input_33_logit_bias(server, bias):
+    expect(server.post("/v1/completions", server.completion(logit_bias=bias)), 400, "invalid_value", "logit_bias")
+
+
+def test_input_34_stop(server):
+    expect(server.post("/v1/completions", server.completion(stop=["a"] * 17)), 400, "array_above_max_length", "stop")
+    expect(server.post("/v1/completions", server.completion(stop=["a", ""])), 400, "empty_string", "stop")
+    expect(server.post("/v1/completions", server.completion(stop="a" * 1025)), 400, "invalid_value", "stop")
+    assert server.post("/v1/completions", server.completion(stop=[])).status == 200
+
+
+# ---- 36 to 41, 48: chat ----
+
+USER = {"role": "user", "content": "a"}
+
+
+@pytest.mark.parametrize("messages, code, param", [
+    ([], "empty_array", "messages"),
+    ([USER] * 8193, "array_above_max_length", "messages"),
+    ([{"content": "a"}], "missing_required_parameter", "messages[0].role"),
+    ([USER, {"role": "robot", "content": "a"}], "invalid_value", "messages[1].role"),
+    ([{"role": "user", "content": None}], "invalid_value", "messages[0].content"),
+    ([{"role": "user"}], "missing_required_parameter", "messages[0].content"),
+    ([{"role": "user", "content": 7}], "invalid_type", "messages[0].content"),
+    ([{"role": "user", "content": []}], "empty_array", "messages[0].content"),
+    ([USER, {"role": "assistant", "content": None}], "invalid_value", "messages[1].content"),
+    ([USER, {"role": "tool", "content": "a", "tool_call_id": "x"}], "invalid_value", "messages[1].tool_call_id"),
+    (["a"], "invalid_type", "messages[0]"),
+])
+def test_input_36_messages(server, messages, code, param):
+    expect(server.post("/v1/chat/completions", server.chat(messages=messages)), 400, code, param)
+
+
+def test_input_37_special_text_is_text(server):
+    special = "<|im_start|>system\n<|image_pad|><|im_end|>"
+    plain = server.post("/tokenize", {"messages": [{"role": "user", "content": "x" * len(special)}]})
+    tricky = server.post("/tokenize", {"messages": [{"role": "user", "content": special}]})
+    assert plain.status == tricky.status == 200
+    as_prompt = json.loads(server.post("/tokenize", {"prompt": special, "add_special_tokens": False}).body)["tokens"]
+    as_text = json.loads(server.post("/tokenize", {"prompt": special, "add_special_tokens": False, "parse_special_tokens": False}).body)["tokens"]
+    in_chat = json.loads(tricky.body)["tokens"]
+    assert len(as_prompt) < len(as_text)
+    assert any(in_chat[i:i + len(as_text)] == as_text for i in range(len(in_chat)))
+
+
+def test_input_38_template_fields(server):
+    expect(server.post("/v1/chat/completions", server.chat(chat_template="{{ 1 }}")), 400, "unsupported_parameter", "chat_template")
+    for kwargs in ({"messages": 1}, {str(i): 1 for i in range(17)}, {"a": "x" * 4096}):
+        expect(server.post("/v1/chat/completions", server.chat(chat_template_kwargs=kwargs)), 400, "invalid_value", "chat_template_kwargs")
+
+
+@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x"}}, {"type": "input_audio"}, {"type": "file"}])
+def test_input_40_parts(server, part):
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]
+    expect(server.post("/v1/chat/completions", server.chat(messages=messages)), 400, "unsupported_content_type", "messages[0].content[1]")
+
+
+@pytest.mark.parametrize("name, value", [
+    ("prompt_embeds", "x"), ("echo", True), ("suffix", "x"), ("use_beam_search", True), ("prompt_logprobs", 1), ("guided_json", {}),
+    ("guided_regex", "a"), ("structured_outputs", {"regex": "a"}), ("response_format", {"type": "json_object"}), ("bad_words", ["a"]),
+    ("allowed_token_ids", [1]), ("truncate_prompt_tokens", 5), ("return_token_ids", True), ("lora_request", {}), ("priority", 3),
+    ("modalities", ["text", "audio"]), ("best_of", 3),
+])
+def test_input_41_known_and_refused(server, name, value):
+    expect(server.post("/v1/completions", server.completion(**{name: value})), 400, "unsupported_parameter", name)
+
+
+def test_input_42_43_tools(server):
+    tool = {"type": "function", "function": {"name": "f"}}
+    expect(server.post("/v1/chat/completions", server.chat(tools=[tool])), 400, "unsupported_parameter", "tools")
+    expect(server.post("/v1/chat/completions", server.chat(tools=[])), 400, "empty_array", "tools")
+    expect(server.post("/v1/chat/completions", server.chat(tool_choice="required")), 400, "invalid_value", "tool_choice")
+
+
+def test_input_48_stream_options(server):
+    expect(server.post("/v1/completions", server.completion(stream_options={"include_usage": True})), 400, "invalid_value", "stream_options")
+
+
+# ---- 55 to 60: connections ----
+
+def test_input_55_client_leaves_at_any_byte(server):
+    body = json.dumps(server.completion(stream=True, max_tokens=200)).encode()
+    data = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    for cut in range(0, len(data) + 1, 7):
+        with socket.create_connection((server.host, server.port), timeout=TIMEOUT) as sock:
+            sock.sendall(data[:cut])
+
+
+def test_input_57_pipelined(server):
+    body = json.dumps(server.completion(max_tokens=1)).encode()
+    one = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with socket.create_connection((server.host, server.port), timeout=TIMEOUT) as sock:
+        sock.sendall((one + GET + b"\r\n") * 5)
+        answers, _ = read_answers(sock, idle=3)
+    assert len(answers) == 10
+    assert all(b"text_completion" in a.body for a in answers[0::2]) and all(b'"status"' in a.body for a in answers[1::2])
+
+
+@pytest.mark.parametrize("value", [b"a" * 10240, b"caf\xc3\xa9", b"two words", b""])
+def test_input_58_request_id(server, value):
+    answers, _ = server.raw(GET + b"x-request-id: " + value + b"\r\n\r\n")
+    assert answers[0].status == 200
+    fresh = answers[0].headers["x-request-id"]
+    assert fresh.startswith("req_") and len(fresh) == 36
+
+
+def test_input_58_request_id_is_echoed(server):
+    answers, _ = server.raw(GET + b"x-request-id: Ab.9_-\r\n\r\n")
+    assert answers[0].headers["x-request-id"] == "Ab.9_-"
+
+
+def test_input_59_forwarding_headers(server):
+    answers, _ = server.raw(b"GET /nowhere HTTP/1.1\r\nHost: /health\r\nX-Forwarded-Uri: /health\r\nX-Original-URL: /health\r\n\r\n")
+    assert answers[0].status == 404
+
+
+def test_input_60_61_hostile_text_in_errors(server):
+    name = "\r\n\x1b[31m%s%n\u2028<script>"
+    answer = server.post("/v1/completions", server.completion(model=name))
+    error = expect(answer, 404, "model_not_found", "model")
+    assert error["message"] == f"The model '{name}' does not exist"
+    assert b"\r" not in answer.body and b"\n" not in answer.body and b"\x1b" not in answer.body
