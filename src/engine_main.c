@@ -1,5 +1,5 @@
-/* engine_main.c - program sluice-engine: one replica. Started by sluiced with a socket at descriptor 3 (and the heartbeat
- * page at 4); loads the model, builds the ranks, says READY, runs until it is stopped or the socket closes.
+/* engine_main.c - program sluice-engine: one replica. Started by sluiced with a socket at descriptor 3 (and the
+ * heartbeat page at 4); loads the model, builds the ranks, says READY, runs until it is stopped or the socket closes.
  * Exit: 0 asked to, 70 internal fault, 78 bad configuration or model (the reason is on stderr and in MSG_FAILED). */
 #include <fcntl.h>
 #include <sched.h>
@@ -35,31 +35,42 @@ static enum scheduler_policy policy_of(const char *name)
 }
 
 /* The configured context, at most what the model was made for. */
-static int context_of(const struct config *config, const struct model_config *model, int32_t *max_model_len, struct err *err)
+static int context_of(const struct config *config, const struct model_config *model, int32_t *max_model_len,
+                      struct err *err)
 {
     if (config->max_model_len > model->max_position_embeddings)
-        return err_set(err, ERR_CONFIG, "--max-model-len: %lld is above the model's %d", (long long)config->max_model_len,
-                       model->max_position_embeddings);
+        return err_set(err, ERR_CONFIG, "--max-model-len: %lld is above the model's %d",
+                       (long long)config->max_model_len, model->max_position_embeddings);
     *max_model_len = config->max_model_len ? (int32_t)config->max_model_len : model->max_position_embeddings;
     return 0;
 }
 
-static int ranks_options_of(struct ranks_options *o, const struct config *config, int32_t max_model_len, int layers[MAX_PP], struct err *err)
+static int ranks_options_of(struct ranks_options *o, const struct config *config, int32_t max_model_len,
+                            int layers[MAX_PP], struct err *err)
 {
     int64_t num_ranks = config->tensor_parallel_size * config->pipeline_parallel_size * config->data_parallel_size;
     bool fast = strcmp(config->cpu_kernels, "ref") != 0;
 
-    if (!strcmp(config->device, "cuda")) return err_set(err, ERR_CONFIG, "--device: this sluice-engine was built without CUDA");
-    for (size_t i = 0; i < config->pp_layer_partition.n && i < MAX_PP; i++) layers[i] = (int)strtol(config->pp_layer_partition.items[i], NULL, 10);
+    if (!strcmp(config->device, "cuda"))
+        return err_set(err, ERR_CONFIG, "--device: this sluice-engine was built without CUDA");
+    for (size_t i = 0; i < config->pp_layer_partition.n && i < MAX_PP; i++)
+        layers[i] = (int)strtol(config->pp_layer_partition.items[i], NULL, 10);
     *o = (struct ranks_options){
         .ops = fast ? &backend_cpu_fast : &backend_cpu_ref,
-        .tp_size = (int)config->tensor_parallel_size, .pp_size = (int)config->pipeline_parallel_size,
-        .layer_partition = config->pp_layer_partition.n ? layers : NULL, .threads = (int32_t)config->cpu_threads,
-        .kv_dtype = !strcmp(config->kv_cache_dtype, "auto") ? (fast ? DTYPE_BF16 : DTYPE_F32)
-                    : !strcmp(config->kv_cache_dtype, "f32") ? DTYPE_F32 : DTYPE_BF16,
-        .max_num_seqs = (int32_t)config->max_num_seqs, .max_num_batched_tokens = (int32_t)config->max_num_batched_tokens,
-        .max_model_len = max_model_len, .block_size = (int32_t)config->block_size, .headroom = config->headroom,
-        .kv_cache_bytes = (uint64_t)config->kv_cache_memory_bytes, .num_blocks_override = (int32_t)config->num_gpu_blocks_override,
+        .tp_size = (int)config->tensor_parallel_size,
+        .pp_size = (int)config->pipeline_parallel_size,
+        .layer_partition = config->pp_layer_partition.n ? layers : NULL,
+        .threads = (int32_t)config->cpu_threads,
+        .kv_dtype = !strcmp(config->kv_cache_dtype, "auto")  ? (fast ? DTYPE_BF16 : DTYPE_F32)
+                    : !strcmp(config->kv_cache_dtype, "f32") ? DTYPE_F32
+                                                             : DTYPE_BF16,
+        .max_num_seqs = (int32_t)config->max_num_seqs,
+        .max_num_batched_tokens = (int32_t)config->max_num_batched_tokens,
+        .max_model_len = max_model_len,
+        .block_size = (int32_t)config->block_size,
+        .headroom = config->headroom,
+        .kv_cache_bytes = (uint64_t)config->kv_cache_memory_bytes,
+        .num_blocks_override = (int32_t)config->num_gpu_blocks_override,
         .seed = (uint64_t)config->seed,
     };
     if (!o->threads) o->threads = (int32_t)(cores() / num_ranks);
@@ -67,24 +78,31 @@ static int ranks_options_of(struct ranks_options *o, const struct config *config
     return 0;
 }
 
-static void setup_of(struct engine_setup *setup, const struct config *config, const struct model_source *src, int32_t max_model_len)
+static void setup_of(struct engine_setup *setup, const struct config *config, const struct model_source *src,
+                     int32_t max_model_len)
 {
     const struct model_config *model = model_source_config(src);
 
     setup->scheduler = (struct scheduler_options){
-        .max_num_seqs = (int32_t)config->max_num_seqs, .max_num_batched_tokens = (int32_t)config->max_num_batched_tokens,
-        .max_model_len = max_model_len, .block_size = (int32_t)config->block_size, .vocab_size = model->vocab_size,
+        .max_num_seqs = (int32_t)config->max_num_seqs,
+        .max_num_batched_tokens = (int32_t)config->max_num_batched_tokens,
+        .max_model_len = max_model_len,
+        .block_size = (int32_t)config->block_size,
+        .vocab_size = model->vocab_size,
         /* the gateway counts requests, each of up to MAX_PROMPTS sequences; it stays below this by far more than one */
         .max_sequences = (int32_t)(config->max_num_seqs + config->max_queue_requests + MAX_PROMPTS),
-        .long_prefill_chunk = (int32_t)config->long_prefill_chunk, .policy = policy_of(config->scheduling_policy),
-        .enable_prefix_caching = config->enable_prefix_caching, .eos.num = model->num_eos_token_ids,
+        .long_prefill_chunk = (int32_t)config->long_prefill_chunk,
+        .policy = policy_of(config->scheduling_policy),
+        .enable_prefix_caching = config->enable_prefix_caching,
+        .eos.num = model->num_eos_token_ids,
     };
     memcpy(setup->scheduler.eos.ids, model->eos_token_ids, sizeof setup->scheduler.eos.ids);
     model_source_digest(src, setup->model_digest);
 }
 
 /* Loads what config says. src and ranks are the caller's to close. */
-static int load(struct engine *engine, const struct config *config, struct model_source **src, struct engine_setup *setup, struct err *err)
+static int load(struct engine *engine, const struct config *config, struct model_source **src,
+                struct engine_setup *setup, struct err *err)
 {
     struct ranks_options options;
     int32_t max_model_len = 0;
@@ -145,7 +163,8 @@ int main(int argc, char **argv)
         return 0;
     }
     if (fcntl(IPC_FD, F_GETFD) < 0) {
-        fprintf(stderr, "sluice-engine: %s\n", rc < 0 ? err.message : "started by sluiced, which gives it a socket at descriptor 3");
+        fprintf(stderr, "sluice-engine: %s\n",
+                rc < 0 ? err.message : "started by sluiced, which gives it a socket at descriptor 3");
         return EXIT_CONFIG;
     }
     keep_to_the_gateway();

@@ -32,7 +32,7 @@ int  api_request_new(struct api_request **out, const struct gateway *gateway, en
                     const struct caller *caller, const char *body, size_t len, struct err *err);
 void api_request_free(struct api_request *gen);
 const struct generation_params *api_request_params(const struct api_request *gen);
-/* params, prompts, n_prompts and cache_domain of spec; the rest is the caller's. Points into gen. */
+/* params, prompts, n_prompts, cache_domain and session of spec; the rest is the caller's. Points into gen. */
 void api_request_fill_spec(const struct api_request *gen, struct generation_spec *spec);
 uint32_t api_request_num_choices(const struct api_request *gen);        /* prompts x n */
 uint64_t api_request_prompt_tokens(const struct api_request *gen);      /* each prompt once */
@@ -49,7 +49,8 @@ void answer_free(struct answer *answer);
 /* Streams: appends whole events. Nothing is appended for a delta that shows nothing. */
 void answer_frames(struct answer *answer, const struct text_delta *delta, const struct generation_usage *usage,
                    struct buf *out);
-void answer_end_frames(struct answer *answer, const struct generation_usage *usage, struct buf *out); /* usage, [DONE] */
+/* usage, [DONE] */
+void answer_end_frames(struct answer *answer, const struct generation_usage *usage, struct buf *out);
 void answer_error_frames(const struct err *err, struct buf *out);     /* error object, [DONE] */
 /* One body: collect every delta, then write. ERR_RESPONSE_LARGE, ERR_NO_MEMORY. */
 int  answer_add(struct answer *answer, const struct text_delta *delta);

@@ -33,7 +33,8 @@ struct backend_options {
     int32_t max_tokens, max_seqs, max_rows, vocab_size;    /* largest step, for workspace and sampler state */
 };
 
-/* KV cache of one layer: k and v are [num_blocks, Hk, block_size, D] of kv_dtype. */
+/* KV cache of one layer: k and v are [num_blocks, Hk, block_size, D] of kv_dtype. The order inside one head of one block is the
+ * backend's own (cpu-fast keeps K as [D/2, block_size, 2]); whole blocks may be copied. */
 struct kv_layer { void *k, *v; };
 
 struct embed_args { const token_id *ids; int32_t num_tokens; const struct weight *table; token_id first_row; void *out; };

@@ -26,6 +26,9 @@ struct channel_events {
 int  channel_open(struct channel **out, struct uv_loop_s *loop, int fd, const struct channel_events *events, void *arg, struct err *err);
 /* Sends the bytes of frames (whole frames made by ipc_put*) and empties the buf. ERR_ENDED when broken or too far behind. */
 int  channel_send(struct channel *channel, struct buf *frames);
+size_t channel_backlog(const struct channel *channel);     /* bytes not yet taken by the kernel */
+/* Takes what an ended peer has left in the socket, now: its last words come before its exit is acted upon. */
+void channel_drain(struct channel *channel);
 void channel_close(struct channel *channel);    /* no callback after it; memory goes when libuv lets go */
 
 #endif

@@ -61,7 +61,7 @@ struct config {
     int64_t max_logprobs;
     bool prompt_special_tokens;           /* parse special tokens in string prompts of /v1/completions */
     char *engine_path;                    /* sluice-engine; "" = beside the running program */
-    int64_t engine_start_timeout_ms;
+    int64_t engine_start_timeout_ms, replica_stall_timeout_ms;
     char *log_level;                      /* debug info warning error */
     char *config_file;                    /* --config */
     char *preset;                         /* configs/NAME.yaml that was loaded first, or "" */

@@ -58,7 +58,8 @@ struct logprob_row_head { uint64_t id; uint32_t index, n; };
 /* Appends a whole frame (head and payload). */
 void ipc_put(struct buf *out, enum msg_type type, const void *payload, size_t len);
 void ipc_put_submit(struct buf *out, const struct engine_request *req);
-/* Decodes MSG_SUBMIT; arrays point into payload. Checks every count and range against limits. ERR_PROTOCOL. */
+/* Decodes MSG_SUBMIT; arrays point into payload. Checks every count and range against limits. ERR_PROTOCOL.
+ * The payload begins with the id, so that a request that is refused here can still be answered. */
 struct ipc_limits { int32_t vocab_size, max_model_len; };
 int  ipc_get_submit(const void *payload, size_t len, const struct ipc_limits *limits, struct engine_request *req, struct err *err);
 

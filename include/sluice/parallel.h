@@ -38,8 +38,7 @@ struct shard {
 /* layer_partition: pp_size counts that sum to num_hidden_layers, or NULL: stages balanced by weights + head +
  * embedding. ERR_CONFIG with the numbers and the nearest possible layout. */
 int shard_of(struct shard *shard, const struct model_config *config, int tp_size, int pp_size, int tp_rank,
-             int pp_stage,
-             const int *layer_partition, struct err *err);
+             int pp_stage, const int *layer_partition, struct err *err);
 
 /* Layout of the ranks of one replica, and back. */
 int  rank_of(int tp_size, int tp_rank, int pp_stage);

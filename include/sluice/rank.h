@@ -49,8 +49,7 @@ struct memory_plan {
 int  memory_plan_make(struct memory_plan *plan, const struct model_config *config, const struct shard *shard,
                       const struct ranks_options *options, uint64_t device_bytes, struct err *err);
 void memory_plan_print(const struct memory_plan *plan, FILE *out);
-/* Host memory this process may still take: MemAvailable, or what its cgroup leaves if that is less. 0 when unreadable.
-   */
+/* Host memory this process may still take: MemAvailable, or what its cgroup leaves if that is less. 0: unknown. */
 uint64_t host_memory_bytes(void);
 
 /* Loads every shard and starts the rank threads. progress: share of the weights read, 0..1, from any thread.

@@ -54,7 +54,8 @@ struct generation_spec {
     const struct prompt_tokens *prompts;       /* n >= 1 tokens each, fits the context */
     size_t n_prompts;
     uint8_t cache_domain[32];
-    int64_t arrival_ms;
+    uint64_t session;                          /* requests of one session go to one replica while it is not overloaded; 0 = none */
+    int64_t arrival_ms;                        /* CLOCK_MONOTONIC; deadlines count from here */
     const struct generation_sink *sink;
     void *sink_arg;
 };
@@ -85,7 +86,8 @@ int  router_start(struct router **out, const struct router_options *options, str
 /* Not ready from now on; new requests ERR_DRAINING; returns when all streams ended or after timeout_ms (the rest get
  * ERR_DRAINING through done()). */
 void router_drain(struct router *router, int64_t timeout_ms);
-/* Blocks until an engine is ready (0), or until one refused to start (its exit code > 0, message in err), or timeout. */
+/* Blocks until an engine is ready (0), or until none can be: one refused the configuration or the model, or each of them failed
+ * to start once (exit code > 0, message in err), or timeout. */
 int  router_wait_ready(struct router *router, int64_t timeout_ms, struct err *err);
 void router_stop(struct router *router);       /* stops engines, joins the loop, frees; every spec gets done() before */
 

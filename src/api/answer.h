@@ -1,4 +1,5 @@
-/* answer.h - what is remembered of each choice while its deltas are written: as frames (sse.c) or for one body (reply.c).
+/* answer.h - what is remembered of each choice while its deltas are written: as frames (sse.c) or for one body
+ * (reply.c).
  * Owner and thread: whoever called answer_new. */
 #ifndef SLUICE_API_ANSWER_H
 #define SLUICE_API_ANSWER_H
@@ -30,13 +31,15 @@ struct answer {
 };
 
 /* Appends the delta's tokens (api-contract 3.6) and moves choice->points over its text. */
-void logprobs_add(const struct api_request *gen, struct choice *choice, const struct text_delta *delta, struct logprob_text *out);
+void logprobs_add(const struct api_request *gen, struct choice *choice, const struct text_delta *delta,
+                  struct logprob_text *out);
 /* The finished object, or null when no logprobs were asked or none are there. */
 void logprobs_put(const struct api_request *gen, const struct logprob_text *logprobs, struct buf *out);
 void logprob_text_reset(struct logprob_text *logprobs);
 void logprob_text_release(struct logprob_text *logprobs);
 bool logprob_text_failed(const struct logprob_text *logprobs);
-void buf_float32(struct buf *out, float value);      /* shortest decimal that reads back; with '.' or exponent; floor -9999.0 */
+/* shortest decimal that reads back; with '.' or exponent; floor -9999.0 */
+void buf_float32(struct buf *out, float value);
 
 /* "finish_reason":…,"stop_reason":… */
 void put_finish(const struct api_request *gen, const struct choice *choice, struct buf *out);

@@ -14,6 +14,7 @@
 
 #include "base/buf.h"
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/sha256.h"
 #include "parse.h"
 
@@ -46,14 +47,16 @@ static int check_context(struct api_request *gen, size_t n, struct err *err)
     return fail_context(gen, true, n, err);
 }
 
-static int encode(struct api_request *gen, const struct text_segment *segments, size_t n_segments, struct prompt_tokens *prompt,
+static int encode(struct api_request *gen, const struct text_segment *segments, size_t n_segments,
+                  struct prompt_tokens *prompt,
                   struct err *err)
 {
     struct token_buf tokens = { .limit = (size_t)gen->gateway->max_model_len * 4 + TOKENS_SLACK };
     token_id bos = tokenizer_bos(gen->gateway->tokenizer);
     const char *where = gen->route == GENERATE_CHAT ? "messages" : "prompt";
     int64_t start_ns = clock_now_ns();
-    int rc = tokenizer_encode(gen->gateway->tokenizer, segments, n_segments, gen->params->add_special_tokens, &tokens, err);
+    int rc = tokenizer_encode(gen->gateway->tokenizer, segments, n_segments, gen->params->add_special_tokens, &tokens,
+                              err);
 
     metric_observe(M_TOKENIZE, 0, seconds_since(start_ns));
     if (rc == ERR_LIMIT) {
@@ -62,7 +65,8 @@ static int encode(struct api_request *gen, const struct text_segment *segments, 
     }
     if (rc < 0) goto out;
     if (tokens.len == 0 && bos == TOKEN_NONE) {
-        rc = err_param(err, ERR_EMPTY_STRING, where, "Invalid '%s': empty string, and the model has no token to begin with.", where);
+        rc = err_param(err, ERR_EMPTY_STRING, where,
+                       "Invalid '%s': empty string, and the model has no token to begin with.", where);
         goto out;
     }
     prompt->n = tokens.len ? tokens.len : 1;
@@ -83,7 +87,8 @@ static int tokenize_completion(struct api_request *gen, const struct completion_
     gen->prompts = arena_array(&gen->arena, gen->n_prompts, sizeof *gen->prompts);
     if (!gen->prompts) return err_set(err, ERR_NO_MEMORY, "out of memory");
     for (size_t i = 0; rc == 0 && i < gen->n_prompts; i++) {
-        struct text_segment segment = { request->prompts[i].text, request->prompts[i].len, request->parse_special_tokens };
+        struct text_segment segment = { request->prompts[i].text, request->prompts[i].len,
+            request->parse_special_tokens };
         if (request->prompts[i].is_ids) gen->prompts[i] = request->prompts[i].ids;
         else rc = encode(gen, &segment, 1, &gen->prompts[i], err);
     }
@@ -113,7 +118,8 @@ static int tokenize_chat(struct api_request *gen, const struct chat_request *req
     }
     gen->n_prompts = 1;
     gen->prompts = arena_array(&gen->arena, 1, sizeof *gen->prompts);
-    rc = gen->prompts ? encode(gen, prompt.segments, prompt.n_segments, gen->prompts, err) : err_set(err, ERR_NO_MEMORY, "out of memory");
+    rc = gen->prompts ? encode(gen, prompt.segments, prompt.n_segments, gen->prompts, err)
+        : err_set(err, ERR_NO_MEMORY, "out of memory");
     chat_prompt_release(&prompt);
     return rc;
 }
@@ -137,7 +143,8 @@ static const char *make_head(struct api_request *gen, const char *object, size_t
     struct buf text = BUF_INIT;
     char *copy = NULL;
 
-    buf_printf(&text, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%" PRId64 ",\"model\":\"", gen->id, object, gen->created_s);
+    buf_printf(&text, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%" PRId64 ",\"model\":\"", gen->id, object,
+               gen->created_s);
     buf_json_escape(&text, gen->params->model, strlen(gen->params->model));
     buf_printf(&text, "\",\"system_fingerprint\":\"%s\",\"choices\":[", gen->gateway->fingerprint);
     if (!text.failed) copy = arena_strndup(&gen->arena, text.data, text.len);
@@ -157,7 +164,8 @@ static int make_identity(struct api_request *gen, struct err *err)
     return gen->head && gen->body_head ? 0 : err_set(err, ERR_NO_MEMORY, "out of memory");
 }
 
-/* The prefix cache is shared within a domain only: the process, the API key's name, the request's salt (api-contract 10.4). */
+/* The prefix cache is shared within a domain only: the process, the API key's name, the request's salt (api-contract
+ * 10.4). */
 static void make_cache_domain(struct api_request *gen, const struct caller *caller, const struct cJSON *root)
 {
     bool by_key = strcmp(gen->gateway->config->cache_isolation, "key") == 0;
@@ -166,10 +174,23 @@ static void make_cache_domain(struct api_request *gen, const struct caller *call
 
     json_string(json_get(root, "cache_salt"), &salt, &salt_len);
     struct sha256_piece pieces[] = {
-        { caller->cache_secret, 32 }, { name, strlen(name) + 1 /* the NUL keeps name and salt apart */ }, { salt, salt_len },
+        { caller->cache_secret, 32 },
+        { name, strlen(name) + 1 },        /* its NUL keeps name and salt apart */
+        { salt, salt_len },
     };
     struct sha256 hash = sha256_of(pieces, 3);
     memcpy(gen->cache_domain, hash.bytes, sizeof gen->cache_domain);
+}
+
+/* Either name may steer a conversation to the replica that has its prefix. */
+static uint64_t session_of(const struct cJSON *root)
+{
+    const char *text = "";
+    size_t len = 0;
+
+    if (json_string(json_get(root, "session_id"), &text, &len) < 0)
+        json_string(json_get(root, "prompt_cache_key"), &text, &len);
+    return len ? hash_bytes(text, len, hash_process_seed()) | 1 : 0;
 }
 
 /* ---- the door ---- */
@@ -219,6 +240,7 @@ int api_request_new(struct api_request **out, const struct gateway *gateway, enu
     parse.root = root;
     if ((rc = parse_route(gen, &parse)) < 0) goto out;
     gen->tokens_as_ids = cJSON_IsTrue(json_get(root, "return_tokens_as_token_ids"));
+    gen->session = session_of(root);
     make_cache_domain(gen, caller, root);
     if ((rc = make_identity(gen, err)) < 0) goto out;
     *out = gen;
@@ -237,7 +259,10 @@ void api_request_free(struct api_request *gen)
 }
 
 const struct generation_params *api_request_params(const struct api_request *gen) { return gen->params; }
-uint32_t api_request_num_choices(const struct api_request *gen) { return (uint32_t)(gen->n_prompts * (size_t)gen->params->n); }
+uint32_t api_request_num_choices(const struct api_request *gen)
+{
+    return (uint32_t)(gen->n_prompts * (size_t)gen->params->n);
+}
 uint64_t api_request_prompt_tokens(const struct api_request *gen) { return gen->prompt_tokens; }
 const char *api_request_id(const struct api_request *gen) { return gen->id; }
 
@@ -246,5 +271,6 @@ void api_request_fill_spec(const struct api_request *gen, struct generation_spec
     spec->params = gen->params;
     spec->prompts = gen->prompts;
     spec->n_prompts = gen->n_prompts;
+    spec->session = gen->session;
     memcpy(spec->cache_domain, gen->cache_domain, sizeof spec->cache_domain);
 }

@@ -16,6 +16,7 @@ struct api_request {
     size_t n_prompts;
     uint64_t prompt_tokens;
     uint8_t cache_domain[32];
+    uint64_t session;                      /* hash of session_id or prompt_cache_key; 0 = none */
     char id[48];
     int64_t created_s;
     bool tokens_as_ids;                    /* return_tokens_as_token_ids */

@@ -1,5 +1,5 @@
-/* logprobs.c - the logprob objects of both routes. One number is printed by one function, so that clients which compare a
- * token's logprob with the largest of its alternatives find them equal. */
+/* logprobs.c - the logprob objects of both routes. One number is printed by one function, so that clients which
+ * compare a token's logprob with the largest of its alternatives find them equal. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,7 +107,8 @@ static size_t token_points(const struct api_request *gen, token_id id)
     return points;
 }
 
-static void add_completion(const struct api_request *gen, size_t offset, const struct delta_token *token, struct logprob_text *out)
+static void add_completion(const struct api_request *gen, size_t offset, const struct delta_token *token,
+                           struct logprob_text *out)
 {
     const char *comma = out->n++ ? "," : "";
 
@@ -150,7 +151,8 @@ static void add_chat(const struct api_request *gen, const struct delta_token *to
 
 /* ---- doors ---- */
 
-void logprobs_add(const struct api_request *gen, struct choice *choice, const struct text_delta *delta, struct logprob_text *out)
+void logprobs_add(const struct api_request *gen, struct choice *choice, const struct text_delta *delta,
+                  struct logprob_text *out)
 {
     size_t offset = choice->points, end = choice->points + utf8_count(delta->text, delta->len);
 

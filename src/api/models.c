@@ -1,4 +1,5 @@
-/* models.c - small bodies about the server itself: models, health, load, version, what a remote tokenizer client needs. */
+/* models.c - small bodies about the server itself: models, health, load, version, what a remote tokenizer client
+ * needs. */
 #include <inttypes.h>
 #include <string.h>
 
@@ -18,7 +19,8 @@ static void put_model(const struct gateway *gateway, const char *name, struct bu
 {
     buf_puts(out, "{\"id\":");
     put_string(out, name);
-    buf_printf(out, ",\"object\":\"model\",\"created\":%" PRId64 ",\"owned_by\":\"sluice\",\"root\":", gateway->created_s);
+    buf_printf(out, ",\"object\":\"model\",\"created\":%" PRId64 ",\"owned_by\":\"sluice\",\"root\":",
+               gateway->created_s);
     put_string(out, config_model_name(gateway->config));
     buf_printf(out, ",\"parent\":null,\"max_model_len\":%d}", gateway->max_model_len);
 }
@@ -44,7 +46,8 @@ int reply_model(const struct gateway *gateway, const char *id, size_t len, struc
         put_model(gateway, names->items[i], out);
         return 0;
     }
-    return err_param(err, ERR_MODEL_NOT_FOUND, "model", "The model '%.*s' does not exist", len < 100 ? (int)len : 0, id);
+    return err_param(err, ERR_MODEL_NOT_FOUND, "model", "The model '%.*s' does not exist", len < 100 ? (int)len : 0,
+                     id);
 }
 
 bool reply_health(const struct gateway *gateway, struct buf *out)
@@ -63,7 +66,8 @@ void reply_load(const struct gateway *gateway, struct buf *out)
     struct router_load load = { 0 };
 
     router_load(gateway->router, &load);
-    buf_printf(out, "{\"server_load\":%u,\"running\":%u,\"waiting\":%u,\"kv_cache_usage\":%.6f}", load.in_server, load.running,
+    buf_printf(out, "{\"server_load\":%u,\"running\":%u,\"waiting\":%u,\"kv_cache_usage\":%.6f}", load.in_server,
+               load.running,
                load.waiting, load.kv_usage);
 }
 

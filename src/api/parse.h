@@ -1,5 +1,6 @@
 /* parse.h - cJSON -> request nouns. parse_common: what both routes share; parse_completion, parse_chat: the rest.
- * Flow: body -> json_parse -> validate_types -> model -> validate_* -> parse_* -> tokens (api_request.c).     Thread: worker.
+ * Flow: body -> json_parse -> validate_types -> model -> validate_* -> parse_* -> tokens (api_request.c).     Thread:
+ * worker.
  * Everything made lands in parse->arena; pointers into root are fine while parsing, never afterwards. */
 #ifndef SLUICE_API_PARSE_H
 #define SLUICE_API_PARSE_H
@@ -19,8 +20,8 @@ struct parse {
 /* Types, model, refusals, ranges, and every field of generation_params. */
 int parse_params(const struct parse *p, struct generation_params *gen);
 int parse_completion(const struct parse *p, struct completion_request *request);
-/* Normalises messages inside root: content parts become one string, `developer` becomes `system` where the template does
- * not know it. request->messages and ->chat_template_kwargs point into root. */
+/* Normalises messages inside root: content parts become one string, `developer` becomes `system` where the template
+ * does not know it. request->messages and ->chat_template_kwargs point into root. */
 int parse_chat(const struct parse *p, struct chat_request *request);
 
 int parse_no_memory(const struct parse *p);      /* ERR_NO_MEMORY with its text */

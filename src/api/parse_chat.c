@@ -63,7 +63,8 @@ static int check_part(const struct chat_parse *chat, const struct cJSON *part, i
     }
     if (!has_text(type, "text")) {
         name_param(chat, param, rest);
-        return err_param(chat->p->err, ERR_CONTENT_TYPE, param, "Invalid '%s': only parts of type 'text' are supported.", param);
+        return err_param(chat->p->err, ERR_CONTENT_TYPE, param,
+                         "Invalid '%s': only parts of type 'text' are supported.", param);
     }
     const struct cJSON *text = json_get(part, "text");
     snprintf(rest, sizeof rest, ".content[%d].text", j);
@@ -135,13 +136,15 @@ static int check_call(struct chat_parse *chat, const struct cJSON *call, int j)
     snprintf(rest, sizeof rest, ".tool_calls[%d].id", j);
     if (!cJSON_IsString(id)) return fail_kind(chat, rest, "a string", id);
     snprintf(rest, sizeof rest, ".tool_calls[%d].function.name", j);
-    if (!cJSON_IsString(json_get(function, "name"))) return fail_kind(chat, rest, "a string", json_get(function, "name"));
+    if (!cJSON_IsString(json_get(function, "name")))
+        return fail_kind(chat, rest, "a string", json_get(function, "name"));
     snprintf(rest, sizeof rest, ".tool_calls[%d].function.arguments", j);
     if (!cJSON_IsString(json_get(function, "arguments")))
         return fail_kind(chat, rest, "a string", json_get(function, "arguments"));
     if (!chat->in_use && str_map_init(&chat->call_ids, 16) < 0) return parse_no_memory(chat->p);
     chat->in_use = true;
-    if (str_map_put(&chat->call_ids, id->valuestring, strlen(id->valuestring), 1, NULL) < 0) return parse_no_memory(chat->p);
+    if (str_map_put(&chat->call_ids, id->valuestring, strlen(id->valuestring), 1, NULL) < 0)
+        return parse_no_memory(chat->p);
     return 0;
 }
 
@@ -181,7 +184,8 @@ static int check_role(const struct chat_parse *chat, struct cJSON *message, cons
         if (!has_text(*role, known[i])) continue;
         if (i != 1 || chat->keep_developer) return 0;
         struct cJSON *system = cJSON_CreateString("system");
-        if (!system || !cJSON_ReplaceItemInObjectCaseSensitive(message, "role", system)) return parse_no_memory(chat->p);
+        if (!system || !cJSON_ReplaceItemInObjectCaseSensitive(message, "role", system))
+            return parse_no_memory(chat->p);
         *role = json_get(message, "role");
         return 0;
     }
@@ -202,7 +206,8 @@ static int check_message(struct chat_parse *chat, struct cJSON *message)
         char param[PARAM_BYTES];
         name_param(chat, param, ".content");
         if (!content) return fail_missing(chat->p->err, param);
-        return err_param(chat->p->err, ERR_VALUE, param, "Invalid '%s': null is allowed for an assistant with tool_calls only.", param);
+        return err_param(chat->p->err, ERR_VALUE, param,
+                         "Invalid '%s': null is allowed for an assistant with tool_calls only.", param);
     }
     if (has_text(role, "tool") && (rc = check_tool(chat, message)) < 0) return rc;
     if (!content || cJSON_IsNull(content) || cJSON_IsString(content)) return 0;
@@ -231,7 +236,8 @@ static int check_messages(const struct parse *p, struct cJSON *messages)
 
 static int check_kwargs(const struct parse *p, const struct cJSON *kwargs)
 {
-    static const char *const reserved[] = { "messages", "tools", "documents", "bos_token", "eos_token", "chat_template" };
+    static const char *const reserved[] = { "messages", "tools", "documents", "bos_token", "eos_token",
+        "chat_template" };
     char *text = cJSON_PrintUnformatted(kwargs);
     size_t bytes = text ? strlen(text) : SIZE_MAX;
 
@@ -241,7 +247,8 @@ static int check_kwargs(const struct parse *p, const struct cJSON *kwargs)
                          "Invalid 'chat_template_kwargs': at most %d keys and %d bytes.", MAX_KWARGS, MAX_KWARGS_BYTES);
     for (size_t i = 0; i < sizeof reserved / sizeof reserved[0]; i++) {
         if (json_get_raw(kwargs, reserved[i]))
-            return err_param(p->err, ERR_VALUE, "chat_template_kwargs", "Invalid 'chat_template_kwargs': '%s' is reserved.", reserved[i]);
+            return err_param(p->err, ERR_VALUE, "chat_template_kwargs",
+                             "Invalid 'chat_template_kwargs': '%s' is reserved.", reserved[i]);
     }
     return 0;
 }

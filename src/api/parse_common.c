@@ -100,7 +100,8 @@ static int parse_logprobs(const struct parse *p, struct generation_params *gen)
     return 0;
 }
 
-static int parse_stop_string(const struct parse *p, const struct cJSON *item, size_t i, const char **texts, size_t *lens)
+static int parse_stop_string(const struct parse *p, const struct cJSON *item, size_t i, const char **texts,
+                             size_t *lens)
 {
     const char *text;
     char param[32];
@@ -108,9 +109,11 @@ static int parse_stop_string(const struct parse *p, const struct cJSON *item, si
     snprintf(param, sizeof param, cJSON_IsArray(json_get(p->root, "stop")) ? "stop[%zu]" : "stop", i);
     if (json_string(item, &text, &lens[i]) < 0) return fail_type(p->err, param, "a string", item);
     if (lens[i] == 0)
-        return err_param(p->err, ERR_EMPTY_STRING, "stop", "Invalid '%s': empty string. Expected a string with minimum length 1.", param);
+        return err_param(p->err, ERR_EMPTY_STRING, "stop",
+                         "Invalid '%s': empty string. Expected a string with minimum length 1.", param);
     if (lens[i] > STOP_BYTES_MAX)
-        return err_param(p->err, ERR_VALUE, "stop", "Invalid '%s': string of %zu bytes. Expected at most %d.", param, lens[i], STOP_BYTES_MAX);
+        return err_param(p->err, ERR_VALUE, "stop", "Invalid '%s': string of %zu bytes. Expected at most %d.", param,
+                         lens[i], STOP_BYTES_MAX);
     texts[i] = arena_strndup(p->arena, text, lens[i]);
     return texts[i] ? 0 : parse_no_memory(p);
 }
@@ -144,7 +147,8 @@ int parse_token_ids(const struct parse *p, const struct cJSON *array, const char
     token_id *next = *ids;
     for (const struct cJSON *item = array->child; item; item = item->next) {
         if (json_int64(item, &id) < 0 || id < 0 || id >= vocab)
-            return err_param(p->err, ERR_VALUE, param, "Invalid '%s': every token id must be an integer in 0..%d.", param, vocab - 1);
+            return err_param(p->err, ERR_VALUE, param, "Invalid '%s': every token id must be an integer in 0..%d.",
+                             param, vocab - 1);
         *next++ = (token_id)id;
     }
     return 0;
@@ -206,7 +210,8 @@ static int parse_stream_options(const struct parse *p, struct generation_params 
 
     if (!options) return 0;
     if (!gen->stream)
-        return err_param(p->err, ERR_VALUE, "stream_options", "Invalid 'stream_options': it is allowed only when 'stream' is true.");
+        return err_param(p->err, ERR_VALUE, "stream_options",
+                         "Invalid 'stream_options': it is allowed only when 'stream' is true.");
     if (usage && !cJSON_IsBool(usage)) return fail_type(p->err, "stream_options.include_usage", "a boolean", usage);
     if (running && !cJSON_IsBool(running))
         return fail_type(p->err, "stream_options.continuous_usage_stats", "a boolean", running);
@@ -242,8 +247,10 @@ static int parse_best_of(const struct parse *p, const struct generation_params *
     if (p->route != GENERATE_COMPLETION) return 0;
     int rc = read_int(json_get(p->root, "best_of"), "best_of", gen->n, 20, &best_of, p->err);
     if (rc < 0 || best_of == gen->n) return rc;
-    if (gen->stream) return err_param(p->err, ERR_VALUE, "best_of", "Invalid 'best_of': above 'n' it is not allowed with 'stream'.");
-    return err_param(p->err, ERR_UNSUPPORTED, "best_of", "Unsupported parameter: 'best_of' above 'n' is not supported by this server.");
+    if (gen->stream)
+        return err_param(p->err, ERR_VALUE, "best_of", "Invalid 'best_of': above 'n' it is not allowed with 'stream'.");
+    return err_param(p->err, ERR_UNSUPPORTED, "best_of",
+                     "Unsupported parameter: 'best_of' above 'n' is not supported by this server.");
 }
 
 int parse_params(const struct parse *p, struct generation_params *gen)

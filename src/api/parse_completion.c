@@ -24,7 +24,8 @@ static int prompt_form_of(const struct parse *p, const struct cJSON *prompt, enu
 
 static int fail_mixed(const struct parse *p)
 {
-    return err_param(p->err, ERR_VALUE, "prompt", "Invalid 'prompt': strings and token ids cannot be mixed in one array.");
+    return err_param(p->err, ERR_VALUE, "prompt",
+                     "Invalid 'prompt': strings and token ids cannot be mixed in one array.");
 }
 
 /* Borrowed from the tree, which lives until the text is tokenized. */
@@ -57,15 +58,18 @@ int parse_completion(const struct parse *p, struct completion_request *request)
     if (rc < 0) return rc;
     bool many = form == TEXTS || form == IDS_LISTS;
     request->n_prompts = many ? (size_t)cJSON_GetArraySize(prompt) : 1;
-    if (request->n_prompts > MAX_PROMPTS) return fail_array_long(p->err, "prompt", MAX_PROMPTS, (long long)request->n_prompts);
+    if (request->n_prompts > MAX_PROMPTS)
+        return fail_array_long(p->err, "prompt", MAX_PROMPTS, (long long)request->n_prompts);
     if (request->n_prompts * (size_t)request->gen.n > MAX_PROMPTS)
-        return err_param(p->err, ERR_ARRAY_LONG, "n", "Invalid 'n': %zu prompts with n = %d are %zu choices. Expected at most %d.",
+        return err_param(p->err, ERR_ARRAY_LONG, "n",
+                         "Invalid 'n': %zu prompts with n = %d are %zu choices. Expected at most %d.",
                          request->n_prompts, request->gen.n, request->n_prompts * (size_t)request->gen.n, MAX_PROMPTS);
     request->prompts = arena_array(p->arena, request->n_prompts, sizeof *request->prompts);
     if (!request->prompts) return parse_no_memory(p);
     const struct cJSON *item = many ? prompt->child : prompt;
     for (size_t i = 0; rc == 0 && i < request->n_prompts; i++, item = many ? item->next : NULL)
         rc = form == ONE_TEXT || form == TEXTS ? add_text(p, item, request, i) : add_ids(p, item, request, i);
-    request->parse_special_tokens = p->gateway->config->prompt_special_tokens && read_bool(p->root, "parse_special_tokens", true);
+    request->parse_special_tokens = p->gateway->config->prompt_special_tokens &&
+        read_bool(p->root, "parse_special_tokens", true);
     return rc;
 }

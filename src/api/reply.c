@@ -22,7 +22,8 @@ static bool is_internal(int code)
 
 void reply_error(const struct err *err, struct buf *out)
 {
-    const char *message = is_internal(err->code) || !err->message[0] ? "The server had an error while processing your request."
+    const char *message = is_internal(err->code) || !err->message[0]
+        ? "The server had an error while processing your request."
                                                                      : err->message;
 
     buf_puts(out, "{\"error\":{\"message\":\"");
@@ -50,7 +51,8 @@ int reply_retry_after_s(const struct gateway *gateway, int err_code)
 
 bool reply_should_not_retry(int err_code)
 {
-    return err_code == ERR_TTFT_TIMEOUT || err_code == ERR_TOTAL_TIMEOUT || err_code == ERR_KILLED || err_code == ERR_DEAD_END;
+    return err_code == ERR_TTFT_TIMEOUT || err_code == ERR_TOTAL_TIMEOUT || err_code == ERR_KILLED ||
+        err_code == ERR_DEAD_END;
 }
 
 /* ---- parts ---- */
@@ -137,7 +139,8 @@ static void put_choice(const struct answer *answer, uint32_t index, struct buf *
     const struct choice *choice = &answer->choices[index];
     bool chat = answer->gen->route == GENERATE_CHAT;
 
-    buf_printf(out, chat ? "%s{\"index\":%u,\"message\":{\"role\":\"assistant\",\"content\":\"" : "%s{\"index\":%u,\"text\":\"",
+    buf_printf(out, chat ? "%s{\"index\":%u,\"message\":{\"role\":\"assistant\",\"content\":\""
+               : "%s{\"index\":%u,\"text\":\"",
                index ? "," : "", index);
     buf_append(out, choice->text.data, choice->text.len);
     buf_puts(out, chat ? "\",\"refusal\":null},\"logprobs\":" : "\",\"logprobs\":");

@@ -27,14 +27,17 @@ static void close_frame(const struct answer *answer, const struct generation_usa
     buf_puts(out, "}\n\n");
 }
 
-static void chat_role_frame(const struct answer *answer, int32_t index, const struct generation_usage *usage, struct buf *out)
+static void chat_role_frame(const struct answer *answer, int32_t index, const struct generation_usage *usage,
+                            struct buf *out)
 {
     open_frame(answer, out);
-    buf_printf(out, "{\"index\":%d,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}", index);
+    buf_printf(out,
+               "{\"index\":%d,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}", index);
     close_frame(answer, usage, out);
 }
 
-static void text_frame(const struct answer *answer, const struct text_delta *delta, const struct generation_usage *usage,
+static void text_frame(const struct answer *answer, const struct text_delta *delta,
+                       const struct generation_usage *usage,
                        struct buf *out)
 {
     bool chat = answer->gen->route == GENERATE_CHAT;
@@ -48,7 +51,8 @@ static void text_frame(const struct answer *answer, const struct text_delta *del
     close_frame(answer, usage, out);
 }
 
-static void last_frame(const struct answer *answer, int32_t index, const struct generation_usage *usage, struct buf *out)
+static void last_frame(const struct answer *answer, int32_t index, const struct generation_usage *usage,
+                       struct buf *out)
 {
     open_frame(answer, out);
     buf_printf(out, answer->gen->route == GENERATE_CHAT ? "{\"index\":%d,\"delta\":{},\"logprobs\":null,"
@@ -58,7 +62,8 @@ static void last_frame(const struct answer *answer, int32_t index, const struct 
     close_frame(answer, usage, out);
 }
 
-void answer_frames(struct answer *answer, const struct text_delta *delta, const struct generation_usage *usage, struct buf *out)
+void answer_frames(struct answer *answer, const struct text_delta *delta, const struct generation_usage *usage,
+                   struct buf *out)
 {
     struct choice *choice = &answer->choices[delta->choice];
 

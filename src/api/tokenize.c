@@ -1,5 +1,5 @@
-/* tokenize.c - POST /tokenize and /detokenize: text or messages -> ids -> text. They run in the gateway and answer while every
- * replica is down. */
+/* tokenize.c - POST /tokenize and /detokenize: text or messages -> ids -> text. They run in the gateway and answer
+ * while every replica is down. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,7 +33,8 @@ static int encode_prompt(const struct parse *p, struct token_buf *tokens)
     struct text_segment segment = { .parse_special = read_bool(p->root, "parse_special_tokens", true) };
 
     if (json_string(prompt, &segment.text, &segment.len) < 0) return fail_type(p->err, "prompt", "a string", prompt);
-    return tokenizer_encode(p->gateway->tokenizer, &segment, 1, read_bool(p->root, "add_special_tokens", true), tokens, p->err);
+    return tokenizer_encode(p->gateway->tokenizer, &segment, 1, read_bool(p->root, "add_special_tokens", true), tokens,
+                            p->err);
 }
 
 static int encode_messages(const struct parse *p, struct token_buf *tokens)
@@ -44,8 +45,11 @@ static int encode_messages(const struct parse *p, struct token_buf *tokens)
     const struct cJSON *tools = json_get(p->root, "tools");
     int rc;
 
-    if (!cJSON_IsArray(json_get(p->root, "messages"))) return fail_type(p->err, "messages", "an array", json_get(p->root, "messages"));
-    if (tools) return err_param(p->err, ERR_UNSUPPORTED, "tools", "Unsupported parameter: 'tools' is not supported by this server.");
+    if (!cJSON_IsArray(json_get(p->root, "messages")))
+        return fail_type(p->err, "messages", "an array", json_get(p->root, "messages"));
+    if (tools)
+        return err_param(p->err, ERR_UNSUPPORTED, "tools",
+                         "Unsupported parameter: 'tools' is not supported by this server.");
     if ((rc = parse_chat(p, &request)) < 0) return rc;
     struct chat_template_vars vars = {
         .messages = request.messages, .kwargs = request.chat_template_kwargs,
@@ -54,7 +58,8 @@ static int encode_messages(const struct parse *p, struct token_buf *tokens)
         .now_s = clock_wall_s(),
     };
     if ((rc = chat_template_render(gateway->chat_template, &vars, &prompt, p->err)) < 0) return rc;
-    rc = tokenizer_encode(gateway->tokenizer, prompt.segments, prompt.n_segments, read_bool(p->root, "add_special_tokens", false),
+    rc = tokenizer_encode(gateway->tokenizer, prompt.segments, prompt.n_segments,
+                          read_bool(p->root, "add_special_tokens", false),
                           tokens, p->err);
     chat_prompt_release(&prompt);
     return rc;

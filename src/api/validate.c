@@ -11,10 +11,10 @@
 #include <sluice/api.h>
 #include <sluice/json.h>
 
-enum field_type { F_INT, F_REAL, F_BOOL, F_STRING, F_ARRAY, F_OBJECT, F_STRING_OR_ARRAY };
+enum field_type { F_INT, F_REAL, F_BOOL, F_STRING, F_ARRAY, F_OBJECT, F_TEXT_OR_ARRAY };
 enum field_home { HOME_NONE, HOME_INT32, HOME_INT64, HOME_FLOAT, HOME_BOOL };
 
-enum { C = GENERATE_COMPLETION, H = GENERATE_CHAT, CH = C | H };
+enum { C = GENERATE_COMPLETION, H = GENERATE_CHAT, CH = C | H, TOPS = MAX_TOP_LOGPROBS };
 
 struct field {
     const char *name;
@@ -27,62 +27,62 @@ struct field {
 };
 
 #define GEN(member) offsetof(struct generation_params, member)
+#define SAMPLING(member) GEN(sampling.member)
 #define DAY_MS 86400000.0
-#define INT32_TOP 2147483647.0
 #define ANY_TOP 9007199254740992.0   /* larger integers are clamped by their reader, not refused */
 
-/* Defaults are set by the parser before (model, route). Rows without a home are read by parse_*.c; their type is checked here.
- * min == max: no range (seed is exact int64, strings and arrays have limits of their own). */
+/* Defaults are set by the parser before (model, route). Rows without a home are read by parse_*.c; their type is
+ * checked here. min == max: no range (seed is exact int64, strings and arrays have limits of their own). */
 static const struct field field_table[] = {
-    /* name                        in  type               min    max        above  home        offset */
-    { "model",                     CH, F_STRING,          0,     0,         false, HOME_NONE,  0 },
-    { "prompt",                    C,  F_STRING_OR_ARRAY, 0,     0,         false, HOME_NONE,  0 },
-    { "messages",                  H,  F_ARRAY,           0,     0,         false, HOME_NONE,  0 },
-    { "max_tokens",                CH, F_INT,             0,     ANY_TOP,   false, HOME_NONE,  0 },
-    { "max_completion_tokens",     CH, F_INT,             0,     ANY_TOP,   false, HOME_NONE,  0 },
-    { "min_tokens",                CH, F_INT,             0,     INT32_TOP, false, HOME_INT32, GEN(min_tokens) },
-    { "temperature",               CH, F_REAL,            0,     2,         false, HOME_FLOAT, GEN(sampling.temperature) },
-    { "top_p",                     CH, F_REAL,            0,     1,         false, HOME_FLOAT, GEN(sampling.top_p) },
-    { "min_p",                     CH, F_REAL,            0,     1,         false, HOME_FLOAT, GEN(sampling.min_p) },
-    { "top_k",                     CH, F_INT,             -1,    INT32_TOP, false, HOME_INT32, GEN(sampling.top_k) },
-    { "frequency_penalty",         CH, F_REAL,            -2,    2,         false, HOME_FLOAT, GEN(sampling.frequency_penalty) },
-    { "presence_penalty",          CH, F_REAL,            -2,    2,         false, HOME_FLOAT, GEN(sampling.presence_penalty) },
-    { "repetition_penalty",        CH, F_REAL,            0,     3e38,      true,  HOME_FLOAT, GEN(sampling.repetition_penalty) },
-    { "seed",                      CH, F_INT,             0,     0,         false, HOME_NONE,  0 },
-    { "n",                         CH, F_INT,             1,     MAX_CHOICES, false, HOME_INT32, GEN(n) },
-    { "best_of",                   C,  F_INT,             1,     20,        false, HOME_NONE,  0 },
-    { "stop",                      CH, F_STRING_OR_ARRAY, 0,     0,         false, HOME_NONE,  0 },
-    { "stop_token_ids",            CH, F_ARRAY,           0,     0,         false, HOME_NONE,  0 },
-    { "include_stop_str_in_output", CH, F_BOOL,           0,     0,         false, HOME_BOOL,  GEN(include_stop_str_in_output) },
-    { "ignore_eos",                CH, F_BOOL,            0,     0,         false, HOME_BOOL,  GEN(ignore_eos) },
-    { "parse_special_tokens",      C,  F_BOOL,            0,     0,         false, HOME_NONE,  0 },
-    { "echo",                      CH, F_BOOL,            0,     0,         false, HOME_NONE,  0 },
-    { "suffix",                    C,  F_STRING,          0,     0,         false, HOME_NONE,  0 },
-    { "logprobs",                  C,  F_INT,             0,     MAX_TOP_LOGPROBS, false, HOME_NONE, 0 },
-    { "logprobs",                  H,  F_BOOL,            0,     0,         false, HOME_BOOL,  GEN(logprobs) },
-    { "top_logprobs",              H,  F_INT,             0,     MAX_TOP_LOGPROBS, false, HOME_NONE, 0 },
-    { "prompt_logprobs",           CH, F_INT,             0,     MAX_TOP_LOGPROBS, false, HOME_NONE, 0 },
-    { "logit_bias",                CH, F_OBJECT,          0,     0,         false, HOME_NONE,  0 },
-    { "stream",                    CH, F_BOOL,            0,     0,         false, HOME_BOOL,  GEN(stream) },
-    { "stream_options",            CH, F_OBJECT,          0,     0,         false, HOME_NONE,  0 },
-    { "response_format",           CH, F_OBJECT,          0,     0,         false, HOME_NONE,  0 },
-    { "tools",                     H,  F_ARRAY,           0,     0,         false, HOME_NONE,  0 },
-    { "parallel_tool_calls",       H,  F_BOOL,            0,     0,         false, HOME_NONE,  0 },
-    { "reasoning_effort",          H,  F_STRING,          0,     0,         false, HOME_NONE,  0 },
-    { "include_reasoning",         H,  F_BOOL,            0,     0,         false, HOME_NONE,  0 },
-    { "chat_template_kwargs",      H,  F_OBJECT,          0,     0,         false, HOME_NONE,  0 },
-    { "add_generation_prompt",     H,  F_BOOL,            0,     0,         false, HOME_NONE,  0 },
-    { "continue_final_message",    H,  F_BOOL,            0,     0,         false, HOME_NONE,  0 },
-    { "add_special_tokens",        CH, F_BOOL,            0,     0,         false, HOME_BOOL,  GEN(add_special_tokens) },
-    { "skip_special_tokens",       CH, F_BOOL,            0,     0,         false, HOME_BOOL,  GEN(skip_special_tokens) },
-    { "return_token_ids",          CH, F_BOOL,            0,     0,         false, HOME_NONE,  0 },
-    { "return_tokens_as_token_ids", CH, F_BOOL,           0,     0,         false, HOME_NONE,  0 },
-    { "priority",                  CH, F_INT,      -INT32_TOP - 1, INT32_TOP, false, HOME_INT32, GEN(priority) },
-    { "cache_salt",                CH, F_STRING,          0,     0,         false, HOME_NONE,  0 },
-    { "timeout_queue_ms",          CH, F_INT,             1,     DAY_MS,    false, HOME_INT64, GEN(timeout_queue_ms) },
-    { "timeout_ttft_ms",           CH, F_INT,             1,     DAY_MS,    false, HOME_INT64, GEN(timeout_ttft_ms) },
-    { "timeout_ms",                CH, F_INT,             1,     DAY_MS,    false, HOME_INT64, GEN(timeout_total_ms) },
-    { "timeout_total_ms",          CH, F_INT,             1,     DAY_MS,    false, HOME_INT64, GEN(timeout_total_ms) },
+    /* name                       in  type             min        max          above  home        where */
+    { "model",                      CH, F_STRING,        0,         0,           false, HOME_NONE,  0 },
+    { "prompt",                     C,  F_TEXT_OR_ARRAY, 0,         0,           false, HOME_NONE,  0 },
+    { "messages",                   H,  F_ARRAY,         0,         0,           false, HOME_NONE,  0 },
+    { "max_tokens",                 CH, F_INT,           0,         ANY_TOP,     false, HOME_NONE,  0 },
+    { "max_completion_tokens",      CH, F_INT,           0,         ANY_TOP,     false, HOME_NONE,  0 },
+    { "min_tokens",                 CH, F_INT,           0,         INT32_MAX,   false, HOME_INT32, GEN(min_tokens) },
+    { "temperature",                CH, F_REAL,          0,         2,           false, HOME_FLOAT, SAMPLING(temperature) },
+    { "top_p",                      CH, F_REAL,          0,         1,           false, HOME_FLOAT, SAMPLING(top_p) },
+    { "min_p",                      CH, F_REAL,          0,         1,           false, HOME_FLOAT, SAMPLING(min_p) },
+    { "top_k",                      CH, F_INT,           -1,        INT32_MAX,   false, HOME_INT32, SAMPLING(top_k) },
+    { "frequency_penalty",          CH, F_REAL,          -2,        2,           false, HOME_FLOAT, SAMPLING(frequency_penalty) },
+    { "presence_penalty",           CH, F_REAL,          -2,        2,           false, HOME_FLOAT, SAMPLING(presence_penalty) },
+    { "repetition_penalty",         CH, F_REAL,          0,         3e38,        true,  HOME_FLOAT, SAMPLING(repetition_penalty) },
+    { "seed",                       CH, F_INT,           0,         0,           false, HOME_NONE,  0 },
+    { "n",                          CH, F_INT,           1,         MAX_CHOICES, false, HOME_INT32, GEN(n) },
+    { "best_of",                    C,  F_INT,           1,         20,          false, HOME_NONE,  0 },
+    { "stop",                       CH, F_TEXT_OR_ARRAY, 0,         0,           false, HOME_NONE,  0 },
+    { "stop_token_ids",             CH, F_ARRAY,         0,         0,           false, HOME_NONE,  0 },
+    { "include_stop_str_in_output", CH, F_BOOL,          0,         0,           false, HOME_BOOL,  GEN(include_stop_str_in_output) },
+    { "ignore_eos",                 CH, F_BOOL,          0,         0,           false, HOME_BOOL,  GEN(ignore_eos) },
+    { "parse_special_tokens",       C,  F_BOOL,          0,         0,           false, HOME_NONE,  0 },
+    { "echo",                       CH, F_BOOL,          0,         0,           false, HOME_NONE,  0 },
+    { "suffix",                     C,  F_STRING,        0,         0,           false, HOME_NONE,  0 },
+    { "logprobs",                   C,  F_INT,           0,         TOPS,        false, HOME_NONE,  0 },
+    { "logprobs",                   H,  F_BOOL,          0,         0,           false, HOME_BOOL,  GEN(logprobs) },
+    { "top_logprobs",               H,  F_INT,           0,         TOPS,        false, HOME_NONE,  0 },
+    { "prompt_logprobs",            CH, F_INT,           0,         TOPS,        false, HOME_NONE,  0 },
+    { "logit_bias",                 CH, F_OBJECT,        0,         0,           false, HOME_NONE,  0 },
+    { "stream",                     CH, F_BOOL,          0,         0,           false, HOME_BOOL,  GEN(stream) },
+    { "stream_options",             CH, F_OBJECT,        0,         0,           false, HOME_NONE,  0 },
+    { "response_format",            CH, F_OBJECT,        0,         0,           false, HOME_NONE,  0 },
+    { "tools",                      H,  F_ARRAY,         0,         0,           false, HOME_NONE,  0 },
+    { "parallel_tool_calls",        H,  F_BOOL,          0,         0,           false, HOME_NONE,  0 },
+    { "reasoning_effort",           H,  F_STRING,        0,         0,           false, HOME_NONE,  0 },
+    { "include_reasoning",          H,  F_BOOL,          0,         0,           false, HOME_NONE,  0 },
+    { "chat_template_kwargs",       H,  F_OBJECT,        0,         0,           false, HOME_NONE,  0 },
+    { "add_generation_prompt",      H,  F_BOOL,          0,         0,           false, HOME_NONE,  0 },
+    { "continue_final_message",     H,  F_BOOL,          0,         0,           false, HOME_NONE,  0 },
+    { "add_special_tokens",         CH, F_BOOL,          0,         0,           false, HOME_BOOL,  GEN(add_special_tokens) },
+    { "skip_special_tokens",        CH, F_BOOL,          0,         0,           false, HOME_BOOL,  GEN(skip_special_tokens) },
+    { "return_token_ids",           CH, F_BOOL,          0,         0,           false, HOME_NONE,  0 },
+    { "return_tokens_as_token_ids", CH, F_BOOL,          0,         0,           false, HOME_NONE,  0 },
+    { "priority",                   CH, F_INT,           INT32_MIN, INT32_MAX,   false, HOME_INT32, GEN(priority) },
+    { "cache_salt",                 CH, F_STRING,        0,         0,           false, HOME_NONE,  0 },
+    { "timeout_queue_ms",           CH, F_INT,           1,         DAY_MS,      false, HOME_INT64, GEN(timeout_queue_ms) },
+    { "timeout_ttft_ms",            CH, F_INT,           1,         DAY_MS,      false, HOME_INT64, GEN(timeout_ttft_ms) },
+    { "timeout_ms",                 CH, F_INT,           1,         DAY_MS,      false, HOME_INT64, GEN(timeout_total_ms) },
+    { "timeout_total_ms",           CH, F_INT,           1,         DAY_MS,      false, HOME_INT64, GEN(timeout_total_ms) },
 };
 enum { NUM_FIELDS = sizeof field_table / sizeof field_table[0] };
 
@@ -154,26 +154,29 @@ int fail_missing(struct err *err, const char *param)
 int fail_empty_array(struct err *err, const char *param)
 {
     return err_param(err, ERR_EMPTY_ARRAY, param,
-                     "Invalid '%s': empty array. Expected an array with minimum length 1, but got an empty array instead.", param);
+                     "Invalid '%s': empty array. Expected an array with minimum length 1, but got an empty array "
+                     "instead.", param);
 }
 
 int fail_array_long(struct err *err, const char *param, long long max, long long found)
 {
     return err_param(err, ERR_ARRAY_LONG, param,
-                     "Invalid '%s': array too long. Expected an array with maximum length %lld, but got an array with length "
-                     "%lld instead.", param, max, found);
+                     "Invalid '%s': array too long. Expected an array with maximum length %lld, but got an array with "
+                     "length %lld instead.", param, max, found);
 }
 
 int fail_int_low(struct err *err, const char *param, long long min, const char *found)
 {
     return err_param(err, ERR_INT_LOW, param,
-                     "Invalid '%s': integer below minimum value. Expected a value >= %lld, but got %s instead.", param, min, found);
+                     "Invalid '%s': integer below minimum value. Expected a value >= %lld, but got %s instead.",
+                     param, min, found);
 }
 
 int fail_int_high(struct err *err, const char *param, long long max, const char *found)
 {
     return err_param(err, ERR_INT_HIGH, param,
-                     "Invalid '%s': integer above maximum value. Expected a value <= %lld, but got %s instead.", param, max, found);
+                     "Invalid '%s': integer above maximum value. Expected a value <= %lld, but got %s instead.",
+                     param, max, found);
 }
 
 /* ---- readers ---- */
@@ -210,11 +213,13 @@ static int read_real(const struct cJSON *item, const struct field *field, double
 
     if (number < field->min || (field->above_min && number <= field->min))
         return err_param(err, ERR_REAL_LOW, field->name,
-                         "Invalid '%s': decimal below minimum value. Expected a value %s %g, but got %.9g instead.", field->name,
+                         "Invalid '%s': decimal below minimum value. Expected a value %s %g, but got %.9g instead.",
+                         field->name,
                          field->above_min ? ">" : ">=", field->min, number);
     if (!(number <= field->max))
         return err_param(err, ERR_REAL_HIGH, field->name,
-                         "Invalid '%s': decimal above maximum value. Expected a value <= %g, but got %.9g instead.", field->name,
+                         "Invalid '%s': decimal above maximum value. Expected a value <= %g, but got %.9g instead.",
+                         field->name,
                          field->max, number);
     *value = number;
     return 0;
@@ -233,7 +238,7 @@ static int check_type(const struct field *field, const struct cJSON *item, struc
     case F_STRING: return cJSON_IsString(item) ? 0 : fail_type(err, field->name, "a string", item);
     case F_ARRAY: return cJSON_IsArray(item) ? 0 : fail_type(err, field->name, "an array", item);
     case F_OBJECT: return cJSON_IsObject(item) ? 0 : fail_type(err, field->name, "an object", item);
-    case F_STRING_OR_ARRAY:
+    case F_TEXT_OR_ARRAY:
         if (cJSON_IsString(item) || cJSON_IsArray(item)) return 0;
         return fail_type(err, field->name, "a string or an array", item);
     }
@@ -300,14 +305,17 @@ static int check_special_refusals(const struct cJSON *root, unsigned in, struct 
         const struct cJSON *type = json_get(item, "type");
         if (!type) return fail_missing(err, "response_format.type");
         if (!cJSON_IsString(type)) return fail_type(err, "response_format.type", "a string", type);
-        if (strcmp(type->valuestring, "text") != 0) return refuse(err, "response_format", " with a type other than text");
+        if (strcmp(type->valuestring, "text") != 0)
+            return refuse(err, "response_format", " with a type other than text");
     }
     if (in != H) return 0;
-    if ((item = json_get(root, "tools"))) return item->child ? refuse(err, "tools", NULL) : fail_empty_array(err, "tools");
+    if ((item = json_get(root, "tools")))
+        return item->child ? refuse(err, "tools", NULL) : fail_empty_array(err, "tools");
     item = json_get(root, "tool_choice");
     if (!item || (cJSON_IsString(item) && strcmp(item->valuestring, "none") == 0)) return 0;
     if (cJSON_IsString(item) && strcmp(item->valuestring, "auto") == 0) return 0;
-    return err_param(err, ERR_VALUE, "tool_choice", "Invalid 'tool_choice': it may be 'none' or 'auto' when there are no tools.");
+    return err_param(err, ERR_VALUE, "tool_choice",
+                     "Invalid 'tool_choice': it may be 'none' or 'auto' when there are no tools.");
 }
 
 int validate_supported(const struct cJSON *root, unsigned in, struct err *err)
@@ -320,7 +328,8 @@ int validate_supported(const struct cJSON *root, unsigned in, struct err *err)
     return check_special_refusals(root, in, err);
 }
 
-static int read_field(const struct field *field, const struct cJSON *item, struct generation_params *gen, struct err *err)
+static int read_field(const struct field *field, const struct cJSON *item, struct generation_params *gen,
+                      struct err *err)
 {
     char *home = (char *)gen + field->offset;
     int64_t number = 0;
@@ -386,9 +395,10 @@ int validate_no_nul(const struct cJSON *root, struct err *err)
             found = any_nul(item);
         }
         /* the name itself comes from the client: only a short, harmless one goes into the answer */
+        bool shown = item->string && strlen(item->string) < 64 && !strstr(item->string, "\xC0\x80");
         if (found)
-            return err_param(err, ERR_VALUE, item->string && strlen(item->string) < 64 && !strstr(item->string, "\xC0\x80")
-                             ? item->string : "", "Invalid value: \\u0000 is allowed in 'prompt' and message 'content' only.");
+            return err_param(err, ERR_VALUE, shown ? item->string : "",
+                             "Invalid value: \\u0000 is allowed in 'prompt' and message 'content' only.");
     }
     return 0;
 }

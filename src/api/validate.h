@@ -1,5 +1,5 @@
-/* validate.h - the field policy: one row per honoured parameter {name, routes, type, min, max, where it goes}, one row per
- * known parameter that is refused because ignoring it would change the answer.
+/* validate.h - the field policy: one row per honoured parameter {name, routes, type, min, max, where it goes}, one row
+ * per known parameter that is refused because ignoring it would change the answer.
  * Order (api-contract 1.1): types of all fields, then the model, then ranges; each pass walks the same table.
  * Thread: any; the tables are const. */
 #ifndef SLUICE_API_VALIDATE_H

@@ -83,6 +83,8 @@ const struct option option_table[] = {
     STRING("engine", engine_path, "", START, 0, "the sluice-engine program; empty = beside the running program"),
     SECONDS("engine", engine_start_timeout, "600", 1, DAY_S, START, 0,
         "an engine not ready by then is killed and started again"),
+    SECONDS("engine", replica_stall_timeout, "10", 0.5, DAY_S, START, 0,
+        "an engine with work and no finished step for so long (and 20 times its longest) is killed"),
 
     STRING("server", host, "127.0.0.1", START, 0, "address to listen on"),
     INT("server", port, "8000", 0, 65535, "", START, 0, "0 = any free port, printed at start"),

@@ -114,11 +114,13 @@ static void on_ended(void *arg, int code)
 
     if (!polite) log_error("gateway_stream", "stream from the gateway broke: %s", err_name(code));
     atomic_store(&engine->stopping, true);
-    if (engine->leave && !(atomic_load(&engine->stop_asked) && atomic_load(&engine->ready))) engine->leave(polite ? 0 : EXIT_FAULT);
+    if (engine->leave && !(atomic_load(&engine->stop_asked) && atomic_load(&engine->ready)))
+        engine->leave(polite ? 0 : EXIT_FAULT);
     ring_close(&engine->inbox);
 }
 
-static const struct channel_fd_events channel_callbacks = { .frame = on_frame, .ended = on_ended, .woken = free_given_back };
+static const struct channel_fd_events channel_callbacks = {
+    .frame = on_frame, .ended = on_ended, .woken = free_given_back};
 
 /* ---- start ---- */
 
@@ -192,7 +194,8 @@ static int alloc_flights(struct engine *engine, int32_t max_rows)
 static int alloc_out(struct engine *engine, int32_t max_num_seqs)
 {
     size_t events = ((size_t)max_num_seqs + SCHEDULER_MAX_NOTES) * sizeof(struct token_event);
-    size_t rows = (size_t)max_num_seqs * (sizeof(struct logprob_row_head) + MAX_TOP_LOGPROBS * sizeof(struct token_logprob));
+    size_t rows =
+        (size_t)max_num_seqs * (sizeof(struct logprob_row_head) + MAX_TOP_LOGPROBS * sizeof(struct token_logprob));
     size_t bytes = events + rows + sizeof(struct engine_stats) + 64;
 
     BUG_ON(bytes > OUTBOX_BYTES);
@@ -204,9 +207,15 @@ static void tell_ready(struct engine *engine, const struct engine_setup *setup)
 {
     const struct scheduler_options *o = &engine->scheduler.options;
     struct msg_ready ready = {
-        .version = IPC_VERSION, .pid = (uint32_t)getpid(), .num_blocks = o->num_blocks, .block_size = o->block_size,
-        .max_model_len = o->max_model_len, .max_num_seqs = o->max_num_seqs, .max_num_batched_tokens = o->max_num_batched_tokens,
-        .vocab_size = o->vocab_size, .load_ms = setup->load_ms,
+        .version = IPC_VERSION,
+        .pid = (uint32_t)getpid(),
+        .num_blocks = o->num_blocks,
+        .block_size = o->block_size,
+        .max_model_len = o->max_model_len,
+        .max_num_seqs = o->max_num_seqs,
+        .max_num_batched_tokens = o->max_num_batched_tokens,
+        .vocab_size = o->vocab_size,
+        .load_ms = setup->load_ms,
     };
     const char *describe = ranks_describe(engine->ranks);
 
@@ -225,8 +234,8 @@ int engine_start(struct engine *engine, const struct engine_setup *setup, struct
     o.num_blocks = ranks_num_blocks(setup->ranks);
     if (o.max_model_len > (int64_t)o.num_blocks * o.block_size) {
         int32_t fits = o.num_blocks * o.block_size;
-        log_warn("context_shrunk", "max_model_len %d does not fit into %d KV blocks of %d tokens: now %d", o.max_model_len,
-                 o.num_blocks, o.block_size, fits);
+        log_warn("context_shrunk", "max_model_len %d does not fit into %d KV blocks of %d tokens: now %d",
+                 o.max_model_len, o.num_blocks, o.block_size, fits);
         o.max_model_len = fits;
     }
     if (getrandom(secret, sizeof secret, 0) != sizeof secret) return err_sys(err, ERR_IO, "getrandom");
@@ -237,7 +246,8 @@ int engine_start(struct engine *engine, const struct engine_setup *setup, struct
         .cache_root = prefix_root(secret, setup->model_digest), .hash_prompt = o.enable_prefix_caching };
     /* all that can be alive at once: sequences, inbox, and what is being given back */
     size_t most = (size_t)o.max_sequences + 2 * INBOX_MESSAGES;
-    if (alloc_flights(engine, o.max_num_seqs) < 0 || alloc_out(engine, o.max_num_seqs) < 0 || ring_init(&engine->give_back, most) < 0)
+    if (alloc_flights(engine, o.max_num_seqs) < 0 || alloc_out(engine, o.max_num_seqs) < 0 ||
+        ring_init(&engine->give_back, most) < 0)
         return err_set(err, ERR_NO_MEMORY, "engine: no memory for %d sequences", o.max_num_seqs);
     atomic_store(&engine->ready, true);
     engine->stats_stale = true;
@@ -277,11 +287,13 @@ static void put_logprobs(struct engine *engine)
 static void put_events(struct engine *engine)
 {
     const struct scheduler *s = &engine->scheduler;
-    struct frame_head head = { .type = MSG_EVENTS, .len = (uint32_t)((size_t)s->num_outcomes * sizeof(struct token_event)) };
+    struct frame_head head = {.type = MSG_EVENTS,
+                              .len = (uint32_t)((size_t)s->num_outcomes * sizeof(struct token_event))};
 
     if (!s->num_outcomes) return;
     buf_append(&engine->out, &head, sizeof head);
-    for (int32_t i = 0; i < s->num_outcomes; i++) buf_append(&engine->out, &s->outcomes[i].event, sizeof(struct token_event));
+    for (int32_t i = 0; i < s->num_outcomes; i++)
+        buf_append(&engine->out, &s->outcomes[i].event, sizeof(struct token_event));
 }
 
 /* One write for all that the step has to say. */
@@ -295,7 +307,8 @@ static void engine_publish(struct engine *engine)
     scheduler_clear_outcomes(&engine->scheduler);
     if (engine->stats_stale && (idle || clock_now_ns() - engine->told_ns >= INTERVAL_NS)) put_stats(engine);
     BUG_ON(engine->out.failed);
-    if (engine->out.len) channel_fd_write(engine->channel, engine->out.data, engine->out.len);     /* ended: the loop sees it */
+    /* ended: the loop sees it */
+    if (engine->out.len) channel_fd_write(engine->channel, engine->out.data, engine->out.len);
     buf_reset(&engine->out);
     while ((sub = scheduler_take_finished(&engine->scheduler))) BUG_ON(ring_push(&engine->give_back, sub) < 0);
     if (engine->page) page_set(&engine->page->pending, (uint64_t)scheduler_num_sequences(&engine->scheduler));
@@ -345,7 +358,8 @@ static const struct step_result *land(struct engine *engine, struct flight *flig
     if (!engine->page) return result;
     page_set(&engine->page->longest_step_ns, engine->longest_step_ns);
     page_set(&engine->page->steps, engine->scheduler.stats.steps + 1);
-    __atomic_store_n(&engine->page->step_began_ns, engine->num_flights ? engine->flights[0].began_ns : 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&engine->page->step_began_ns, engine->num_flights ? engine->flights[0].began_ns : 0,
+                     __ATOMIC_RELAXED);
     return result;
 }
 
@@ -369,7 +383,9 @@ int engine_run(struct engine *engine)
         engine_publish(engine);
     }
     pthread_setname_np(pthread_self(), "engine-end");
-    if (engine->rank_error) log_error("ranks_failed", "step %llu: %s", (unsigned long long)engine->scheduler.step, err_name(engine->rank_error));
+    if (engine->rank_error)
+        log_error("ranks_failed", "step %llu: %s", (unsigned long long)engine->scheduler.step,
+                  err_name(engine->rank_error));
     return engine->rank_error;
 }
 

@@ -2,10 +2,10 @@
  * Flow: gateway socket -> I/O thread: MSG_SUBMIT -> submission -> inbox -> engine thread: the loop of engine_run
  *       -> one write of frames per step -> outbox -> I/O thread -> gateway.
  * Threads: the caller's is the engine thread and holds all scheduler state; one I/O thread (ipc) decodes, allocates and
- * frees submissions. Queues between them: inbox and give-back (rings), the channel's outbox. All bounded: a full inbox stops
- * the reading, a full outbox stops the engine, a hang-up ends both.
- * From READY on the engine thread allocates nothing; it then carries the thread name "engine-step", by which tests find it.
- * Owns channel, rings, scheduler. Borrows ranks. */
+ * frees submissions. Queues between them: inbox and give-back (rings), the channel's outbox. All bounded: a full inbox
+ * stops the reading, a full outbox stops the engine, a hang-up ends both.
+ * From READY on the engine thread allocates nothing; it then carries the thread name "engine-step", by which tests find
+ * it. Owns channel, rings, scheduler. Borrows ranks. */
 #ifndef SLUICE_ENGINE_H
 #define SLUICE_ENGINE_H
 
@@ -20,16 +20,18 @@ struct engine;
 
 struct engine_setup {
     struct ranks *ranks;
-    struct scheduler_options scheduler;    /* num_blocks, num_plans come from the ranks; max_model_len may shrink to the blocks */
+    /* num_blocks, num_plans come from the ranks; max_model_len may shrink to the blocks */
+    struct scheduler_options scheduler;
     uint8_t model_digest[32];
     int64_t load_ms;
 };
 
-/* Takes fd over and starts the I/O thread. page_fd: heartbeat page, or a descriptor that is none. leave (may be NULL) is called
- * on the I/O thread with an exit code when the gateway has gone or broken the stream, or stops an engine that is not READY:
- * a program ends there and then. Without it the engine thread sees the end after its step. */
+/* Takes fd over and starts the I/O thread. page_fd: heartbeat page, or a descriptor that is none. leave (may be NULL)
+ * is called on the I/O thread with an exit code when the gateway has gone or broken the stream, or stops an engine that
+ * is not READY: a program ends there and then. Without it the engine thread sees the end after its step. */
 int  engine_open(struct engine **out, int fd, int page_fd, void (*leave)(int exit_code), struct err *err);
-/* MSG_PROGRESS, at most every 100 ms. share 0..1. Any thread, before engine_start. arg is the engine: fits ranks_start. */
+/* MSG_PROGRESS, at most every 100 ms. share 0..1. Any thread, before engine_start. arg is the engine: fits
+ * ranks_start. */
 void engine_progress(void *arg, double share);
 /* MSG_FAILED; waits until it has left. Before engine_start only. */
 void engine_fail(struct engine *engine, int exit_code, const char *message);

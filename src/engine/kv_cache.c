@@ -27,7 +27,8 @@ static const struct sha256 *key_of(const struct kv_cache *kv, struct sequence *s
 
     for (; sub->num_keys <= i; sub->num_keys++) {
         const struct sha256 *parent = sub->num_keys ? &sub->keys[sub->num_keys - 1] : &sub->root;
-        sub->keys[sub->num_keys] = prefix_key(parent, seq->tokens + (int64_t)sub->num_keys * kv->block_size, kv->block_size);
+        sub->keys[sub->num_keys] =
+            prefix_key(parent, seq->tokens + (int64_t)sub->num_keys * kv->block_size, kv->block_size);
     }
     return &sub->keys[i];
 }
@@ -92,7 +93,8 @@ void kv_cache_distrust(struct kv_cache *kv, struct sequence *seq)
     seq->publish_off = true;
 }
 
-/* Back to front, so that of one sequence the last block is forgotten first: a prefix is worth more than what follows it. */
+/* Back to front, so that of one sequence the last block is forgotten first: a prefix is worth more than what follows
+ * it. */
 void kv_cache_drop(struct kv_cache *kv, struct sequence *seq)
 {
     while (seq->num_blocks) {

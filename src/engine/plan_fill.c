@@ -47,7 +47,8 @@ static void add_history(struct step_plan *plan, const struct sequence *seq)
         .slot = seq->slot, .begin = (uint32_t)plan->num_history_tokens, .num_prompt = (uint32_t)seq->num_prompt,
         .num_output = (uint32_t)seq_num_generated(seq),
     };
-    memcpy(plan_history_tokens(plan) + plan->num_history_tokens, seq->tokens, (size_t)seq->num_tokens * sizeof(token_id));
+    memcpy(plan_history_tokens(plan) + plan->num_history_tokens, seq->tokens,
+           (size_t)seq->num_tokens * sizeof(token_id));
     plan->num_history_tokens += seq->num_tokens;
 }
 

@@ -1,6 +1,7 @@
 /* plan_fill.h - scheduled sequences -> the flat arrays of a step_plan.
  * Flow: scheduler decides num_scheduled per sequence -> plan_fill_add for each, decodes first -> ranks.
- * Thread: engine only. A sequence gets a row when this step computes its last token; penalties and masks travel with it. */
+ * Thread: engine only. A sequence gets a row when this step computes its last token; penalties and masks travel with
+ * it. */
 #ifndef SLUICE_ENGINE_PLAN_FILL_H
 #define SLUICE_ENGINE_PLAN_FILL_H
 
@@ -19,7 +20,8 @@ struct row_need { int32_t rows, bias, history_tokens; };
 struct row_need row_need_of(const struct sequence *seq, const struct eos_ids *eos);
 bool row_need_fits(const struct row_need *used, const struct row_need *more, const struct step_plan_caps *caps);
 
-/* Appends seq with its num_scheduled tokens; the room was checked. Returns the index of its row, or -1: a prompt goes on. */
+/* Appends seq with its num_scheduled tokens; the room was checked. Returns the index of its row, or -1: a prompt goes
+ * on. */
 int32_t plan_fill_add(struct step_plan *plan, struct sequence *seq, const struct eos_ids *eos);
 
 #endif

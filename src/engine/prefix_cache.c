@@ -33,7 +33,8 @@ int prefix_cache_init(struct prefix_cache *cache, int32_t num_blocks)
     uint32_t cap = 16;
 
     while (cap < (uint32_t)num_blocks) cap *= 2;
-    *cache = (struct prefix_cache){ .mask = cap - 1, .num_blocks = num_blocks, .lru_first = BLOCK_NONE, .lru_last = BLOCK_NONE };
+    *cache = (struct prefix_cache){
+        .mask = cap - 1, .num_blocks = num_blocks, .lru_first = BLOCK_NONE, .lru_last = BLOCK_NONE};
     cache->entries = calloc((size_t)num_blocks, sizeof *cache->entries);
     cache->buckets = malloc(cap * sizeof *cache->buckets);
     if (!cache->entries || !cache->buckets) return ERR_NO_MEMORY;

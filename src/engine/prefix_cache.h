@@ -1,9 +1,10 @@
 /* prefix_cache.h - key of a full block -> the block that holds it, and which unreferenced block to forget first.
- * Flow: kv_cache asks on admission (find), tells after a step (insert), takes the oldest when free blocks run out (evict).
- * Key = SHA-256(parent key | token ids), root = SHA-256(process secret | model digest), then the request's cache domain:
- * equal keys mean equal tokens from position 0 on, in one domain (api-contract 10.4).
- * Thread: engine only; the key functions are pure and run anywhere. Owns: index arrays, by block id. Never allocates after init.
- * Invariants (kv_cache_check): each block is at most once in the index; in the LRU list <=> indexed and unreferenced. */
+ * Flow: kv_cache asks on admission (find), tells after a step (insert), takes the oldest when free blocks run out
+ * (evict). Key = SHA-256(parent key | token ids), root = SHA-256(process secret | model digest), then the request's
+ * cache domain: equal keys mean equal tokens from position 0 on, in one domain (api-contract 10.4).
+ * Thread: engine only; the key functions are pure and run anywhere. Owns: index arrays, by block id. Never allocates
+ * after init. Invariants (kv_cache_check): each block is at most once in the index; in the LRU list <=> indexed and
+ * unreferenced. */
 #ifndef SLUICE_ENGINE_PREFIX_CACHE_H
 #define SLUICE_ENGINE_PREFIX_CACHE_H
 

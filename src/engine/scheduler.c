@@ -12,7 +12,8 @@ enum {
     PATIENCE_TURNS = 64,               /* fair: turns without room before the next room is reserved */
     RING_SCAN = 64,                    /* fair: prompts looked at in vain before the step is closed */
     OLDEST_EVERY = 8,                  /* priority: admissions between two that go by arrival */
-    ROW_BIAS_SHARE = 256,              /* bias entries of a plan per sequence; rows that ask for more wait for a later step */
+    /* bias entries of a plan per sequence; rows that ask for more wait for a later step */
+    ROW_BIAS_SHARE = 256,
     WATERMARK_DIVISOR = 4,             /* one block kept for the growth of so many running sequences */
 };
 
@@ -54,7 +55,8 @@ static int alloc_tables(struct scheduler *s)
     s->outcomes = calloc(num_seqs + SCHEDULER_MAX_NOTES, sizeof *s->outcomes);
     s->check_seqs = calloc(num_seqs, sizeof *s->check_seqs);
     s->check_scratch = calloc((size_t)o->num_blocks, sizeof *s->check_scratch);
-    if (!s->block_tables || !s->free_slots || !s->batches || !s->outcomes || !s->check_seqs || !s->check_scratch) return ERR_NO_MEMORY;
+    if (!s->block_tables || !s->free_slots || !s->batches || !s->outcomes || !s->check_seqs || !s->check_scratch)
+        return ERR_NO_MEMORY;
     for (int32_t i = 0; i < o->max_num_seqs; i++) s->free_slots[i] = o->max_num_seqs - 1 - i;
     s->num_free_slots = o->max_num_seqs;
     for (int32_t i = 0; i < o->num_plans; i++) {
@@ -76,10 +78,11 @@ int scheduler_init(struct scheduler *s, const struct scheduler_options *options,
     if (o->max_num_seqs > o->max_num_batched_tokens) o->max_num_seqs = o->max_num_batched_tokens;
     if (o->max_sequences < o->max_num_seqs) o->max_sequences = o->max_num_seqs;
     if (o->max_model_len < 2 || o->max_num_seqs < 1 || o->num_plans < 1 || o->num_blocks < 1 || o->block_size < 1)
-        return err_set(err, ERR_CONFIG, "scheduler: context of %d tokens, %d sequences, %d blocks of %d tokens", o->max_model_len,
-                       o->max_num_seqs, o->num_blocks, o->block_size);
+        return err_set(err, ERR_CONFIG, "scheduler: context of %d tokens, %d sequences, %d blocks of %d tokens",
+                       o->max_model_len, o->max_num_seqs, o->num_blocks, o->block_size);
     if (o->max_model_len > (int64_t)o->num_blocks * o->block_size)
-        return err_set(err, ERR_CONFIG, "scheduler: one context of %d tokens does not fit into %d KV blocks of %d tokens",
+        return err_set(err, ERR_CONFIG,
+                       "scheduler: one context of %d tokens does not fit into %d KV blocks of %d tokens",
                        o->max_model_len, o->num_blocks, o->block_size);
     if ((rc = kv_cache_init(&s->kv, o->num_blocks, o->block_size, o->enable_prefix_caching, err)) < 0) return rc;
     if (alloc_tables(s) < 0) {
@@ -219,16 +222,23 @@ static void end_sequence(struct scheduler *s, struct sequence *seq)
 
 static void end_without_token(struct scheduler *s, struct sequence *seq, enum finish_reason finish, int err_code)
 {
-    report(s, &(struct token_event){
-        .id = seq->id, .token = TOKEN_NONE, .index = (uint32_t)seq_num_generated(seq), .finish = (uint8_t)finish, .err_code = err_code,
-        .num_cached = (uint32_t)seq->num_cached, .scheduled_ns = seq->scheduled_ns }, NULL);
+    report(s,
+           &(struct token_event){.id = seq->id,
+                                 .token = TOKEN_NONE,
+                                 .index = (uint32_t)seq_num_generated(seq),
+                                 .finish = (uint8_t)finish,
+                                 .err_code = err_code,
+                                 .num_cached = (uint32_t)seq->num_cached,
+                                 .scheduled_ns = seq->scheduled_ns},
+           NULL);
     s->stats.aborted += finish == FINISH_ABORTED;
     end_sequence(s, seq);
 }
 
 static void refuse(struct scheduler *s, struct submission *sub, int err_code)
 {
-    report(s, &(struct token_event){ .id = sub->id, .token = TOKEN_NONE, .finish = FINISH_ERROR, .err_code = err_code }, NULL);
+    report(s, &(struct token_event){.id = sub->id, .token = TOKEN_NONE, .finish = FINISH_ERROR, .err_code = err_code},
+           NULL);
     hand_back(s, sub);
 }
 
@@ -429,7 +439,8 @@ static void give_in_order(struct scheduler *s)
         struct sequence *seq = list_entry(it, struct sequence, link);
         if (!in_other_plan(s, seq)) give(s, seq, INT32_MAX);
     }
-    if (s->options.policy == POLICY_PRIORITY && s->draft.budget && s->num_admissions % OLDEST_EVERY == OLDEST_EVERY - 1) {
+    if (s->options.policy == POLICY_PRIORITY && s->draft.budget &&
+        s->num_admissions % OLDEST_EVERY == OLDEST_EVERY - 1) {
         struct sequence *oldest = oldest_waiting(s);
         if (oldest && !held_by_group(s, oldest) && admit(s, oldest)) give(s, oldest, INT32_MAX);
     }
@@ -588,22 +599,31 @@ static void commit_token(struct scheduler *s, struct sequence *seq, const struct
 {
     bool wants_logprobs = seq->sub->req.sampling.num_logprobs >= 0;
 
-    if (seq_num_generated(seq) == (int32_t)seq->sub->req.num_output) s->stats.prompt_tokens += (uint64_t)seq->num_prompt;
+    if (seq_num_generated(seq) == (int32_t)seq->sub->req.num_output)
+        s->stats.prompt_tokens += (uint64_t)seq->num_prompt;
     s->stats.generation_tokens++;
     BUG_ON(seq->num_tokens >= seq->sub->max_total);
     seq->tokens[seq->num_tokens++] = row->token;
     enum finish_reason finish = finish_of(s, seq, row->token);
-    report(s, &(struct token_event){
-        .id = seq->id, .token = row->token, .index = (uint32_t)seq_num_generated(seq),
-        .logprob = wants_logprobs ? row->logprob : 0, .rank = wants_logprobs ? row->rank : 0,
-        .num_top = (uint16_t)(wants_logprobs ? row->num_top : 0), .finish = (uint8_t)finish,
-        .num_cached = (uint32_t)seq->num_cached, .scheduled_ns = seq->scheduled_ns, .step_ns = now_ns }, wants_logprobs ? row : NULL);
+    report(s,
+           &(struct token_event){.id = seq->id,
+                                 .token = row->token,
+                                 .index = (uint32_t)seq_num_generated(seq),
+                                 .logprob = wants_logprobs ? row->logprob : 0,
+                                 .rank = wants_logprobs ? row->rank : 0,
+                                 .num_top = (uint16_t)(wants_logprobs ? row->num_top : 0),
+                                 .finish = (uint8_t)finish,
+                                 .num_cached = (uint32_t)seq->num_cached,
+                                 .scheduled_ns = seq->scheduled_ns,
+                                 .step_ns = now_ns},
+           wants_logprobs ? row : NULL);
     if (finish != FINISH_NONE) end_sequence(s, seq);
 }
 
 static void commit_sequence(struct scheduler *s, struct sequence *seq, const struct result_row *row, int64_t now_ns)
 {
-    bool bad = row && (row->bad || row->token < 0 || row->token >= s->options.vocab_size || row->num_top > MAX_TOP_LOGPROBS);
+    bool bad =
+        row && (row->bad || row->token < 0 || row->token >= s->options.vocab_size || row->num_top > MAX_TOP_LOGPROBS);
 
     seq->num_computed += seq->num_scheduled;
     seq->num_scheduled = 0;
@@ -616,7 +636,8 @@ static void commit_sequence(struct scheduler *s, struct sequence *seq, const str
     else if (row) commit_token(s, seq, row, now_ns);
 }
 
-void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const struct step_result *result, int64_t now_ns)
+void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const struct step_result *result,
+                      int64_t now_ns)
 {
     struct batch *batch = &s->batches[plan->micro_batch];
 
@@ -652,7 +673,8 @@ static int32_t check_list(const struct scheduler *s, const struct list *head, en
         BUG_ON(prev && !seq_before(prev, seq));
         BUG_ON(sequence_pool_find(&s->pool, seq->id) != seq);
         BUG_ON(seq->num_tokens > seq->sub->max_total || seq->num_computed + seq->num_scheduled > seq->num_tokens);
-        BUG_ON(state == SEQ_WAITING && (seq->slot >= 0 || seq->num_blocks || seq->num_computed || seq->num_scheduled || seq->leads_group));
+        BUG_ON(state == SEQ_WAITING &&
+               (seq->slot >= 0 || seq->num_blocks || seq->num_computed || seq->num_scheduled || seq->leads_group));
         BUG_ON(state == SEQ_RUNNING && (seq->slot < 0 || seq->slot >= s->options.max_num_seqs));
         BUG_ON(seq->leads_group && id_map_get(&s->leaders, seq->sub->req.group) != (int32_t)(seq - s->pool.all));
         bool wants_ring = s->options.policy == POLICY_FAIR && state == SEQ_WAITING;
@@ -669,7 +691,8 @@ static void check_plans(const struct scheduler *s)
     for (int32_t i = 0; i < s->options.num_plans; i++) {
         const struct batch *batch = &s->batches[i];
         for (int32_t b = 0; batch->in_flight && b < batch->num_seqs; b++, num_planned++) {
-            BUG_ON(batch->seqs[b]->micro_batch != i || batch->seqs[b]->num_scheduled < 1 || batch->seqs[b]->state != SEQ_RUNNING);
+            BUG_ON(batch->seqs[b]->micro_batch != i || batch->seqs[b]->num_scheduled < 1 ||
+                   batch->seqs[b]->state != SEQ_RUNNING);
         }
     }
     list_for_each(it, &s->running) num_scheduled += list_entry(it, struct sequence, link)->num_scheduled > 0;

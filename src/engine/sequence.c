@@ -26,7 +26,8 @@ struct submission *submission_note(enum submission_kind kind, uint64_t id, int e
 
 void submission_free(struct submission *sub) { free(sub); }
 
-/* Sizes of the arrays behind the struct; counts are bounded by the context and by MAX_STOP_TOKEN_IDS, MAX_LOGIT_BIAS. */
+/* Sizes of the arrays behind the struct; counts are bounded by the context and by MAX_STOP_TOKEN_IDS,
+ * MAX_LOGIT_BIAS. */
 static struct submission *allocate(const struct engine_request *req, int32_t max_total, int32_t max_keys)
 {
     size_t keys_bytes = (size_t)max_keys * sizeof(struct sha256);
@@ -174,8 +175,14 @@ struct sequence *sequence_pool_take(struct sequence_pool *pool, struct submissio
         return NULL;
     }
     *seq = (struct sequence){
-        .id = sub->id, .state = SEQ_WAITING, .sub = sub, .tokens = sub->tokens, .num_prompt = (int32_t)sub->req.num_prompt,
-        .num_tokens = sub->num_tokens, .slot = -1, .micro_batch = -1,
+        .id = sub->id,
+        .state = SEQ_WAITING,
+        .sub = sub,
+        .tokens = sub->tokens,
+        .num_prompt = (int32_t)sub->req.num_prompt,
+        .num_tokens = sub->num_tokens,
+        .slot = -1,
+        .micro_batch = -1,
         .has_penalties = sampling_has_penalties(&sub->req.sampling),
     };
     list_init(&seq->link);

@@ -1,6 +1,7 @@
 /* sequence.h - one choice of one prompt inside the engine: what was asked, its tokens, how far they are computed.
  * Flow: I/O thread: MSG_SUBMIT -> submission (all memory that the sequence will ever need, in one piece)
- *       -> engine: sequence_pool_take -> scheduler -> ... -> finished: the submission goes back to the I/O thread to be freed.
+ *       -> engine: sequence_pool_take -> scheduler -> ... -> finished: the submission goes back to the I/O thread to be
+ *       freed.
  * Thread: submission_new/free on the I/O thread; everything else on the engine thread, which never allocates.
  * Owns: a sequence borrows its submission and the block table row of its device slot. */
 #ifndef SLUICE_ENGINE_SEQUENCE_H
@@ -75,7 +76,10 @@ struct sequence {
     bool publish_off;                  /* its numbers were bad: its blocks must not be reused */
 };
 
-static inline int32_t seq_num_left(const struct sequence *seq) { return seq->num_tokens - seq->num_computed - seq->num_scheduled; }
+static inline int32_t seq_num_left(const struct sequence *seq)
+{
+    return seq->num_tokens - seq->num_computed - seq->num_scheduled;
+}
 static inline int32_t seq_num_generated(const struct sequence *seq) { return seq->num_tokens - seq->num_prompt; }
 /* Runs before b: lower priority value, then earlier arrival. A total order that never changes: nothing can livelock. */
 bool seq_before(const struct sequence *a, const struct sequence *b);

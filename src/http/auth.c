@@ -26,7 +26,8 @@ static int add_key(struct key_ring *ring, const char *item, struct err *err)
     size_t name_len = colon ? (size_t)(colon - item) : 0;
 
     if (!*key) return err_set(err, ERR_CONFIG, "api_keys: an empty key");
-    if (name_len >= AUTH_NAME_MAX) return err_set(err, ERR_CONFIG, "api_keys: a name of %zu bytes, at most %d", name_len, AUTH_NAME_MAX - 1);
+    if (name_len >= AUTH_NAME_MAX)
+        return err_set(err, ERR_CONFIG, "api_keys: a name of %zu bytes, at most %d", name_len, AUTH_NAME_MAX - 1);
     if (ring->n == AUTH_MAX_KEYS) return err_set(err, ERR_CONFIG, "api_keys: more than %d keys", AUTH_MAX_KEYS);
     struct api_key *grown = realloc(ring->keys, (ring->n + 1) * sizeof *grown);
     if (!grown) return err_set(err, ERR_NO_MEMORY, "out of memory");
@@ -35,7 +36,8 @@ static int add_key(struct key_ring *ring, const char *item, struct err *err)
     slot->hash = hash_of(key, strlen(key));
     if (name_len) snprintf(slot->name, sizeof slot->name, "%.*s", (int)name_len, item);
     else snprintf(slot->name, sizeof slot->name, "key-%zu", ring->n);
-    if (strlen(key) < SHORT_KEY_BYTES) log_warn("short_api_key", "the API key %s has fewer than %d bytes", slot->name, SHORT_KEY_BYTES);
+    if (strlen(key) < SHORT_KEY_BYTES)
+        log_warn("short_api_key", "the API key %s has fewer than %d bytes", slot->name, SHORT_KEY_BYTES);
     return 0;
 }
 
@@ -52,12 +54,16 @@ static int add_file(struct key_ring *ring, const char *path, struct err *err)
         return rc;
     }
     if (fstat(fd, &info) < 0 || !S_ISREG(info.st_mode) || (info.st_mode & 077)) {
-        rc = err_set(err, ERR_CONFIG, "api_keys_file %s: it must be a file that only its owner can read (chmod 600)", path);
+        rc = err_set(err, ERR_CONFIG, "api_keys_file %s: it must be a file that only its owner can read (chmod 600)",
+                     path);
         goto out;
     }
     for (int number = 1; rc == 0 && fgets(line, sizeof line, file); number++) {
         size_t len = strcspn(line, "\r\n");
-        if (line[len] == '\0' && len == sizeof line - 1) { rc = err_set(err, ERR_CONFIG, "%s:%d: line too long", path, number); break; }
+        if (line[len] == '\0' && len == sizeof line - 1) {
+            rc = err_set(err, ERR_CONFIG, "%s:%d: line too long", path, number);
+            break;
+        }
         line[len] = '\0';
         if (len && line[0] != '#' && (rc = add_key(ring, line, err)) < 0) err_prefix(err, "%s:%d", path, number);
     }

@@ -22,11 +22,12 @@ struct key_ring {
     struct sha256 admin;         /* opens every route */
 };
 
-/* From api_keys, api_keys_file and admin_api_key. ERR_CONFIG: unreadable file, a file others can read, too many keys. */
+/* From api_keys, api_keys_file and admin_api_key. ERR_CONFIG: unreadable file, a file others can read, too many
+ * keys. */
 int  key_ring_init(struct key_ring *ring, const struct config *config, struct err *err);
 void key_ring_release(struct key_ring *ring);
-/* value: the Authorization header's, NULL if absent. True when the ring is empty or the key is known; *name is the key's
- * name ("" on an open server), living as long as the ring. */
+/* value: the Authorization header's, NULL if absent. True when the ring is empty or the key is known; *name is the
+ * key's name ("" on an open server), living as long as the ring. */
 bool key_ring_allows(const struct key_ring *ring, const char *value, size_t len, const char **name);
 
 #endif

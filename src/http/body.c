@@ -37,7 +37,8 @@ int body_expect(struct exchange *ex, const struct guard_result *headers, struct 
     if (!headers->has_body || ex->early.code) return 0;
     int rc = take_budget(ex, (int64_t)length, err);
     if (rc < 0) return rc;
-    if (!buf_reserve(&ex->body, length < RESERVE_MAX ? length : RESERVE_MAX)) return err_set(err, ERR_NO_MEMORY, "out of memory");
+    if (!buf_reserve(&ex->body, length < RESERVE_MAX ? length : RESERVE_MAX))
+        return err_set(err, ERR_NO_MEMORY, "out of memory");
     return 0;
 }
 

@@ -40,7 +40,8 @@ int conn_watch_start(struct conn_watch *watch, const struct config *config, stru
     list_init(&watch->lingering);
     watch->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     watch->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (watch->epoll_fd < 0 || watch->stop_fd < 0 || epoll_ctl(watch->epoll_fd, EPOLL_CTL_ADD, watch->stop_fd, &event) < 0) {
+    bool open = watch->epoll_fd >= 0 && watch->stop_fd >= 0;
+    if (!open || epoll_ctl(watch->epoll_fd, EPOLL_CTL_ADD, watch->stop_fd, &event) < 0) {
         err_sys(err, ERR_INTERNAL, "conn_watch");
         conn_watch_stop(watch);
         return ERR_INTERNAL;
@@ -65,7 +66,8 @@ void conn_watch_stop(struct conn_watch *watch)
     uint64_t one = 1;
 
     if (!watch->config) return;
-    if (watch->running && write(watch->stop_fd, &one, sizeof one) == (ssize_t)sizeof one) pthread_join(watch->thread, NULL);
+    if (watch->running && write(watch->stop_fd, &one, sizeof one) == (ssize_t)sizeof one)
+        pthread_join(watch->thread, NULL);
     list_for_each_safe(node, next, &watch->lingering) linger_end(list_entry(node, struct lingering, link));
     if (watch->epoll_fd >= 0) close(watch->epoll_fd);
     if (watch->stop_fd >= 0) close(watch->stop_fd);
@@ -79,7 +81,6 @@ void conn_watch_stop(struct conn_watch *watch)
 /* Lock held. The first free slot, growing the table; NO_SLOT without memory. */
 static uint32_t take_slot(struct conn_watch *watch)
 {
-    /* descriptors are small dense numbers, so they make a good first guess; any free slot will do */
     uint32_t n = watch->num_slots;
 
     for (uint32_t i = 0; watch->num_conns < n && i < n; i++) {
@@ -122,7 +123,8 @@ struct conn *conn_watch_add(struct conn_watch *watch, int fd)
     pthread_mutex_lock(&watch->lock);
     conn->slot = take_slot(watch);
     conn->serial = ++watch->next_serial;
-    struct epoll_event event = { .events = EPOLLRDHUP | EPOLLET, .data.u64 = (uint64_t)conn->serial << 32 | conn->slot };
+    struct epoll_event event = { .events = EPOLLRDHUP | EPOLLET,
+        .data.u64 = (uint64_t)conn->serial << 32 | conn->slot };
     if (conn->slot == NO_SLOT || epoll_ctl(watch->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
         free(conn);
         conn = NULL;
@@ -234,16 +236,18 @@ static void time_out(struct conn *conn)
 static bool body_too_slow(const struct conn *conn, int64_t now_ms)
 {
     int64_t age_ms = now_ms - conn->since_ms;
-    return conn->phase == CONN_BODY && age_ms > BODY_GRACE_MS && (int64_t)conn->body_bytes * 1000 < age_ms * BODY_BYTES_PER_S;
+    return conn->phase == CONN_BODY && age_ms > BODY_GRACE_MS &&
+        (int64_t)conn->body_bytes * 1000 < age_ms * BODY_BYTES_PER_S;
 }
 
 /* Lock held. Fills stalled with a reference when the exchange is to be cancelled too. */
 static void tick_conn(struct conn *conn, int64_t now_ms, struct exchange **stalled)
 {
     if (conn->cut) return;
-    /* The library misses a hang-up that arrives together with data (one edge, and a short read ends it): nothing else would
-     * close the connection before its deadline. */
-    bool left = conn->peer_gone && (conn->phase == CONN_WAITING || (conn->phase != CONN_SERVED && now_ms - conn->since_ms > GONE_GRACE_MS));
+    /* The library misses a hang-up that arrives together with data (one edge, and a short read ends it): nothing else
+     * would close the connection before its deadline. */
+    bool late = conn->phase == CONN_WAITING || (conn->phase != CONN_SERVED && now_ms - conn->since_ms > GONE_GRACE_MS);
+    bool left = conn->peer_gone && late;
     if (left) { cut(conn, false); return; }
     if ((conn->deadline_ms && now_ms >= conn->deadline_ms) || body_too_slow(conn, now_ms)) {
         time_out(conn);

@@ -1,8 +1,10 @@
-/* conn_watch.h - one thread that knows every connection: absolute deadlines, hang-ups, stalled readers, graceful closes.
+/* conn_watch.h - one thread that knows every connection: absolute deadlines, hang-ups, stalled readers, graceful
+ * closes.
  * Why: while a connection is suspended libmicrohttpd sees neither disconnect nor time-out, and its own timer is one of
  * inactivity, which a slow sender never meets.
- * Each descriptor is also in an epoll set of ours for EPOLLRDHUP. A peer that shuts down its sending side counts as gone, even
- * if it still reads: its generation is cancelled. HTTP clients do not half-close while they wait for an answer.
+ * Each descriptor is also in an epoll set of ours for EPOLLRDHUP. A peer that shuts down its sending side counts as
+ * gone, even if it still reads: its generation is cancelled. HTTP clients do not half-close while they wait for an
+ * answer.
  * Lock order: conn_watch.lock before exchange.lock, never the other way round.
  * Thread: functions from any thread unless said otherwise; conn structs are touched under conn_watch.lock only. */
 #ifndef SLUICE_HTTP_CONN_WATCH_H
@@ -54,13 +56,16 @@ struct conn_watch {
 int  conn_watch_start(struct conn_watch *watch, const struct config *config, struct err *err);
 void conn_watch_stop(struct conn_watch *watch);            /* after the daemon stopped: no connection is left */
 
-struct conn *conn_watch_add(struct conn_watch *watch, int fd);            /* NULL: no memory; the connection then lives unwatched */
-void conn_watch_remove(struct conn_watch *watch, struct conn *conn);      /* before the descriptor is closed; conn is freed */
+/* NULL: no memory; the connection then lives unwatched */
+struct conn *conn_watch_add(struct conn_watch *watch, int fd);
+/* before the descriptor is closed; conn is freed */
+void conn_watch_remove(struct conn_watch *watch, struct conn *conn);
 void conn_watch_phase(struct conn_watch *watch, struct conn *conn, enum conn_phase phase);
 /* exchange NULL: the request is over. Returns whether the peer has hung up already. */
 bool conn_watch_attach(struct conn_watch *watch, struct conn *conn, struct exchange *exchange);
 void conn_watch_body(struct conn_watch *watch, struct conn *conn, uint64_t bytes);    /* received so far */
-/* Ends a connection after an error: what was written goes out, then the peer may send at most 1 MiB for 2 s, then it closes.
+/* Ends a connection after an error: what was written goes out, then the peer may send at most 1 MiB for 2 s, then it
+ * closes.
  * Works on a duplicate; the caller's descriptor stays its own. */
 void conn_watch_linger(struct conn_watch *watch, int fd);
 /* Calls exchange_abort for every exchange. */

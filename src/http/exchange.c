@@ -18,10 +18,12 @@ static void make_request_id(char id[REQUEST_ID_MAX + 1])
 
     if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random) log_warn("no_randomness", "getrandom failed");
     size_t len = (size_t)snprintf(id, REQUEST_ID_MAX + 1, "req_");
-    for (size_t i = 0; i < sizeof random; i++) len += (size_t)snprintf(id + len, REQUEST_ID_MAX + 1 - len, "%02x", random[i]);
+    for (size_t i = 0; i < sizeof random; i++)
+        len += (size_t)snprintf(id + len, REQUEST_ID_MAX + 1 - len, "%02x", random[i]);
 }
 
-struct exchange *exchange_new(struct http_server *server, struct MHD_Connection *connection, struct conn *conn, const char *raw_url)
+struct exchange *exchange_new(struct http_server *server, struct MHD_Connection *connection, struct conn *conn,
+                              const char *raw_url)
 {
     struct exchange *ex = calloc(1, sizeof *ex);
 
@@ -134,7 +136,8 @@ static void add_load_report(const struct exchange *ex, struct MHD_Response *resp
     char text[160];
 
     router_load(ex->server->gateway->router, &load);
-    snprintf(text, sizeof text, "TEXT named_metrics.kv_cache_usage_perc=%.4f, named_metrics.num_requests_waiting=%u", load.kv_usage,
+    snprintf(text, sizeof text, "TEXT named_metrics.kv_cache_usage_perc=%.4f, named_metrics.num_requests_waiting=%u",
+             load.kv_usage,
              load.waiting);
     MHD_add_response_header(response, "endpoint-load-metrics", text);
 }
@@ -160,10 +163,7 @@ enum MHD_Result exchange_queue(struct exchange *ex, int status, struct MHD_Respo
     MHD_add_response_header(response, "x-request-id", ex->request_id);
     if (close) MHD_add_response_header(response, "Connection", "close");
     if (ex->load_report) add_load_report(ex, response);
-    if (err_code) {
-        add_error_headers(ex, response, err_code);
-        metrics_http_rejected(err_code);
-    }
+    if (err_code) add_error_headers(ex, response, err_code);
     metrics_http_request(ex->route ? ex->route->metric : ROUTE_OTHER, status);
     log_debug("http_request", "request_id=%s key=%s status=%d ms=%lld", ex->request_id, ex->key_name, status,
               (long long)(clock_now_ms() - ex->arrival_ms));
@@ -191,6 +191,7 @@ enum MHD_Result exchange_send_error(struct exchange *ex, const struct err *err)
 
     if (err_http_status(err->code) >= 500 && err->code != ERR_NO_REPLICA && err->code != ERR_DRAINING)
         log_warn("request_failed", "request_id=%s %s: %s", ex->request_id, err_name(err->code), err->message);
+    metrics_http_rejected(err->code);
     reply_error(err, &body);
     return exchange_send(ex, err_http_status(err->code), &body, "application/json", err->code);
 }
@@ -220,7 +221,8 @@ static void raw_send(int fd, const char *request_id, const struct err *err, cons
     int status = err_http_status(err->code);
 
     reply_error(err, &body);
-    buf_printf(&text, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\nx-request-id: %s\r\n%s"
+    buf_printf(&text,
+               "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\nx-request-id: %s\r\n%s"
                "Connection: close\r\n\r\n", status, reason_of(status), body.len, request_id, extra);
     buf_append(&text, body.data, body.len);
     /* one try: a peer whose window is shut gets the close alone */

@@ -1,8 +1,10 @@
-/* exchange.h - one request and its answer on a connection: born when the request line is read, freed when libmicrohttpd, the
- * worker and the router have all let go (refs).
- * Threads: fields up to `lock` belong to the connection's HTTP thread until the job is given to a worker, and are const from then
- * on, until it is answered; fields after `lock` are guarded by it. While the connection is suspended only `lock` holders act.
- * One flag says whether libmicrohttpd has the connection suspended; it changes under the lock, together with the call. */
+/* exchange.h - one request and its answer on a connection: born when the request line is read, freed when
+ * libmicrohttpd, the worker and the router have all let go (refs).
+ * Threads: fields up to `lock` belong to the connection's HTTP thread until the job is given to a worker, and are
+ * const from then on, until it is answered; fields after `lock` are guarded by it. While the connection is suspended
+ * only `lock` holders act.
+ * One flag says whether libmicrohttpd has the connection suspended; it changes under the lock, together with the
+ * call. */
 #ifndef SLUICE_HTTP_EXCHANGE_H
 #define SLUICE_HTTP_EXCHANGE_H
 
@@ -70,7 +72,8 @@ struct exchange {
     int64_t last_write_ms;               /* the reader gave bytes, or was asked for some */
 };
 
-struct exchange *exchange_new(struct http_server *server, struct MHD_Connection *connection, struct conn *conn, const char *raw_url);
+struct exchange *exchange_new(struct http_server *server, struct MHD_Connection *connection, struct conn *conn,
+                              const char *raw_url);
 void exchange_ref(struct exchange *ex);
 void exchange_unref(struct exchange *ex);
 
@@ -84,14 +87,17 @@ void exchange_abort(struct exchange *ex, enum cancel_cause cause);
 /* conn_watch, with its lock held: keepalives and stalled readers. True when the connection is to be cut. */
 bool exchange_tick(struct exchange *ex, int64_t now_ms);
 
-/* HTTP thread: adds the headers that every answer has (x-request-id, and what err_code asks for), queues, drops response. */
+/* HTTP thread: adds the headers that every answer has (x-request-id, and what err_code asks for), queues, drops
+ * response. */
 enum MHD_Result exchange_queue(struct exchange *ex, int status, struct MHD_Response *response, int err_code);
-void exchange_free_body(struct exchange *ex);         /* gives its bytes back to the budget; whoever owns the body now */
+/* gives its bytes back to the budget; whoever owns the body now */
+void exchange_free_body(struct exchange *ex);
 /* HTTP thread: queues a JSON answer; the body's memory is taken. */
-enum MHD_Result exchange_send(struct exchange *ex, int status, struct buf *body, const char *content_type, int err_code);
+enum MHD_Result exchange_send(struct exchange *ex, int status, struct buf *body, const char *content_type,
+                              int err_code);
 enum MHD_Result exchange_send_error(struct exchange *ex, const struct err *err);
-/* HTTP thread: writes the error on the descriptor at once, without the library, and returns MHD_NO so that it closes: for
- * errors after which not one more byte of the connection may be read as a request. */
+/* HTTP thread: writes the error on the descriptor at once, without the library, and returns MHD_NO so that it closes:
+ * for errors after which not one more byte of the connection may be read as a request. */
 enum MHD_Result exchange_refuse(struct exchange *ex, const struct err *err);
 /* The same bytes for a connection without exchange (408). */
 void raw_error(int fd, const char *request_id, const struct err *err);

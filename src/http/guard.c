@@ -39,20 +39,30 @@ static bool equals(const char *text, size_t len, const char *other)
     return strlen(other) == len && strncasecmp(text, other, len) == 0;
 }
 
-static bool named(const struct guard_field *field, const char *name) { return equals(field->name, field->name_len, name); }
-static bool has_value(const struct guard_field *field, const char *value) { return equals(field->value, field->value_len, value); }
+static bool named(const struct guard_field *field, const char *name)
+{
+    return equals(field->name, field->name_len, name);
+}
+static bool has_value(const struct guard_field *field, const char *value)
+{
+    return equals(field->value, field->value_len, value);
+}
 
 bool guard_request_id_ok(const char *text, size_t len)
 {
     for (size_t i = 0; i < len; i++) {
         unsigned char c = (unsigned char)text[i];
-        bool ok = (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z') || c == '.' || c == '_' || c == '-';
+        bool ok = (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z') || c == '.' || c == '_' ||
+            c == '-';
         if (!ok) return false;
     }
     return len > 0 && len <= REQUEST_ID_MAX;
 }
 
-static int refuse(struct pass *pass, const char *what) { return err_set(pass->err, ERR_HTTP, "Invalid HTTP request: %s.", what); }
+static int refuse(struct pass *pass, const char *what)
+{
+    return err_set(pass->err, ERR_HTTP, "Invalid HTTP request: %s.", what);
+}
 
 static int check_length(struct pass *pass, const struct guard_field *field)
 {
@@ -122,7 +132,8 @@ static int check_url(struct pass *pass, const char *url)
 {
     size_t path = strcspn(url, "?");
 
-    if (strlen(url) > GUARD_MAX_URL) return err_set(pass->err, ERR_URI_LONG, "The URL is longer than %d bytes.", GUARD_MAX_URL);
+    if (strlen(url) > GUARD_MAX_URL)
+        return err_set(pass->err, ERR_URI_LONG, "The URL is longer than %d bytes.", GUARD_MAX_URL);
     for (size_t i = 0; i < path; i++) {
         unsigned char c = (unsigned char)url[i];
         if (c < 0x20 || c == 0x7f) return refuse(pass, "control character in the path");
@@ -131,7 +142,8 @@ static int check_url(struct pass *pass, const char *url)
     return 0;
 }
 
-int guard_check(const struct guard_input *input, const struct str_list *allowed_hosts, struct guard_result *result, struct err *err)
+int guard_check(const struct guard_input *input, const struct str_list *allowed_hosts, struct guard_result *result,
+                struct err *err)
 {
     struct pass pass = { .allowed_hosts = allowed_hosts, .result = result, .err = err };
     bool http_1_1 = strcmp(input->version, "HTTP/1.1") == 0;

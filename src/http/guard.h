@@ -1,5 +1,5 @@
-/* guard.h - what libmicrohttpd lets through and sluice does not: framing, header syntax, sizes (api-contract 4.3 rows 1, 2, 5,
- * 8 to 10). A pure function over the fields, so that a fuzzer can drive it without sockets.
+/* guard.h - what libmicrohttpd lets through and sluice does not: framing, header syntax, sizes (api-contract 4.3 rows
+ * 1, 2, 5, 8 to 10). A pure function over the fields, so that a fuzzer can drive it without sockets.
  * Thread: any. Borrows every string for the call. */
 #ifndef SLUICE_HTTP_GUARD_H
 #define SLUICE_HTTP_GUARD_H
@@ -37,7 +37,8 @@ struct guard_result {
 
 /* 0, or the error after which the connection must be closed unread: ERR_HTTP, ERR_HTTP_VERSION, ERR_URI_LONG,
  * ERR_HEADERS_LARGE. result is filled as far as it got. */
-int guard_check(const struct guard_input *input, const struct str_list *allowed_hosts, struct guard_result *result, struct err *err);
+int guard_check(const struct guard_input *input, const struct str_list *allowed_hosts, struct guard_result *result,
+                struct err *err);
 
 bool guard_request_id_ok(const char *text, size_t len);     /* [A-Za-z0-9._-]{1,128} */
 

@@ -75,7 +75,7 @@ static int get_metrics(struct exchange *ex, struct buf *out, struct err *err)
 }
 
 static void post_completions(struct exchange *ex) { stream_begin(ex, GENERATE_COMPLETION); }
-static void post_chat_completions(struct exchange *ex) { stream_begin(ex, GENERATE_CHAT); }
+static void post_chat(struct exchange *ex) { stream_begin(ex, GENERATE_CHAT); }
 
 static void finish_text(struct exchange *ex, int (*make)(const struct gateway *gateway, const char *body, size_t len,
                                                          struct buf *out, struct err *err))
@@ -95,22 +95,23 @@ static void post_detokenize(struct exchange *ex) { finish_text(ex, detokenize_re
 #define METRICS_TYPE "text/plain; version=0.0.4; charset=utf-8"
 
 static const struct route route_table[] = {
-    /* method  path                     auth          metric             reply               work                  type */
-    { "POST", "/v1/chat/completions",   AUTH_KEY,     ROUTE_CHAT,        NULL,               post_chat_completions, NULL },
-    { "POST", "/v1/completions",        AUTH_KEY,     ROUTE_COMPLETIONS, NULL,               post_completions,      NULL },
-    { "GET",  "/v1/models",             AUTH_KEY,     ROUTE_MODELS,      get_models,         NULL,                  NULL },
-    { "GET",  "/v1/models/",            AUTH_KEY,     ROUTE_MODELS,      get_model,          NULL,                  NULL },
-    { "GET",  "/health",                AUTH_NONE,    ROUTE_HEALTH,      get_health,         NULL,                  NULL },
-    { "GET",  "/health/ready",          AUTH_NONE,    ROUTE_HEALTH,      get_health,         NULL,                  NULL },
-    { "GET",  "/health/live",           AUTH_NONE,    ROUTE_HEALTH,      get_live,           NULL,                  NULL },
-    { "GET",  "/ping",                  AUTH_NONE,    ROUTE_HEALTH,      get_health,         NULL,                  NULL },
-    { "POST", "/ping",                  AUTH_NONE,    ROUTE_HEALTH,      get_health,         NULL,                  NULL },
-    { "GET",  "/metrics",               AUTH_METRICS, ROUTE_METRICS,     get_metrics,        NULL,                  METRICS_TYPE },
-    { "POST", "/tokenize",              AUTH_KEY,     ROUTE_OTHER,       NULL,               post_tokenize,         NULL },
-    { "POST", "/detokenize",            AUTH_KEY,     ROUTE_OTHER,       NULL,               post_detokenize,       NULL },
-    { "GET",  "/tokenizer_info",        AUTH_KEY,     ROUTE_OTHER,       get_tokenizer_info, NULL,                  NULL },
-    { "GET",  "/version",               AUTH_KEY,     ROUTE_OTHER,       get_version,        NULL,                  NULL },
-    { "GET",  "/load",                  AUTH_KEY,     ROUTE_OTHER,       get_load,           NULL,                  NULL },
+    /* method path                    auth          metric             reply               work              type */
+    { "POST", "/v1/chat/completions", AUTH_KEY,     ROUTE_CHAT,        NULL,               post_chat,        NULL },
+    { "POST", "/v1/completions",      AUTH_KEY,     ROUTE_COMPLETIONS, NULL,               post_completions, NULL },
+    { "GET",  "/v1/models",           AUTH_KEY,     ROUTE_MODELS,      get_models,         NULL,             NULL },
+    { "GET",  "/v1/models/",          AUTH_KEY,     ROUTE_MODELS,      get_model,          NULL,             NULL },
+    { "GET",  "/health",              AUTH_NONE,    ROUTE_HEALTH,      get_health,         NULL,             NULL },
+    { "GET",  "/health/ready",        AUTH_NONE,    ROUTE_HEALTH,      get_health,         NULL,             NULL },
+    { "GET",  "/health/live",         AUTH_NONE,    ROUTE_HEALTH,      get_live,           NULL,             NULL },
+    { "GET",  "/ping",                AUTH_NONE,    ROUTE_HEALTH,      get_health,         NULL,             NULL },
+    { "POST", "/ping",                AUTH_NONE,    ROUTE_HEALTH,      get_health,         NULL,             NULL },
+    { "GET",  "/metrics",             AUTH_METRICS, ROUTE_METRICS,     get_metrics,        NULL,
+        METRICS_TYPE },
+    { "POST", "/tokenize",            AUTH_KEY,     ROUTE_OTHER,       NULL,               post_tokenize,    NULL },
+    { "POST", "/detokenize",          AUTH_KEY,     ROUTE_OTHER,       NULL,               post_detokenize,  NULL },
+    { "GET",  "/tokenizer_info",      AUTH_KEY,     ROUTE_OTHER,       get_tokenizer_info, NULL,             NULL },
+    { "GET",  "/version",             AUTH_KEY,     ROUTE_OTHER,       get_version,        NULL,             NULL },
+    { "GET",  "/load",                AUTH_KEY,     ROUTE_OTHER,       get_load,           NULL,             NULL },
 };
 enum { NUM_ROUTES = sizeof route_table / sizeof route_table[0] };
 
@@ -128,7 +129,8 @@ static bool method_matches(const struct route *route, const char *method)
 }
 
 /* Finds the row; *of_path gets one with the path whatever its method, *allow what it answers to. */
-static const struct route *find_route(const char *method, const char *path, const struct route **of_path, const char **allow)
+static const struct route *find_route(const char *method, const char *path, const struct route **of_path,
+                                      const char **allow)
 {
     bool get = false, post = false;
     const struct route *found = NULL;
@@ -149,7 +151,8 @@ static const struct route *find_route(const char *method, const char *path, cons
 
 struct field_list { struct guard_field fields[GUARD_MAX_FIELDS]; size_t n; };
 
-static enum MHD_Result collect_field(void *arg, enum MHD_ValueKind kind, const char *key, size_t key_size, const char *value,
+static enum MHD_Result collect_field(void *arg, enum MHD_ValueKind kind, const char *key, size_t key_size,
+                                     const char *value,
                                      size_t value_size)
 {
     struct field_list *list = arg;
@@ -199,7 +202,8 @@ static enum MHD_Result on_headers(struct exchange *ex, const char *url, const ch
     MHD_get_connection_values_n(ex->connection, MHD_HEADER_KIND, collect_field, &list);
     input.n_fields = list.n;
     input.url_is_cut = version != ex->line_version;
-    if (guard_check(&input, &gateway_of(ex)->config->allowed_hosts, &headers, &err) < 0) return exchange_refuse(ex, &err);
+    if (guard_check(&input, &gateway_of(ex)->config->allowed_hosts, &headers, &err) < 0)
+        return exchange_refuse(ex, &err);
     if (headers.request_id) {
         memcpy(ex->request_id, headers.request_id->value, headers.request_id->value_len);
         ex->request_id[headers.request_id->value_len] = '\0';
@@ -232,7 +236,8 @@ static enum MHD_Result reply_now(struct exchange *ex)
         return exchange_send_error(ex, &err);
     }
     int code = status == 503 ? ERR_NO_REPLICA : 0;      /* for Retry-After */
-    return exchange_send(ex, status, &out, ex->route->content_type ? ex->route->content_type : "application/json", code);
+    return exchange_send(ex, status, &out, ex->route->content_type ? ex->route->content_type : "application/json",
+                         code);
 }
 
 /* The job goes to a worker; the connection sleeps until it is answered or fails. */

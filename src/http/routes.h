@@ -1,5 +1,6 @@
 /* routes.h - the static route table and the request handler behind it.
- * Order (api-contract 1.1): guard -> API key -> route and method -> length, encoding, expectation -> body budget -> body -> job. */
+ * Order (api-contract 1.1): guard -> API key -> route and method -> length, encoding, expectation -> body budget ->
+ * body -> job. */
 #ifndef SLUICE_HTTP_ROUTES_H
 #define SLUICE_HTTP_ROUTES_H
 

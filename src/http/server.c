@@ -28,7 +28,8 @@ enum {
 
 /* ---- callbacks of the library ---- */
 
-static void on_connection(void *arg, struct MHD_Connection *connection, void **context, enum MHD_ConnectionNotificationCode code)
+static void on_connection(void *arg, struct MHD_Connection *connection, void **context,
+                          enum MHD_ConnectionNotificationCode code)
 {
     struct http_server *server = arg;
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
@@ -57,7 +58,8 @@ static void *on_request_line(void *arg, const char *uri, struct MHD_Connection *
     return ex;
 }
 
-static void on_completed(void *arg, struct MHD_Connection *connection, void **state, enum MHD_RequestTerminationCode code)
+static void on_completed(void *arg, struct MHD_Connection *connection, void **state,
+                         enum MHD_RequestTerminationCode code)
 {
     struct http_server *server = arg;
     struct exchange *ex = *state;
@@ -97,7 +99,8 @@ static void raise_fd_limit(const struct config *config)
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= want) return;
     limit.rlim_cur = want < limit.rlim_max ? want : limit.rlim_max;
     if (setrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur < want)
-        log_warn("few_descriptors", "max_connections is %lld but only %llu files may be open", (long long)config->max_connections,
+        log_warn("few_descriptors", "max_connections is %lld but only %llu files may be open",
+                 (long long)config->max_connections,
                  (unsigned long long)limit.rlim_cur);
 }
 
@@ -128,7 +131,8 @@ static int bound_port(int fd)
 static int listen_on(struct http_server *server, int *port, struct err *err)
 {
     const struct config *config = server->gateway->config;
-    struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE }, *found = NULL;
+    struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM,
+        .ai_flags = AI_PASSIVE }, *found = NULL;
     char service[16];
 
     snprintf(service, sizeof service, "%lld", (long long)config->port);
@@ -170,7 +174,8 @@ static int start_daemon(struct http_server *server, struct err *err)
     };
 
     server->daemon = MHD_start_daemon(flags, 0, NULL, NULL, routes_handle, server,
-                                      MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,     /* first, so that it sees all messages */
+                                      /* first, so that it sees all messages */
+                                      MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
                                       MHD_OPTION_NOTIFY_CONNECTION, on_connection, server,
                                       MHD_OPTION_URI_LOG_CALLBACK, on_request_line, server,
                                       MHD_OPTION_NOTIFY_COMPLETED, on_completed, server,
@@ -246,7 +251,8 @@ void http_server_stop(struct http_server *server, int64_t timeout_ms)
     wait_until_zero(&server->num_exchanges, STOP_GRACE_MS);
     if (__atomic_load_n(&server->num_exchanges, __ATOMIC_ACQUIRE) > 0) {
         /* the router still holds some: their memory must outlive this */
-        log_warn("http_stop", "%d requests are still held by the router", __atomic_load_n(&server->num_exchanges, __ATOMIC_ACQUIRE));
+        log_warn("http_stop", "%d requests are still held by the router",
+                 __atomic_load_n(&server->num_exchanges, __ATOMIC_ACQUIRE));
         return;
     }
     server_free(server);

@@ -1,5 +1,5 @@
-/* server.h - the HTTP server's own state: the daemon, its guards, its helpers. Built by http_server_start, const afterwards but
- * for the atomics. Lock order of the module: conn_watch.lock, exchange.lock. */
+/* server.h - the HTTP server's own state: the daemon, its guards, its helpers. Built by http_server_start, const
+ * afterwards but for the atomics. Lock order of the module: conn_watch.lock, exchange.lock. */
 #ifndef SLUICE_HTTP_SERVER_H
 #define SLUICE_HTTP_SERVER_H
 

@@ -21,7 +21,8 @@ struct delta_record {
 
 /* ---- outbox ---- */
 
-static struct delta_record *record_new(const struct text_delta *delta, const struct generation_usage *usage, bool with_tokens)
+static struct delta_record *record_new(const struct text_delta *delta, const struct generation_usage *usage,
+                                       bool with_tokens)
 {
     size_t num_tokens = with_tokens ? delta->num_tokens : 0, tops = 0;
 
@@ -77,7 +78,10 @@ static void on_delta(void *arg, const struct text_delta *delta, const struct gen
     if (delta->len == 0 && delta->finish == FINISH_NONE && !(params->logprobs && delta->num_tokens)) return;
     struct delta_record *record = record_new(delta, usage, params->logprobs);
     pthread_mutex_lock(&ex->lock);
-    if (!record && ex->done_err.code == 0) err_set(&ex->done_err, ERR_NO_MEMORY, "out of memory");
+    if (!record && ex->done_err.code == 0) {
+        err_set(&ex->done_err, ERR_NO_MEMORY, "out of memory");
+        if (params->stream) exchange_wake(ex);
+    }
     if (record && (ex->gone || ex->done_err.code)) {
         free(record);
     } else if (record) {
@@ -134,7 +138,8 @@ void stream_begin(struct exchange *ex, enum generation_route route)
     struct api_request *request = NULL;
     struct answer *answer = NULL;
     struct err err = { 0 };
-    int rc = api_request_new(&request, ex->server->gateway, route, &caller, ex->body.data ? ex->body.data : "", ex->body.len, &err);
+    int rc = api_request_new(&request, ex->server->gateway, route, &caller, ex->body.data ? ex->body.data : "",
+                             ex->body.len, &err);
 
     exchange_free_body(ex);
     if (rc == 0 && (rc = answer_new(&answer, request)) < 0) err_set(&err, rc, "out of memory");
@@ -240,7 +245,8 @@ static enum MHD_Result send_whole(struct exchange *ex, struct outbox taken)
     if (rc == 0) rc = answer_body(ex->answer, &ex->usage, &body);
     if (rc == 0) return exchange_send(ex, 200, &body, "application/json", 0);
     buf_release(&body);
-    err_set(&err, rc, rc == ERR_RESPONSE_LARGE ? "The answer is larger than this server's max_response_bytes." : "out of memory");
+    err_set(&err, rc, rc == ERR_RESPONSE_LARGE ? "The answer is larger than this server's max_response_bytes."
+            : "out of memory");
     return exchange_send_error(ex, &err);
 }
 
@@ -254,14 +260,15 @@ enum MHD_Result stream_proceed(struct exchange *ex)
     if (ex->gone) next = DROP;
     else if (ex->done && ex->done_err.code && !ex->outbox.head) next = FAIL;
     else if (ex->done && ex->done_err.code && !stream) next = FAIL;
-    else if (stream && (ex->outbox.head || ex->done || ex->keepalive_due)) next = STREAM;
+    else if (stream && (ex->outbox.head || ex->done || ex->done_err.code || ex->keepalive_due)) next = STREAM;
     else if (ex->done) next = WHOLE;
     else if (!exchange_suspend(ex)) next = DROP;
     if (next == STREAM) {
         ex->streaming = true;
         ex->last_write_ms = clock_now_ms();
     }
-    if (next == WHOLE) {                   /* done: nothing is added any more, but a hang-up empties what is left here */
+    /* done: nothing is added any more, but a hang-up empties what is left here */
+    if (next == WHOLE) {
         taken = ex->outbox;
         ex->outbox = (struct outbox){ 0 };
     }

@@ -16,7 +16,8 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-int workers_start(struct workers *workers, size_t threads, size_t queue_cap, void (*run)(struct exchange *ex), struct err *err)
+int workers_start(struct workers *workers, size_t threads, size_t queue_cap, void (*run)(struct exchange *ex),
+                  struct err *err)
 {
     *workers = (struct workers){ .run = run };
     workers->threads = calloc(threads, sizeof *workers->threads);

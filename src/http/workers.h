@@ -19,7 +19,8 @@ struct workers {
     void (*run)(struct exchange *ex);
 };
 
-int  workers_start(struct workers *workers, size_t threads, size_t queue_cap, void (*run)(struct exchange *ex), struct err *err);
+int  workers_start(struct workers *workers, size_t threads, size_t queue_cap, void (*run)(struct exchange *ex),
+                   struct err *err);
 /* 0 and a reference taken, or ERR_QUEUE_FULL, ERR_ENDED. HTTP threads. */
 int  workers_give(struct workers *workers, struct exchange *ex);
 void workers_stop(struct workers *workers);     /* runs what is queued, then joins */

@@ -74,7 +74,8 @@ static int receive(struct channel_fd *channel)
     ssize_t n = recv(channel->fd, channel->chunk, sizeof channel->chunk, MSG_DONTWAIT);
 
     if (n == 0) return ERR_ENDED;
-    if (n < 0) return errno == EINTR || errno == EAGAIN || errno == EWOULDBLOCK ? 0 : errno == ECONNRESET ? ERR_ENDED : ERR_IO;
+    if (n < 0)
+        return errno == EINTR || errno == EAGAIN || errno == EWOULDBLOCK ? 0 : errno == ECONNRESET ? ERR_ENDED : ERR_IO;
     int rc = ipc_reader_feed(&channel->reader, channel->chunk, (size_t)n);
     return rc < 0 ? rc : deliver(channel);
 }
@@ -100,8 +101,8 @@ static int drain(struct channel_fd *channel)
     for (;;) {
         swap_halves(channel);
         if (channel->drained == channel->draining.len) return 0;
-        ssize_t n = send(channel->fd, channel->draining.data + channel->drained, channel->draining.len - channel->drained,
-                         MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t n = send(channel->fd, channel->draining.data + channel->drained,
+                         channel->draining.len - channel->drained, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n < 0) {
             if (errno == EINTR) continue;
             if (errno == EAGAIN || errno == EWOULDBLOCK) return 0;
@@ -169,8 +170,8 @@ static void release(struct channel_fd *channel)
     free(channel);
 }
 
-int channel_fd_open(struct channel_fd **out, int fd, size_t outbox_bytes, const struct channel_fd_events *events, void *arg,
-                    struct err *err)
+int channel_fd_open(struct channel_fd **out, int fd, size_t outbox_bytes, const struct channel_fd_events *events,
+                    void *arg, struct err *err)
 {
     struct channel_fd *channel = calloc(1, sizeof *channel);
     pthread_condattr_t attr;

@@ -1,10 +1,14 @@
 #include <sluice/channel.h>
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <uv.h>
 
 #include "base/buf.h"
+
+enum { MAX_DRAIN_READS = 64 };     /* more than a socket holds */
 
 struct channel {
     uv_pipe_t pipe;
@@ -54,28 +58,39 @@ static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
     *buf = uv_buf_init(channel->chunk, sizeof channel->chunk);
 }
 
+/* False once the channel is closed or broken. */
+static bool take(struct channel *channel, const char *data, size_t len)
+{
+    struct frame_head head;
+    const void *payload;
+    int rc = 0;
+
+    if (ipc_reader_feed(&channel->reader, data, len) < 0) {
+        report_broken(channel, ERR_NO_MEMORY, "engine socket", "out of memory");
+        return false;
+    }
+    while (!channel->closing && (rc = ipc_reader_next(&channel->reader, &head, &payload)) > 0)
+        channel->events->frame(channel->arg, &head, payload);
+    if (rc < 0) report_broken(channel, ERR_PROTOCOL, "engine socket", "broken frame");
+    return rc == 0 && !channel->closing;
+}
+
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 {
     struct channel *channel = stream->data;
-    struct frame_head head;
-    const void *payload;
-    int rc;
 
-    if (n == 0) return;
-    if (n < 0) {
-        report_broken(channel, ERR_ENDED, "engine socket", uv_strerror((int)n));
-        return;
-    }
-    if (ipc_reader_feed(&channel->reader, buf->base, (size_t)n) < 0) {
-        report_broken(channel, ERR_NO_MEMORY, "engine socket", "out of memory");
-        return;
-    }
-    while (!channel->closing && (rc = ipc_reader_next(&channel->reader, &head, &payload)) != 0) {
-        if (rc < 0) {
-            report_broken(channel, ERR_PROTOCOL, "engine socket", "broken frame");
-            return;
-        }
-        channel->events->frame(channel->arg, &head, payload);
+    if (n < 0) report_broken(channel, ERR_ENDED, "engine socket", uv_strerror((int)n));
+    else if (n > 0) take(channel, buf->base, (size_t)n);
+}
+
+void channel_drain(struct channel *channel)
+{
+    uv_os_fd_t fd;
+
+    if (channel->closing || uv_fileno((uv_handle_t *)&channel->pipe, &fd) < 0) return;
+    for (int reads = 0; reads < MAX_DRAIN_READS; reads++) {
+        ssize_t n = recv(fd, channel->chunk, sizeof channel->chunk, MSG_DONTWAIT);
+        if (n <= 0 || !take(channel, channel->chunk, (size_t)n)) return;
     }
 }
 
@@ -118,7 +133,7 @@ int channel_send(struct channel *channel, struct buf *frames)
 {
     size_t len = frames->len;
 
-    if (channel->closing || frames->failed || uv_stream_get_write_queue_size((uv_stream_t *)&channel->pipe) > CHANNEL_MAX_QUEUED)
+    if (channel->closing || frames->failed || len > UINT_MAX || uv_stream_get_write_queue_size((uv_stream_t *)&channel->pipe) > CHANNEL_MAX_QUEUED)
         return ERR_ENDED;
     if (!len) return 0;
     struct pending_write *pending = malloc(sizeof *pending);
@@ -136,4 +151,9 @@ int channel_send(struct channel *channel, struct buf *frames)
         return ERR_ENDED;
     }
     return 0;
+}
+
+size_t channel_backlog(const struct channel *channel)
+{
+    return channel->closing ? 0 : uv_stream_get_write_queue_size((const uv_stream_t *)&channel->pipe);
 }

@@ -48,11 +48,13 @@ static bool within(float value, float low, float high) { return value >= low && 
 
 static int check_sampling(const struct sampling_params *p, struct err *err)
 {
-    if (!within(p->temperature, 0, 2)) return err_set(err, ERR_PROTOCOL, "submit: temperature %g", (double)p->temperature);
+    if (!within(p->temperature, 0, 2))
+        return err_set(err, ERR_PROTOCOL, "submit: temperature %g", (double)p->temperature);
     if (!within(p->top_p, 0, 1)) return err_set(err, ERR_PROTOCOL, "submit: top_p %g", (double)p->top_p);
     if (!within(p->min_p, 0, 1)) return err_set(err, ERR_PROTOCOL, "submit: min_p %g", (double)p->min_p);
     if (!within(p->frequency_penalty, -2, 2) || !within(p->presence_penalty, -2, 2))
-        return err_set(err, ERR_PROTOCOL, "submit: penalties %g, %g", (double)p->frequency_penalty, (double)p->presence_penalty);
+        return err_set(err, ERR_PROTOCOL, "submit: penalties %g, %g", (double)p->frequency_penalty,
+                       (double)p->presence_penalty);
     if (!(p->repetition_penalty > 0) || !isfinite(p->repetition_penalty))
         return err_set(err, ERR_PROTOCOL, "submit: repetition_penalty %g", (double)p->repetition_penalty);
     if (p->top_k < 0) return err_set(err, ERR_PROTOCOL, "submit: top_k %d", p->top_k);
@@ -78,7 +80,8 @@ static int check_counts(const struct submit_head *head, size_t len, const struct
     if (head->num_stop_ids > MAX_STOP_TOKEN_IDS || head->num_bias > MAX_LOGIT_BIAS)
         return err_set(err, ERR_PROTOCOL, "submit: %u stop ids, %u biases", head->num_stop_ids, head->num_bias);
     if (!head->num_prompt || num_tokens > (uint64_t)limits->max_model_len)
-        return err_set(err, ERR_PROTOCOL, "submit: %u + %u tokens, context %d", head->num_prompt, head->num_output, limits->max_model_len);
+        return err_set(err, ERR_PROTOCOL, "submit: %u + %u tokens, context %d", head->num_prompt, head->num_output,
+                       limits->max_model_len);
     if (len != sizeof *head + 4 * (num_tokens + head->num_stop_ids + 2 * (uint64_t)head->num_bias))
         return err_set(err, ERR_PROTOCOL, "submit: %zu bytes do not match the counts", len);
     if (head->max_tokens < 1 || head->num_output >= (uint32_t)head->max_tokens)
@@ -89,7 +92,8 @@ static int check_counts(const struct submit_head *head, size_t len, const struct
     return 0;
 }
 
-int ipc_get_submit(const void *payload, size_t len, const struct ipc_limits *limits, struct engine_request *req, struct err *err)
+int ipc_get_submit(const void *payload, size_t len, const struct ipc_limits *limits, struct engine_request *req,
+                   struct err *err)
 {
     struct submit_head head;
     int rc;

@@ -99,23 +99,23 @@ int layer_attention(struct model *model, const struct step_plan *plan, int64_t l
     const struct model_config *config = &model->config;
     const struct weights *w = &model->weights;
     struct activations *act = &model->act;
-    int32_t num_heads = (int32_t)range_len(model->shard.heads), num_kv_heads =
-        (int32_t)range_len(model->shard.kv_heads);
+    int32_t num_heads = (int32_t)range_len(model->shard.heads);
+    int32_t num_kv_heads = (int32_t)range_len(model->shard.kv_heads);
 
     norm(model, plan, weights_get(w, W_ATTN_NORM, layer), with_x);
     matmul(model, plan, act->normed, weights_get(w, W_QKV, layer), optional(weights_get(w, W_QKV_BIAS, layer)),
            act->wide);
     env->ops->rope_store(env->backend, &(struct rope_store_args){
         .qkv = act->wide, .q_norm = optional(weights_get(w, W_Q_NORM, layer)),
-        .k_norm = optional(weights_get(w, W_K_NORM, layer)), .cos_sin = model->cos_sin, .positions =
-            plan_positions(plan),
-        .slot_mapping = plan_slot_mapping(plan), .kv = model->kv[layer], .num_tokens = plan->num_tokens,
-        .num_heads = num_heads, .num_kv_heads = num_kv_heads, .head_dim = config->head_dim,
+        .k_norm = optional(weights_get(w, W_K_NORM, layer)), .cos_sin = model->cos_sin,
+        .positions = plan_positions(plan), .slot_mapping = plan_slot_mapping(plan), .kv = model->kv[layer],
+        .num_tokens = plan->num_tokens, .num_heads = num_heads,
+        .num_kv_heads = num_kv_heads, .head_dim = config->head_dim,
         .block_size = plan->block_size, .eps = config->rms_norm_eps });
     env->ops->attention(env->backend, &(struct attention_args){
         .qkv = act->wide, .out = act->inner, .kv = model->kv[layer], .cu_seqlens_q = plan_cu_seqlens_q(plan),
-        .context_lens = plan_context_lens(plan), .block_tables = plan_block_tables(plan), .num_tokens =
-            plan->num_tokens,
+        .context_lens = plan_context_lens(plan), .block_tables = plan_block_tables(plan),
+        .num_tokens = plan->num_tokens,
         .num_seqs = plan->num_seqs, .num_decode_seqs = plan->num_decode_seqs,
         .max_blocks_per_seq = plan->caps.max_blocks_per_seq, .max_q_len = plan->max_q_len,
         .max_context_len = plan->max_context_len, .num_heads = num_heads, .num_kv_heads = num_kv_heads,

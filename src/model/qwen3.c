@@ -3,10 +3,8 @@
 #include "slots.h"
 
 static const struct weight_slot qk_norm_slots[] = {
-    { W_Q_NORM, "self_attn.q_norm.weight", "attn_q_norm.weight", DIM_HEAD, DIM_ONE, .part = PART_REPLICATE, .dummy =
-      DUMMY_ONE },
-    { W_K_NORM, "self_attn.k_norm.weight", "attn_k_norm.weight", DIM_HEAD, DIM_ONE, .part = PART_REPLICATE, .dummy =
-      DUMMY_ONE },
+    { W_Q_NORM, "self_attn.q_norm.weight", "attn_q_norm.weight", DIM_HEAD, DIM_ONE, .dummy = DUMMY_ONE },
+    { W_K_NORM, "self_attn.k_norm.weight", "attn_k_norm.weight", DIM_HEAD, DIM_ONE, .dummy = DUMMY_ONE },
 };
 
 const struct model_arch_desc arch_qwen3 = {

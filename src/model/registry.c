@@ -68,16 +68,15 @@ uint64_t model_load_bytes(const struct model_config *config, const struct shard 
 /* GGUF files of Llama 3.x carry the scaling as divisors of the frequencies. *factors is malloc'ed, NULL if absent. */
 static int read_freq_factors(const struct model_source *src, int half, float **factors, struct err *err)
 {
-    const struct tensor_info *info = model_source_format(src) == LOAD_GGUF ? model_source_find(src, "rope_freqs.weight")
-        : NULL;
+    bool gguf = model_source_format(src) == LOAD_GGUF;
+    const struct tensor_info *info = gguf ? model_source_find(src, "rope_freqs.weight") : NULL;
     void *raw = NULL;
     int rc = 0;
     *factors = NULL;
     if (!info) return 0;
     if (info->ndim != 1 || info->shape[0] != half) {
-        return err_set(err, ERR_MODEL_FILE, "tensor %s: expected [%d], found %d dimensions, first %lld", info->name,
-                       half,
-                       info->ndim, (long long)info->shape[0]);
+        return err_set(err, ERR_MODEL_FILE, "tensor %s: expected [%d], found %d dimensions, first %lld",
+                       info->name, half, info->ndim, (long long)info->shape[0]);
     }
     raw = malloc((size_t)info->bytes + 1);
     *factors = calloc((size_t)half, sizeof(**factors));
@@ -170,7 +169,7 @@ struct model_hidden model_hidden(const struct model *model)
 
 int model_forward(struct model *model, const struct step_plan *plan, float **logits)
 {
-    BUG_ON(!model->kv || plan->num_tokens > model->env.limits.max_tokens
-           || plan->num_rows > model->env.limits.max_rows);
+    BUG_ON(!model->kv);
+    BUG_ON(plan->num_tokens > model->env.limits.max_tokens || plan->num_rows > model->env.limits.max_rows);
     return model->arch->forward(model, plan, logits);
 }

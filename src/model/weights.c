@@ -57,8 +57,8 @@ static struct range slot_rows(const struct weight_slot *slot, const struct model
 static struct range slot_cols(const struct weight_slot *slot, const struct model_config *config,
                               const struct shard *shard)
 {
-    return slot->part == PART_ROW ? dim_cut(config, shard, slot->cols)
-        : (struct range){ 0, dim_size(config, slot->cols) };
+    bool cut = slot->part == PART_ROW;
+    return cut ? dim_cut(config, shard, slot->cols) : (struct range){ 0, dim_size(config, slot->cols) };
 }
 
 static bool slot_present(const struct weight_slot *slot, const struct model_config *config, const struct shard *shard)
@@ -92,10 +92,10 @@ static void shape_weights(struct weight_shape shapes[W_COUNT], const struct weig
                           const struct model_config *config, const struct shard *shard)
 {
     memset(shapes, 0, W_COUNT * sizeof(*shapes));
-    for (int g = 0; g < MAX_SLOT_GROUPS && groups->once[g].n > 0; g++) shape_group(shapes, &groups->once[g], config,
-                                                                                   shard);
-    for (int g = 0; g < MAX_SLOT_GROUPS && groups->layer[g].n > 0; g++) shape_group(shapes, &groups->layer[g], config,
-                                                                                    shard);
+    for (int g = 0; g < MAX_SLOT_GROUPS; g++) {          /* empty groups have no slots */
+        shape_group(shapes, &groups->once[g], config, shard);
+        shape_group(shapes, &groups->layer[g], config, shard);
+    }
 }
 
 static uint64_t shape_bytes(const struct weight_shape *shape, const struct backend_ops *ops)
@@ -134,8 +134,7 @@ uint64_t weights_fp32_bytes(const struct weight_groups *groups, const struct mod
 
 static int64_t weight_index(enum weight_id id, int64_t layer)
 {
-    return id < W_FIRST_OF_LAYER ? id
-        : W_FIRST_OF_LAYER + layer * (W_COUNT - W_FIRST_OF_LAYER) + (id - W_FIRST_OF_LAYER);
+    return id < W_FIRST_OF_LAYER ? id : id + layer * (W_COUNT - W_FIRST_OF_LAYER);
 }
 
 const struct weight *weights_get(const struct weights *weights, enum weight_id id, int64_t layer)
@@ -217,9 +216,8 @@ void dummy_row(uint64_t seed, const char *name, int64_t row, int64_t first_col, 
         x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;             /* the finaliser of splitmix64 */
         x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
         x ^= x >> 31;
-        int32_t sum =
-            (int32_t)(x & 0xFFFF) + (int32_t)((x >> 16) & 0xFFFF) + (int32_t)((x >> 32) & 0xFFFF) + (int32_t)(x >> 48);
-        dst[i] = (float)(sum - 131070) * scale;
+        uint64_t sum = (x & 0xFFFF) + ((x >> 16) & 0xFFFF) + ((x >> 32) & 0xFFFF) + (x >> 48);
+        dst[i] = (float)((int32_t)sum - 131070) * scale;
     }
 }
 
@@ -242,12 +240,13 @@ static int read_rows(const struct loading *loading, const struct source_slot *so
 {
     const struct tensor_info *info = source->info;
     int64_t elems = (end - begin) * source->file_cols;
-    int64_t offset = dtype_row_bytes(info->dtype, begin * source->file_cols), bytes =
-        dtype_row_bytes(info->dtype, elems);
+    int64_t offset = dtype_row_bytes(info->dtype, begin * source->file_cols);
+    int64_t bytes = dtype_row_bytes(info->dtype, elems);
     void *raw = NULL;
     int rc = 0;
-    if (offset < 0 || bytes < 0) return err_set(err, ERR_MODEL_FILE, "%s: rows are not whole %s blocks", info->name,
-                                                dtype_name(info->dtype));
+    if (offset < 0 || bytes < 0) {
+        return err_set(err, ERR_MODEL_FILE, "%s: rows are not whole %s blocks", info->name, dtype_name(info->dtype));
+    }
     raw = malloc((size_t)bytes);
     if (!raw) return err_set(err, ERR_NO_MEMORY, "%lld bytes to load %s", (long long)bytes, info->name);
     if ((rc = model_source_read(loading->args->src, info, (uint64_t)offset, raw, (uint64_t)bytes, err)) < 0) goto out;

@@ -32,7 +32,8 @@ static int check_sizes(const struct model_config *config, int tp_size, int pp_si
     }
     if (pp_size < 1 || pp_size > max_pp) {
         return err_set(err, ERR_CONFIG,
-                       "pipeline_parallel_size %d: this model (%d layers) splits over 1 to %d stages; the nearest is %d",
+                       "pipeline_parallel_size %d: this model (%d layers) splits over 1 to %d stages; "
+                       "the nearest is %d",
                        pp_size, (int)config->num_hidden_layers, max_pp, pp_size < 1 ? 1 : max_pp);
     }
     return 0;
@@ -87,16 +88,14 @@ static int told_layers(const struct model_config *config, int pp_size, const int
 }
 
 int shard_of(struct shard *shard, const struct model_config *config, int tp_size, int pp_size, int tp_rank,
-             int pp_stage,
-             const int *layer_partition, struct err *err)
+             int pp_stage, const int *layer_partition, struct err *err)
 {
     int counts[MAX_PP] = { 0 };
     int rc = check_sizes(config, tp_size, pp_size, err);
     if (rc < 0) return rc;
     if (tp_rank < 0 || tp_rank >= tp_size || pp_stage < 0 || pp_stage >= pp_size) {
         return err_set(err, ERR_CONFIG, "rank (tp %d, pp %d) is outside a layout of %d x %d", tp_rank, pp_stage,
-                       tp_size,
-                       pp_size);
+                       tp_size, pp_size);
     }
     if (layer_partition) {
         if ((rc = told_layers(config, pp_size, layer_partition, counts, err)) < 0) return rc;

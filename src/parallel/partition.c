@@ -25,8 +25,7 @@ void heads_split(int num_heads, int num_kv_heads, int tp_size, int tp_rank, stru
         *heads = (struct range){ kv_heads->begin * group, kv_heads->end * group };
         return;
     }
-    /* More ranks than KV heads: first share the ranks out over the KV heads, then each head's queries over its ranks.
-       */
+    /* More ranks than KV heads: first share the ranks out over the KV heads, then a head's queries over its ranks. */
     for (int kv = 0; kv < num_kv_heads; kv++) {
         struct range owners = range_split(tp_size, 1, num_kv_heads, kv);
         if (tp_rank < owners.begin || tp_rank >= owners.end) continue;

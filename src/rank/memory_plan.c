@@ -59,8 +59,7 @@ static uint64_t blocks_of(int32_t tokens, int32_t block_size)
     return ((uint64_t)tokens + (uint64_t)block_size - 1) / (uint64_t)block_size;
 }
 
-/* KV bytes of one block on all ranks together: kv_cache_bytes is shared out so that each gets the same count of blocks.
-   */
+/* KV bytes of one block on all ranks together: kv_cache_bytes is shared out so that each gets as many blocks. */
 static int kv_per_block_of_all(uint64_t *bytes, const struct model_config *config, const struct ranks_options *options,
                                struct err *err)
 {
@@ -110,8 +109,7 @@ static uint64_t blocks_by_default(const struct memory_plan *plan, const struct r
 }
 
 static int choose_blocks(struct memory_plan *plan, const struct model_config *config,
-                         const struct ranks_options *options,
-                         struct err *err)
+                         const struct ranks_options *options, struct err *err)
 {
     uint64_t usable = plan->device_bytes - plan->headroom_bytes, fixed = fixed_bytes(plan), kv_all = 0, blocks = 0;
     uint64_t one_seq = blocks_of(options->max_model_len, options->block_size);
@@ -121,11 +119,10 @@ static int choose_blocks(struct memory_plan *plan, const struct model_config *co
         const char *term = largest_fixed_term(plan);
         return err_set(err, ERR_CONFIG,
                        "memory plan: weights %.0f MiB + activations %.0f + workspace %.0f + rope table %.0f "
-                       "do not fit into %.0f MiB (%.0f less headroom %.0f); the largest term is %s. Ways out: a smaller "
-                       "max_num_batched_tokens or max_num_seqs, a smaller or more quantized model, more memory or ranks",
+                       "do not fit into %.0f MiB (%.0f less headroom %.0f); the largest term is %s. Ways out: a "
+                       "smaller max_num_batched_tokens or max_num_seqs, a smaller model, more memory or ranks",
                        mib(plan->weights), mib(plan->activations), mib(plan->workspace), mib(plan->rope_table),
-                           mib(usable),
-                       mib(plan->device_bytes), mib(plan->headroom_bytes), term);
+                       mib(usable), mib(plan->device_bytes), mib(plan->headroom_bytes), term);
     }
     if (options->kv_cache_bytes > 0) blocks = options->kv_cache_bytes / kv_all;
     else if (options->num_blocks_override > 0) blocks = (uint64_t)options->num_blocks_override;
@@ -134,10 +131,10 @@ static int choose_blocks(struct memory_plan *plan, const struct model_config *co
         if (blocks < one_seq) {
             return err_set(err, ERR_CONFIG,
                            "memory plan: kv has room for %" PRIu64 " blocks of %d tokens (%.2f MiB each), one "
-                           "sequence of max_model_len %d needs %" PRIu64 ". Ways out: a smaller max_model_len, a larger "
-                           "kv_cache_memory_bytes or smaller headroom, kv_cache_dtype bf16 or more ranks",
+                           "sequence of max_model_len %d needs %" PRIu64 ". Ways out: a smaller max_model_len, a "
+                           "larger kv_cache_memory_bytes or smaller headroom, kv_cache_dtype bf16 or more ranks",
                            blocks, (int)options->block_size, mib(plan->kv_per_block), (int)options->max_model_len,
-                               one_seq);
+                           one_seq);
         }
     }
     if (blocks > INT32_MAX || blocks > (usable - fixed) / plan->kv_per_block) {
@@ -190,8 +187,7 @@ void memory_plan_print(const struct memory_plan *plan, FILE *out)
     fprintf(out, "  rope table   %10.1f MiB  max_model_len %d\n", mib(plan->rope_table), (int)plan->max_model_len);
     fprintf(out, "  comm         %10.1f MiB\n", mib(plan->comm));
     fprintf(out, "  kv           %10.1f MiB  %d blocks of %d tokens, %.3f MiB each\n", mib(plan->kv),
-            (int)plan->num_blocks,
-            (int)plan->block_size, mib(plan->kv_per_block));
+            (int)plan->num_blocks, (int)plan->block_size, mib(plan->kv_per_block));
     fprintf(out, "  total        %10.1f MiB\n", mib(plan->total));
 }
 
@@ -210,20 +206,46 @@ static uint64_t number_in_file(const char *path, const char *key)
     return at ? strtoull(at + strlen(key), NULL, 10) : 0;     /* "max" reads as 0: no limit */
 }
 
-/* What a cgroup limit leaves; UINT64_MAX without one. */
-static uint64_t cgroup_left(const char *limit_path, const char *used_path)
+/* What the limit of one cgroup leaves; UINT64_MAX without one. Cached file pages count as used but go when needed. */
+static uint64_t cgroup_left(const char *dir, const char *limit_name, const char *used_name)
 {
-    uint64_t limit = number_in_file(limit_path, ""), used = number_in_file(used_path, "");
+    char path[512];
+    snprintf(path, sizeof(path), "%s/%s", dir, limit_name);
+    uint64_t limit = number_in_file(path, "");
+    snprintf(path, sizeof(path), "%s/%s", dir, used_name);
+    uint64_t used = number_in_file(path, "");
+    snprintf(path, sizeof(path), "%s/memory.stat", dir);
+    uint64_t cached = number_in_file(path, "inactive_file ");
     if (limit == 0) return UINT64_MAX;
+    used = used > cached ? used - cached : 0;
     return limit > used ? limit - used : 0;
+}
+
+/* The least that this process' cgroup and its parents leave (version 2: "0::/path" in /proc/self/cgroup). */
+static uint64_t cgroup2_left(void)
+{
+    char line[256] = "", dir[300];
+    uint64_t least = UINT64_MAX;
+    FILE *file = fopen("/proc/self/cgroup", "re");
+    if (!file) return least;
+    while (fgets(line, sizeof(line), file) && strncmp(line, "0::/", 4) != 0) line[0] = '\0';
+    fclose(file);
+    if (line[0] == '\0') return least;
+    line[strcspn(line, "\n")] = '\0';
+    snprintf(dir, sizeof(dir), "/sys/fs/cgroup%s", line + 3);
+    for (char *end = dir + strlen(dir); end; end = strrchr(dir + strlen("/sys/fs/cgroup"), '/')) {
+        *end = '\0';
+        uint64_t left = cgroup_left(dir, "memory.max", "memory.current");
+        if (left < least) least = left;
+    }
+    return least;
 }
 
 uint64_t host_memory_bytes(void)
 {
     uint64_t bytes = number_in_file("/proc/meminfo", "MemAvailable:") * 1024;
-    uint64_t v2 = cgroup_left("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
-    uint64_t v1 = cgroup_left("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-                              "/sys/fs/cgroup/memory/memory.usage_in_bytes");
+    uint64_t v2 = cgroup2_left();
+    uint64_t v1 = cgroup_left("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes");
     if (v2 < bytes) bytes = v2;
     if (v1 < bytes) bytes = v1;
     return bytes;

@@ -155,13 +155,14 @@ static int start_thread(struct ranks *ranks, int i, const struct model_source *s
     char name[16];
     rank->ranks = ranks;
     rank->args = (struct model_runner_args){
-        .src = src, .options = &ranks->options, .plan = &rank->plan, .shard = shard, .device = i, .comm_ops =
-            &comm_cpu_ops,
+        .src = src, .options = &ranks->options, .plan = &rank->plan, .shard = shard, .device = i,
+        .comm_ops = &comm_cpu_ops,
         .tp_comm = shard.tp_size > 1 ? comm_cpu_rank(ranks->tp_groups[shard.pp_stage], shard.tp_rank) : NULL,
         .pp_comm = shard.pp_size > 1 ? comm_cpu_rank(ranks->pp_groups[shard.tp_rank], shard.pp_stage) : NULL,
         .progress = count_loaded, .progress_arg = ranks };
-    if (pthread_create(&rank->thread, NULL, rank_main, rank) != 0) return err_set(err, ERR_NO_MEMORY,
-                                                                                  "thread of rank %d", i);
+    if (pthread_create(&rank->thread, NULL, rank_main, rank) != 0) {
+        return err_set(err, ERR_NO_MEMORY, "thread of rank %d", i);
+    }
     rank->started = true;
     snprintf(name, sizeof(name), "rank %d", i);
     pthread_setname_np(rank->thread, name);
@@ -203,9 +204,10 @@ int ranks_start(struct ranks **out, const struct model_source *src, const struct
     ranks->size = options->tp_size * options->pp_size;
     ranks->progress = progress;
     ranks->progress_arg = progress_arg;
-    for (int i = 0; i < options->pp_size && options->layer_partition; i++) ranks->layer_partition[i] =
-        options->layer_partition[i];
-    if (options->layer_partition) ranks->options.layer_partition = ranks->layer_partition;
+    if (options->layer_partition) {
+        for (int i = 0; i < options->pp_size; i++) ranks->layer_partition[i] = options->layer_partition[i];
+        ranks->options.layer_partition = ranks->layer_partition;
+    }
     ranks->all = calloc((size_t)ranks->size, sizeof(*ranks->all));
     if (!ranks->all) { rc = err_set(err, ERR_NO_MEMORY, "ranks"); goto out; }
     if ((rc = plan_ranks(ranks, src, err)) < 0) goto out;

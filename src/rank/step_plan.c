@@ -71,8 +71,9 @@ static int check_counts(const struct step_plan *plan, struct err *err)
     if (plan->num_seqs < 1 || plan->num_seqs > caps->max_seqs) return bad(err, "num_seqs", 0, plan->num_seqs);
     if (plan->num_rows < 0 || plan->num_rows > caps->max_rows) return bad(err, "num_rows", 0, plan->num_rows);
     if (plan->num_bias < 0 || plan->num_bias > caps->max_bias) return bad(err, "num_bias", 0, plan->num_bias);
-    if (plan->num_history < 0 || plan->num_history > caps->max_seqs) return bad(err, "num_history", 0,
-                                                                                plan->num_history);
+    if (plan->num_history < 0 || plan->num_history > caps->max_seqs) {
+        return bad(err, "num_history", 0, plan->num_history);
+    }
     if (plan->num_history_tokens < 0 || plan->num_history_tokens > caps->max_history_tokens) {
         return bad(err, "num_history_tokens", 0, plan->num_history_tokens);
     }
@@ -97,8 +98,9 @@ static int check_seq(const struct step_plan *plan, int32_t b, int32_t num_blocks
     if (b < plan->num_decode_seqs && q_len != 1) return bad(err, "a decode sequence of more than one token", b, q_len);
     if (q_len > plan->max_q_len) return bad(err, "q_len above max_q_len", b, q_len);
     if (context < q_len || context > plan->max_context_len) return bad(err, "context_lens", b, context);
-    if ((context - 1) / plan->block_size >= plan->caps.max_blocks_per_seq) return bad(err, "context beyond its table",
-                                                                                      b, context);
+    if ((context - 1) / plan->block_size >= plan->caps.max_blocks_per_seq) {
+        return bad(err, "context beyond its table", b, context);
+    }
     if (slot < 0 || slot >= plan->caps.max_seqs) return bad(err, "seq_slots", b, slot);
     for (int32_t i = 0; i <= (context - 1) / plan->block_size; i++) {
         if (table[i] < 0 || table[i] >= num_blocks) return bad(err, "block_tables", b, table[i]);
@@ -118,8 +120,9 @@ static int check_row(const struct step_plan *plan, int32_t r, int32_t vocab_size
     const int32_t *cu = plan_cu_seqlens_q(plan);
     if (row->seq < 0 || row->seq >= plan->num_seqs) return bad(err, "row's seq", r, row->seq);
     if (row->token < cu[row->seq] || row->token >= cu[row->seq + 1]) return bad(err, "row's token", r, row->token);
-    if (row->target < 0 && row->token != cu[row->seq + 1] - 1) return bad(err, "row draws inside a sequence", r,
-                                                                          row->token);
+    if (row->target < 0 && row->token != cu[row->seq + 1] - 1) {
+        return bad(err, "row draws inside a sequence", r, row->token);
+    }
     if (row->target >= vocab_size) return bad(err, "row's target", r, row->target);
     if (row->slot != plan_seq_slots(plan)[row->seq]) return bad(err, "row's slot", r, row->slot);
     if (row->bias_begin > (uint32_t)plan->num_bias || row->bias_count > (uint32_t)plan->num_bias - row->bias_begin) {

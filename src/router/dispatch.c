@@ -1,51 +1,44 @@
-/* dispatch.c - which replica runs a choice: the least loaded one, but the one that has seen the same beginning of the prompt
- * while it is not overloaded, because its prefix cache then saves the prefill. */
+/* dispatch.c - which replica runs a choice, and what becomes of its choices when it dies. The policy is in affinity.c. */
 #include "router_impl.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/bug.h"
 #include "base/clock.h"
-#include "base/hash.h"
-#include "base/log.h"
 
 enum {
-    AFFINITY_TOKENS = 64,            /* the first KV block at its default size decides */
-    AFFINITY_SLACK_TOKENS = 4096,    /* the favourite may be this much busier than the idlest, plus a quarter */
+    EXPECTED_OUTPUT_TOKENS = 256,    /* what a choice is expected to generate at most, for the load of its replica */
+    MAX_LOSSES = 5,                  /* replicas that may die under a choice without one token between: it may be what kills them */
 };
+static const size_t MAX_BACKLOG_BYTES = 64 << 20;     /* requests an engine has not read yet; more wait here */
 
-/* Rendezvous hashing: each replica scores the prompt's head, the highest score wins; a replica that comes or goes moves only
- * its own share of the prompts. */
-static int favourite(const struct router *router, const struct prompt_tokens *prompt, const uint8_t domain[32])
+/* The engine holds max_num_seqs + max_queue_requests + 1,024 sequences (ended ones may still be in there for a step). */
+static void look_at_replicas(const struct router *router, struct placement placements[METRICS_MAX_REPLICAS])
 {
-    size_t n = prompt->n < AFFINITY_TOKENS ? prompt->n : AFFINITY_TOKENS;
-    uint64_t head = hash_bytes(prompt->ids, n * sizeof *prompt->ids, hash_bytes(domain, 32, 0)), best_score = 0;
-    int best = -1;
-
     for (int i = 0; i < router->num_replicas; i++) {
-        if (!router->replicas[i].ready) continue;
-        uint64_t score = hash_bytes(&i, sizeof i, head);
-        if (best >= 0 && score <= best_score) continue;
-        best = i;
-        best_score = score;
+        const struct replica_view *view = &router->replicas[i];
+        int64_t window = view->max_num_seqs + router->config->max_queue_requests;
+        bool room = view->ready && view->num_sent < window &&
+                    view->out.len + supervisor_backlog(router->supervisor, i) < MAX_BACKLOG_BYTES;
+        placements[i] = (struct placement){ .ready = room, .num_sent = view->num_sent, .max_num_seqs = view->max_num_seqs,
+                                            .outstanding_tokens = view->outstanding_tokens, .num_given = view->num_given };
     }
-    return best;
 }
 
+/* A session stays where it is, a prompt goes where its beginning was computed, while these are not overloaded. */
 static int pick_replica(const struct router *router, const struct choice *choice)
 {
     const struct generation_spec *spec = &choice->gen->spec;
-    int idlest = -1;
+    const struct prompt_tokens *prompt = &spec->prompts[choice->prompt];
+    struct placement placements[METRICS_MAX_REPLICAS];
+    int n = router->num_replicas;
 
-    for (int i = 0; i < router->num_replicas; i++) {
-        if (!router->replicas[i].ready) continue;
-        if (idlest < 0 || router->replicas[i].outstanding_tokens < router->replicas[idlest].outstanding_tokens) idlest = i;
-    }
-    if (idlest < 0) return -1;
-    int liked = favourite(router, &spec->prompts[choice->prompt], spec->cache_domain);
-    int64_t least = router->replicas[idlest].outstanding_tokens;
-    return router->replicas[liked].outstanding_tokens <= least + least / 4 + AFFINITY_SLACK_TOKENS ? liked : idlest;
+    look_at_replicas(router, placements);
+    int home = spec->session ? placement_session(placements, n, spec->session) : -1;
+    if (home >= 0 && !placement_overloaded(placements, n, home)) return home;
+    uint32_t among = 0;
+    for (int i = 0; i < n; i++) among |= (uint32_t)placements[i].ready << i;
+    return placement_choose(placements, n, n > 1 ? affinity_match(&router->affinity, prompt->ids, prompt->n, spec->cache_domain, among) : 0);
 }
 
 static bool scratch_reserve(struct router *router, size_t n)
@@ -92,11 +85,15 @@ static bool send_choice(struct router *router, struct choice *choice, int replic
 
     list_remove(&choice->link);
     list_push_back(&view->sent, &choice->link);
+    if (choice->lost_ms) choice->gen->num_orphans--;
+    if (router->num_replicas > 1) affinity_note(&router->affinity, prompt->ids, prompt->n, spec->cache_domain, replica);
+    uint32_t left = choice->max_tokens - choice->num_log;
     choice->state = CHOICE_SENT;
     choice->replica = replica;
-    choice->reserved_tokens = (int64_t)prompt->n + choice->max_tokens;
+    choice->reserved_tokens = (int64_t)prompt->n + choice->num_log + (left < EXPECTED_OUTPUT_TOKENS ? left : EXPECTED_OUTPUT_TOKENS);
     view->outstanding_tokens += choice->reserved_tokens;
     view->num_sent++;
+    view->num_given++;
     return true;
 }
 
@@ -104,6 +101,7 @@ void dispatch_waiting(struct router *router)
 {
     list_for_each_safe(it, tmp, &router->waiting) {
         struct choice *choice = list_entry(it, struct choice, link);
+        if (choice->gen->doomed) continue;
         int replica = pick_replica(router, choice);
         if (replica < 0 || !send_choice(router, choice, replica)) return;
     }
@@ -111,11 +109,17 @@ void dispatch_waiting(struct router *router)
 
 void dispatch_release(struct router *router, struct choice *choice)
 {
+    if (choice->state == CHOICE_FINISHED) return;
     list_remove(&choice->link);
     if (choice->state == CHOICE_SENT) {
         router->replicas[choice->replica].outstanding_tokens -= choice->reserved_tokens;
         router->replicas[choice->replica].num_sent--;
+    } else if (choice->lost_ms) {
+        choice->gen->num_orphans--;
     }
+    router_leave_queue(router, choice);
+    router->num_live_choices--;
+    router->finished_total++;
     choice->state = CHOICE_FINISHED;
 }
 
@@ -126,23 +130,31 @@ void dispatch_abort(struct router *router, struct choice *choice)
     if (choice->state == CHOICE_SENT) ipc_put(&router->replicas[choice->replica].out, MSG_ABORT, &abort_msg, sizeof abort_msg);
 }
 
+static void orphan(struct router *router, struct choice *choice, int64_t now_ms)
+{
+    struct generation *gen = choice->gen;
+
+    list_remove(&choice->link);
+    list_push_front(&router->waiting, &choice->link);
+    choice->state = CHOICE_WAITING;
+    if (!choice->lost_ms) choice->lost_ms = now_ms;
+    if (!gen->num_orphans++) gen->orphan_since_ms = now_ms;
+    if (++choice->num_losses >= MAX_LOSSES) gen->doomed = true;
+    deadlines_update(router, gen);
+}
+
 void dispatch_lost(struct router *router, int replica)
 {
     struct replica_view *view = &router->replicas[replica];
-    int64_t now = clock_now_ms();
+    int64_t now_ms = clock_now_ms();
 
     /* from the back, each to the front: they keep their order and stand before requests that never ran */
-    while (!list_empty(&view->sent)) {
-        struct choice *choice = list_entry(view->sent.prev, struct choice, link);
-        list_remove(&choice->link);
-        list_push_front(&router->waiting, &choice->link);
-        choice->state = CHOICE_WAITING;
-        if (!choice->lost_ms) choice->lost_ms = now;
-    }
+    while (!list_empty(&view->sent)) orphan(router, list_entry(view->sent.prev, struct choice, link), now_ms);
     view->outstanding_tokens = 0;
     view->num_sent = 0;
-    view->logprobs_len = 0;
+    view->logprobs_len = view->logprobs_pos = 0;
     buf_reset(&view->out);
+    affinity_forget(&router->affinity, replica);
 }
 
 void dispatch_flush(struct router *router)

@@ -2,6 +2,7 @@
  * events arrive, so a slow reader never delays a stop or a resume. */
 #include "router_impl.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,10 +18,12 @@ static int64_t resolve_max_tokens(const struct generation_params *params, size_t
     return params->max_tokens >= 0 && params->max_tokens < room ? params->max_tokens : room;
 }
 
-/* The stricter of the request's and the configured limit, counted from arrival. */
-static int64_t deadline(const struct generation_spec *spec, int64_t request_ms)
+/* A request can only shorten the configured limit; the clock runs from arrival. 0 = none. */
+static int64_t deadline(const struct generation_spec *spec, int64_t request_ms, int64_t config_ms)
 {
-    return request_ms > 0 ? spec->arrival_ms + request_ms : 0;
+    int64_t ms = request_ms > 0 && (config_ms <= 0 || request_ms < config_ms) ? request_ms : config_ms;
+
+    return ms > 0 ? spec->arrival_ms + ms : 0;
 }
 
 static void init_choice(struct generation *gen, int32_t index, const struct tokenizer *tok, int32_t max_model_len)
@@ -37,9 +40,9 @@ static void init_choice(struct generation *gen, int32_t index, const struct toke
     detok_init(&choice->detok, tok, params->skip_special_tokens, true);
 }
 
-struct generation *generation_new(const struct generation_spec *spec, uint64_t id, const struct tokenizer *tok,
-                                  int32_t max_model_len, struct err *err)
+struct generation *generation_new(const struct router *router, const struct generation_spec *spec, uint64_t id, struct err *err)
 {
+    const struct config *config = router->config;
     const struct generation_params *params = spec->params;
     size_t n = spec->n_prompts * (size_t)params->n;
     struct generation *gen = calloc(1, sizeof *gen);
@@ -56,11 +59,11 @@ struct generation *generation_new(const struct generation_spec *spec, uint64_t i
     gen->spec = *spec;
     gen->num_choices = (int32_t)n;
     list_init(&gen->link);
-    for (size_t i = 0; i < spec->n_prompts; i++) gen->prompt_tokens += spec->prompts[i].n;
-    for (int32_t i = 0; i < gen->num_choices; i++) init_choice(gen, i, tok, max_model_len);
-    gen->deadline_queue_ms = deadline(spec, params->timeout_queue_ms);
-    gen->deadline_ttft_ms = deadline(spec, params->timeout_ttft_ms);
-    gen->deadline_total_ms = deadline(spec, params->timeout_total_ms);
+    for (size_t i = 0; i < spec->n_prompts; i++) gen->usage.prompt_tokens += spec->prompts[i].n;
+    for (int32_t i = 0; i < gen->num_choices; i++) init_choice(gen, i, router->tokenizer, router->max_model_len);
+    gen->deadline_queue_ms = deadline(spec, params->timeout_queue_ms, config->timeout_queue_ms);
+    gen->deadline_ttft_ms = deadline(spec, params->timeout_ttft_ms, config->timeout_ttft_ms);
+    gen->deadline_total_ms = deadline(spec, params->timeout_total_ms, config->timeout_total_ms);
     return gen;
 no_memory:
     generation_free(gen);
@@ -83,27 +86,11 @@ void generation_free(struct generation *gen)
     free(gen);
 }
 
-void generation_usage(const struct generation *gen, struct generation_usage *usage)
-{
-    int32_t n = gen->spec.params->n;
-
-    *usage = (struct generation_usage){ .prompt_tokens = gen->prompt_tokens };
-    for (int32_t i = 0; i < gen->num_choices; i++) {
-        usage->completion_tokens += gen->choices[i].num_log;
-        if (i % n == 0) usage->cached_tokens += gen->choices[i].num_cached;
-    }
-}
-
 static void end_generation(struct router *router, struct generation *gen, const struct err *err)
 {
-    struct generation_usage usage;
-
-    generation_usage(gen, &usage);
-    for (int32_t i = 0; i < gen->num_choices; i++) {
-        if (gen->choices[i].state != CHOICE_FINISHED) dispatch_release(router, &gen->choices[i]);
-    }
+    for (int32_t i = 0; i < gen->num_choices; i++) dispatch_release(router, &gen->choices[i]);
     router_forget(router, gen);
-    gen->spec.sink->done(gen->spec.sink_arg, &usage, err);
+    gen->spec.sink->done(gen->spec.sink_arg, &gen->usage, err);
     generation_free(gen);
 }
 
@@ -154,26 +141,30 @@ static bool hold_token(struct choice *choice, const struct token_event *event, c
     return true;
 }
 
-static void observe_times(struct choice *choice, const struct token_event *event)
+/* The engine's clock is the host's; what does not fit between the last token and now is pulled into it. */
+static int64_t within(int64_t ns, int64_t low, int64_t high) { return ns < low ? low : ns > high ? high : ns; }
+
+static void observe_times(struct router *router, struct choice *choice, const struct token_event *event)
 {
-    struct generation *gen = choice->gen;
-    int64_t arrival_ns = gen->spec.arrival_ms * 1000000;
+    int64_t arrival_ns = choice->gen->spec.arrival_ms * 1000000, now_ns = router->now_ns;
+    int64_t step_ns = within(event->step_ns, choice->last_ns ? choice->last_ns : arrival_ns, now_ns);
 
     if (!choice->first_ns) {
-        choice->first_ns = event->step_ns;
-        choice->scheduled_ns = event->scheduled_ns;
-        metric_observe(M_TTFT, 0, (double)(event->step_ns - arrival_ns) / 1e9);
-        metric_observe(M_QUEUE, 0, (double)(event->scheduled_ns - arrival_ns) / 1e9);
-        metric_observe(M_PREFILL, 0, (double)(event->step_ns - event->scheduled_ns) / 1e9);
+        int64_t scheduled_ns = within(event->scheduled_ns, arrival_ns, step_ns);
+        choice->first_ns = step_ns;
+        metric_observe(M_TTFT, 0, (double)(step_ns - arrival_ns) / 1e9);
+        metric_observe(M_QUEUE, 0, (double)(scheduled_ns - arrival_ns) / 1e9);
+        metric_observe(M_PREFILL, 0, (double)(step_ns - scheduled_ns) / 1e9);
     } else {
-        metric_observe(M_ITL, 0, (double)(event->step_ns - choice->last_ns) / 1e9);
+        metric_observe(M_ITL, 0, (double)(step_ns - choice->last_ns) / 1e9);
     }
     if (choice->lost_ms) {
         metric_add(M_STREAMS_RESUMED, 0, 1);
-        metric_observe(M_STREAM_RESUME, 0, (double)(clock_now_ms() - choice->lost_ms) / 1e3);
+        metric_observe(M_STREAM_RESUME, 0, (double)(now_ns / 1000000 - choice->lost_ms) / 1e3);
         choice->lost_ms = 0;
     }
-    choice->last_ns = event->step_ns;
+    choice->num_losses = 0;
+    choice->last_ns = step_ns;
 }
 
 static void observe_finish(const struct choice *choice, uint8_t finish)
@@ -188,7 +179,6 @@ static void observe_finish(const struct choice *choice, uint8_t finish)
 static void emit(struct choice *choice, size_t len, uint8_t finish, int32_t stop_index)
 {
     struct generation *gen = choice->gen;
-    struct generation_usage usage;
 
     for (size_t i = 0; i < choice->num_held; i++) choice->held[i].top = choice->held_top ? choice->held_top + i * MAX_TOP_LOGPROBS : NULL;
     struct text_delta delta = {
@@ -202,8 +192,7 @@ static void emit(struct choice *choice, size_t len, uint8_t finish, int32_t stop
         .stop_token = finish == FINISH_STOP_TOKEN ? choice->log[choice->num_log - 1] : TOKEN_NONE,
         .num_generated = choice->num_log,
     };
-    generation_usage(gen, &usage);
-    gen->spec.sink->delta(gen->spec.sink_arg, &delta, &usage);
+    gen->spec.sink->delta(gen->spec.sink_arg, &delta, &gen->usage);
     choice->num_held = 0;
     if (!len) return;
     memmove(choice->tail.data, choice->tail.data + len, choice->tail.len - len + 1);
@@ -245,39 +234,66 @@ static bool match_stops(struct router *router, struct choice *choice, size_t fre
 
 static bool event_is_sane(const struct router *router, const struct choice *choice, const struct token_event *event)
 {
-    if (event->finish > FINISH_ERROR || event->num_top > MAX_TOP_LOGPROBS) return false;
-    if (event->finish == FINISH_ABORTED || event->finish == FINISH_ERROR) return true;
+    int32_t asked_top = choice->gen->spec.params->sampling.num_logprobs;
+
+    if (event->finish > FINISH_ERROR) return false;
+    if (event->finish == FINISH_ABORTED || event->finish == FINISH_ERROR) return event->num_top == 0;
+    if (event->num_top > (asked_top > 0 ? asked_top : 0) || isnan(event->logprob)) return false;
+    /* an engine that goes on after the last token would leave the client waiting for ever */
+    if (event->index == choice->max_tokens && event->finish == FINISH_NONE) return false;
     return event->token >= 0 && event->token < router->replicas[choice->replica].vocab_size &&
            event->index == choice->num_log + 1 && event->index <= choice->max_tokens;
 }
 
-bool choice_token(struct router *router, struct choice *choice, const struct token_event *event, const struct token_logprob *top)
+static void fail_choice(struct router *router, struct choice *choice, int code, const char *message)
 {
-    struct generation *gen = choice->gen;
     struct err err = { 0 };
 
+    err_set(&err, code, "%s", message);
+    generation_fail(router, choice->gen, &err);
+}
+
+/* The engine ended the choice without a token. */
+static void end_by_engine(struct router *router, struct choice *choice, const struct token_event *event)
+{
+    dispatch_release(router, choice);
+    metric_add(M_REQUESTS_FINISHED, FINISHED_ERROR, 1);
+    if (event->finish == FINISH_ERROR && event->err_code == ERR_CONTEXT_LENGTH)
+        fail_choice(router, choice, ERR_CONTEXT_LENGTH, "The prompt does not fit in the KV cache.");
+    else
+        fail_choice(router, choice, ERR_INTERNAL, "The engine could not finish this request.");
+}
+
+/* Usage, log, metrics. */
+static bool log_token(struct router *router, struct choice *choice, const struct token_event *event, const struct token_logprob *top)
+{
+    struct generation *gen = choice->gen;
+
+    if (!grow_log(choice) || !hold_token(choice, event, top)) return false;
+    if (!choice->num_log && choice->index % gen->spec.params->n == 0) {      /* n choices share one prompt */
+        size_t prompt_len = gen->spec.prompts[choice->prompt].n;
+        gen->usage.cached_tokens += event->num_cached < prompt_len ? event->num_cached : prompt_len;
+    }
+    gen->usage.completion_tokens++;
+    gen->started = true;
+    router_leave_queue(router, choice);
+    choice->log[choice->num_log++] = event->token;
+    metric_add(M_GENERATION_TOKENS, 0, 1);
+    observe_times(router, choice, event);
+    return true;
+}
+
+bool choice_token(struct router *router, struct choice *choice, const struct token_event *event, const struct token_logprob *top)
+{
     if (!event_is_sane(router, choice, event)) return false;
     if (event->finish == FINISH_ERROR || event->finish == FINISH_ABORTED) {
-        int code = event->finish == FINISH_ERROR && err_name(event->err_code)[4] != '?' ? event->err_code : ERR_INTERNAL;
-        err_set(&err, code, "%s", code == ERR_CONTEXT_LENGTH ? "The prompt does not fit in the KV cache." : "The engine could not finish this request.");
-        dispatch_release(router, choice);
-        generation_fail(router, gen, &err);
+        end_by_engine(router, choice, event);
         return true;
     }
-    if (!grow_log(choice) || !hold_token(choice, event, top)) {
-        err_set(&err, ERR_NO_MEMORY, "out of memory");
-        generation_fail(router, gen, &err);
+    if (!log_token(router, choice, event, top)) {
+        fail_choice(router, choice, ERR_NO_MEMORY, "out of memory");
         return true;
     }
-    if (!gen->started) {
-        gen->started = true;
-        router->num_waiting_choices -= (uint32_t)gen->num_choices;
-        router->num_waiting_tokens -= gen->waiting_tokens;
-    }
-    choice->log[choice->num_log++] = event->token;
-    choice->num_cached = event->num_cached;
-    metric_add(M_GENERATION_TOKENS, 0, 1);
-    observe_times(choice, event);
 
     size_t fresh = choice->tail.len, visible;
     bool hidden = event->finish == FINISH_EOS || event->finish == FINISH_STOP_TOKEN;
@@ -285,8 +301,7 @@ bool choice_token(struct router *router, struct choice *choice, const struct tok
     if (event->finish != FINISH_NONE) detok_finish(&choice->detok, &choice->tail);
     choice->fed_len += choice->tail.len - fresh;
     if (choice->tail.failed) {
-        err_set(&err, ERR_NO_MEMORY, "out of memory");
-        generation_fail(router, gen, &err);
+        fail_choice(router, choice, ERR_NO_MEMORY, "out of memory");
         return true;
     }
     if (match_stops(router, choice, fresh, &visible)) return true;

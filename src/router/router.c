@@ -1,6 +1,7 @@
 /* router.c - the loop: inbox, events of the engines, deadlines, state. Choices live in generation.c, placement in dispatch.c. */
 #include "router_impl.h"
 
+#include <math.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -133,28 +134,64 @@ static void publish_counts(struct router *router)
     __atomic_store_n(&router->waiting_count, router->num_waiting_choices, __ATOMIC_RELAXED);
 }
 
+void router_leave_queue(struct router *router, struct choice *choice)
+{
+    if (!choice->queued) return;
+    choice->queued = false;
+    router->num_waiting_choices--;
+    router->num_waiting_tokens -= choice->gen->spec.prompts[choice->prompt].n;
+}
+
 void router_forget(struct router *router, struct generation *gen)
 {
     if (!gen->admitted) return;
     gen->admitted = false;
-    if (!gen->started) {
-        router->num_waiting_choices -= (uint32_t)gen->num_choices;
-        router->num_waiting_tokens -= gen->waiting_tokens;
-    }
+    deadlines_remove(router, gen);
     map_remove(router, gen->id);
     list_remove(&gen->link);
     router->num_generations--;
-    router->finished_total++;
     __atomic_fetch_sub(&router->in_server, 1, __ATOMIC_RELAXED);
+    if (!router->num_generations) router_check(router);
+}
+
+void router_check(const struct router *router)
+{
+    uint64_t live = 0, waiting = 0, tokens = 0, sent = 0, num_generations = 0;
+
+    list_for_each(it, &router->generations) {
+        const struct generation *gen = list_entry(it, struct generation, link);
+        int32_t orphans = 0;
+        num_generations++;
+        BUG_ON(router_find(router, gen->id) != gen || (gen->due_at && router->due[gen->due_at] != gen));
+        for (int32_t i = 0; i < gen->num_choices; i++) {
+            const struct choice *choice = &gen->choices[i];
+            live += choice->state != CHOICE_FINISHED;
+            waiting += choice->queued;
+            if (choice->queued) tokens += gen->spec.prompts[choice->prompt].n;
+            sent += choice->state == CHOICE_SENT;
+            orphans += choice->state == CHOICE_WAITING && choice->lost_ms;
+        }
+        BUG_ON(orphans != gen->num_orphans);
+    }
+    BUG_ON(num_generations != router->num_generations || router->num_due > num_generations);
+    BUG_ON(live != router->num_live_choices || waiting != router->num_waiting_choices || tokens != router->num_waiting_tokens);
+    for (int i = 0; i < router->num_replicas; i++) {
+        const struct replica_view *view = &router->replicas[i];
+        BUG_ON(view->num_sent < 0 || view->outstanding_tokens < 0 || (!view->num_sent && view->outstanding_tokens));
+        BUG_ON(list_empty(&view->sent) != !view->num_sent);
+        sent -= (uint64_t)view->num_sent;
+    }
+    BUG_ON(sent || (!live && !list_empty(&router->waiting)));
 }
 
 /* ---- admission ---- */
 
-/* 0 with room made in the map, or why the request is not taken. */
-static int refuse(struct router *router, const struct generation *gen, struct err *err)
+/* 0 with room made in map and heap, or why the request is not taken. What runs at once never counts as queued, so that a
+ * request larger than the queue is served by an idle server. */
+static int refuse(struct router *router, const struct generation *gen, uint64_t prompt_tokens, struct err *err)
 {
     const struct config *config = router->config;
-    uint32_t running_room = 0;
+    int64_t live = router->num_live_choices, capacity = 0;
 
     switch (router_state(router)) {
     case ROUTER_DRAINING: return err_set(err, ERR_DRAINING, "The server is shutting down.");
@@ -162,55 +199,58 @@ static int refuse(struct router *router, const struct generation *gen, struct er
     default: return err_set(err, ERR_NO_REPLICA, "No replica is ready to serve this request.");
     }
     for (int i = 0; i < router->num_replicas; i++) {
-        const struct replica_view *view = &router->replicas[i];
-        if (view->ready && view->num_sent < view->max_num_seqs) running_room += (uint32_t)(view->max_num_seqs - view->num_sent);
+        if (router->replicas[i].ready) capacity += router->replicas[i].max_num_seqs;
     }
-    int64_t waiting = (int64_t)router->num_waiting_choices + gen->num_choices - running_room;
-    if (waiting > config->max_queue_requests)
-        return err_set(err, ERR_QUEUE_FULL, "The queue is full: %lld requests are waiting.", (long long)config->max_queue_requests);
-    if (config->max_queue_tokens && waiting > 0 &&
-        router->num_waiting_tokens + gen->waiting_tokens > (uint64_t)config->max_queue_tokens)
-        return err_set(err, ERR_QUEUE_FULL, "The queue is full: %lld prompt tokens are waiting.", (long long)config->max_queue_tokens);
-    if (!map_grow(router)) return err_set(err, ERR_NO_MEMORY, "out of memory");
+    if (live + gen->num_choices > capacity && live - capacity >= config->max_queue_requests)
+        return err_set(err, ERR_QUEUE_FULL, "The queue is full: %lld requests are waiting.", (long long)(live - capacity));
+    if (live + gen->num_choices > capacity && router->num_waiting_tokens &&
+        router->num_waiting_tokens + prompt_tokens > (uint64_t)config->max_queue_tokens)
+        return err_set(err, ERR_QUEUE_FULL, "The queue is full: %llu prompt tokens are waiting.",
+                       (unsigned long long)router->num_waiting_tokens);
+    if (!map_grow(router) || !deadlines_reserve(router, router->num_generations + 1)) return err_set(err, ERR_NO_MEMORY, "out of memory");
     return 0;
 }
 
 /* A choice with nothing to generate ends at once. */
 static void finish_empty(struct generation *gen, struct choice *choice)
 {
-    struct generation_usage usage;
     struct text_delta delta = { .choice = choice->index, .text = "", .finish = FINISH_LENGTH, .stop_index = -1, .stop_token = TOKEN_NONE };
 
     choice->state = CHOICE_FINISHED;
     gen->num_finished++;
-    generation_usage(gen, &usage);
-    gen->spec.sink->delta(gen->spec.sink_arg, &delta, &usage);
+    gen->spec.sink->delta(gen->spec.sink_arg, &delta, &gen->usage);
+}
+
+static void enqueue(struct router *router, struct choice *choice)
+{
+    choice->queued = true;
+    router->num_live_choices++;
+    router->num_waiting_choices++;
+    router->num_waiting_tokens += choice->gen->spec.prompts[choice->prompt].n;
+    list_push_back(&router->waiting, &choice->link);
 }
 
 static void admit(struct router *router, struct generation *gen)
 {
+    uint64_t prompt_tokens = gen->usage.prompt_tokens;
     struct err err = { 0 };
-    struct generation_usage usage;
 
-    gen->waiting_tokens = gen->prompt_tokens * (uint64_t)gen->spec.params->n;
-    if (refuse(router, gen, &err) < 0) {
-        generation_usage(gen, &usage);
+    if (refuse(router, gen, prompt_tokens * (uint64_t)gen->spec.params->n, &err) < 0) {
         __atomic_fetch_sub(&router->in_server, 1, __ATOMIC_RELAXED);
-        gen->spec.sink->done(gen->spec.sink_arg, &usage, &err);
+        gen->spec.sink->done(gen->spec.sink_arg, &gen->usage, &err);
         generation_free(gen);
         return;
     }
     gen->admitted = true;
     router->num_generations++;
-    router->num_waiting_choices += (uint32_t)gen->num_choices;
-    router->num_waiting_tokens += gen->waiting_tokens;
     map_put(router, gen);
     list_push_back(&router->generations, &gen->link);
-    metric_add(M_PROMPT_TOKENS, 0, (int64_t)gen->prompt_tokens);
-    metric_observe(M_REQ_PROMPT_TOKENS, 0, (double)gen->prompt_tokens);
+    deadlines_update(router, gen);
+    metric_add(M_PROMPT_TOKENS, 0, (int64_t)prompt_tokens);
+    metric_observe(M_REQ_PROMPT_TOKENS, 0, (double)prompt_tokens);
     for (int32_t i = 0; i < gen->num_choices; i++) {
         if (gen->choices[i].max_tokens == 0) finish_empty(gen, &gen->choices[i]);
-        else list_push_back(&router->waiting, &gen->choices[i].link);
+        else enqueue(router, &gen->choices[i]);
     }
     if (gen->num_finished == gen->num_choices) generation_finish(router, gen);
 }
@@ -230,18 +270,22 @@ static void cancel(struct router *router, uint64_t id, enum cancel_cause cause)
     generation_fail(router, gen, &err);
 }
 
-static void fail_all(struct router *router, int code, const char *message)
+static void fail_all(struct router *router)
 {
     struct err err = { 0 };
 
-    err_set(&err, code, "%s", message);
-    while (!list_empty(&router->generations)) generation_fail(router, list_entry(router->generations.next, struct generation, link), &err);
+    router_check(router);
+    err_set(&err, ERR_DRAINING, "The server is shutting down.");
+    while (!list_empty(&router->generations)) {
+        metric_add(M_REQUESTS_ABORTED, ABORT_DRAIN, 1);
+        generation_fail(router, list_entry(router->generations.next, struct generation, link), &err);
+    }
 }
 
 static void begin_stop(struct router *router)
 {
     router->stopping = true;
-    fail_all(router, ERR_DRAINING, "The server is shutting down.");
+    fail_all(router);
     dispatch_flush(router);
     uv_close((uv_handle_t *)&router->tick, NULL);
     if (router->supervisor) supervisor_stop(router->supervisor);
@@ -264,7 +308,7 @@ static void on_wake(uv_async_t *wake)
         switch (message->kind) {
         case INBOX_SUBMIT: admit(router, message->gen); break;
         case INBOX_CANCEL: cancel(router, message->id, message->cause); break;
-        case INBOX_DRAIN_END: fail_all(router, ERR_DRAINING, "The server is shutting down."); break;
+        case INBOX_DRAIN_END: fail_all(router); break;
         case INBOX_STOP:
             if (!router->stopping) begin_stop(router);
             break;
@@ -290,7 +334,7 @@ static void on_ready(void *arg, int replica, const struct msg_ready *info)
     struct replica_view *view = &router->replicas[replica];
 
     view->ready = true;
-    view->max_num_seqs = info->max_num_seqs;
+    view->max_num_seqs = info->max_num_seqs < router->config->max_num_seqs ? info->max_num_seqs : (int32_t)router->config->max_num_seqs;
     view->vocab_size = info->vocab_size;
     view->stats = (struct engine_stats){ .blocks_total = (uint32_t)info->num_blocks };
     metric_set(M_KV_FREE, replica, info->num_blocks);
@@ -314,18 +358,23 @@ static void on_lost(void *arg, int replica, const struct err *why)
     end_of_turn(router);
 }
 
+/* The same configuration and model will not do better elsewhere; anything else is final once no replica could start. */
 static void on_refused(void *arg, int replica, int exit_code, const char *message)
 {
     struct router *router = arg;
+    uint32_t all = (UINT32_C(1) << router->num_replicas) - 1;
 
-    (void)replica;
     pthread_mutex_lock(&router->state_lock);
-    router->refused_code = exit_code;
-    memset(router->refused_message, 0, sizeof router->refused_message);
-    memcpy(router->refused_message, message, strnlen(message, sizeof router->refused_message - 1));
+    router->refused_mask |= UINT32_C(1) << replica;
+    if (!router->refused_code && (exit_code == EXIT_CONFIG || router->refused_mask == all)) {
+        router->refused_code = exit_code;
+        memcpy(router->refused_message, message, strnlen(message, sizeof router->refused_message - 1));
+    }
     pthread_cond_broadcast(&router->state_changed);
     pthread_mutex_unlock(&router->state_lock);
 }
+
+static bool on_busy(void *arg, int replica) { return ((struct router *)arg)->replicas[replica].num_sent > 0; }
 
 static void mirror_stats(struct router *router, int replica, const struct engine_stats *stats)
 {
@@ -365,7 +414,7 @@ static bool keep_logprobs(struct replica_view *view, const void *payload, size_t
     return true;
 }
 
-/* The row of this event in the frame that came before; rows stand in the order of the events. *top is copied out: the
+/* The row of this event in the frame that came before; rows stand in the order of the events. They are copied out: the
  * payload is not aligned. */
 static bool take_logprobs(struct replica_view *view, const struct token_event *event, struct token_logprob top[MAX_TOP_LOGPROBS])
 {
@@ -374,12 +423,30 @@ static bool take_logprobs(struct replica_view *view, const struct token_event *e
     if (!event->num_top) return true;
     if (event->num_top > MAX_TOP_LOGPROBS || view->logprobs_len - view->logprobs_pos < sizeof head) return false;
     memcpy(&head, view->logprobs + view->logprobs_pos, sizeof head);
-    size_t bytes = head.n * sizeof *top;
+    size_t bytes = event->num_top * sizeof *top;
     if (head.id != event->id || head.index != event->index || head.n != event->num_top ||
         view->logprobs_len - view->logprobs_pos - sizeof head < bytes)
         return false;
     memcpy(top, view->logprobs + view->logprobs_pos + sizeof head, bytes);
     view->logprobs_pos += sizeof head + bytes;
+    for (uint16_t i = 0; i < event->num_top; i++) {
+        if (top[i].id < 0 || top[i].id >= view->vocab_size || isnan(top[i].logprob)) return false;
+    }
+    return true;
+}
+
+/* The choice of an event. *choice stays NULL for one that has ended here (cancelled, or stopped by a string) while the event
+ * was under way. False: this replica cannot know of such a choice. */
+static bool find_choice(const struct router *router, int replica, uint64_t id, struct choice **choice)
+{
+    struct generation *gen = router_find(router, id >> CHOICE_BITS);
+    uint64_t index = id & (MAX_GENERATION_CHOICES - 1);
+
+    if (!gen) return id >> CHOICE_BITS <= __atomic_load_n(&router->next_id, __ATOMIC_RELAXED);
+    if (index >= (uint64_t)gen->num_choices) return false;
+    if (gen->choices[index].state == CHOICE_FINISHED) return true;
+    if (gen->choices[index].state != CHOICE_SENT || gen->choices[index].replica != replica) return false;
+    *choice = &gen->choices[index];
     return true;
 }
 
@@ -389,19 +456,17 @@ static bool on_events(struct router *router, int replica, const uint8_t *payload
     struct token_logprob top[MAX_TOP_LOGPROBS];
 
     if (len % sizeof(struct token_event)) return false;
+    router->now_ns = clock_now_ns();
     for (size_t at = 0; at < len; at += sizeof(struct token_event)) {
+        struct choice *choice = NULL;
         struct token_event event;
         memcpy(&event, payload + at, sizeof event);
-        if (!take_logprobs(view, &event, top)) return false;
-        struct generation *gen = router_find(router, event.id >> CHOICE_BITS);
-        uint64_t index = event.id & (MAX_GENERATION_CHOICES - 1);
-        if (!gen || index >= (uint64_t)gen->num_choices) continue;        /* it was cancelled meanwhile */
-        struct choice *choice = &gen->choices[index];
-        if (choice->state != CHOICE_SENT || choice->replica != replica) continue;
-        if (!choice_token(router, choice, &event, event.num_top ? top : NULL)) return false;
+        if (!take_logprobs(view, &event, top) || !find_choice(router, replica, event.id, &choice)) return false;
+        if (choice && !choice_token(router, choice, &event, event.num_top ? top : NULL)) return false;
     }
+    bool all_taken = view->logprobs_pos == view->logprobs_len;
     view->logprobs_len = view->logprobs_pos = 0;
-    return true;
+    return all_taken;
 }
 
 static void on_frame(void *arg, int replica, const struct frame_head *head, const void *payload)
@@ -434,63 +499,56 @@ static void on_stopped(void *arg)
 }
 
 static const struct supervisor_events supervisor_callbacks = {
-    .progress = on_progress, .ready = on_ready, .lost = on_lost, .refused = on_refused, .frame = on_frame, .stopped = on_stopped,
+    .progress = on_progress, .ready = on_ready, .lost = on_lost, .refused = on_refused, .busy = on_busy,
+    .frame = on_frame, .stopped = on_stopped,
 };
 
 /* ---- deadlines ---- */
 
-static bool expired(const struct generation *gen, int64_t now, struct err *err, enum abort_cause *cause)
+static void fail_expired(struct router *router, struct generation *gen, enum abort_cause cause)
 {
-    if (gen->deadline_total_ms && now >= gen->deadline_total_ms) {
-        *cause = ABORT_TOTAL_TIMEOUT;
-        return err_set(err, ERR_TOTAL_TIMEOUT, "The request did not finish within its time limit."), true;
+    struct err err = { 0 };
+
+    switch (cause) {
+    case ABORT_QUEUE_TIMEOUT: err_set(&err, ERR_QUEUE_TIMEOUT, "The request waited in the queue longer than allowed."); break;
+    case ABORT_TTFT_TIMEOUT: err_set(&err, ERR_TTFT_TIMEOUT, "No token was produced within the request's time limit."); break;
+    case ABORT_TOTAL_TIMEOUT: err_set(&err, ERR_TOTAL_TIMEOUT, "The request did not finish within its time limit."); break;
+    default:
+        err_set(&err, ERR_REPLICA_LOST, "The replica that served this request was lost and none took over in time.");
+        break;
     }
-    if (gen->started) return false;
-    if (gen->deadline_ttft_ms && now >= gen->deadline_ttft_ms) {
-        *cause = ABORT_TTFT_TIMEOUT;
-        return err_set(err, ERR_TTFT_TIMEOUT, "No token was produced within the request's time limit."), true;
-    }
-    if (gen->deadline_queue_ms && now >= gen->deadline_queue_ms) {
-        *cause = ABORT_QUEUE_TIMEOUT;
-        return err_set(err, ERR_QUEUE_TIMEOUT, "The request waited in the queue longer than allowed."), true;
-    }
-    return false;
+    metric_add(M_REQUESTS_ABORTED, cause, 1);
+    generation_fail(router, gen, &err);
 }
 
-/* A choice whose replica died waits for one to come back, but not for ever. */
-static bool orphaned(const struct router *router, const struct generation *gen, int64_t now)
+/* Choices that ended per second, for Retry-After: a second in which nothing was asked says nothing. */
+static void measure_rate(struct router *router, int64_t now_ms)
 {
-    for (int32_t i = 0; i < gen->num_choices; i++) {
-        const struct choice *choice = &gen->choices[i];
-        if (choice->state == CHOICE_WAITING && choice->lost_ms && now - choice->lost_ms > router->config->engine_start_timeout_ms) return true;
+    int64_t took_ms = now_ms - router->rate_at_ms;
+
+    if (took_ms < 1000) return;
+    if (router->finished_total != router->rate_finished || router->num_live_choices) {
+        double rate = (double)(router->finished_total - router->rate_finished) * 1e3 / (double)took_ms;
+        double old = load_double(&router->finished_per_s_bits);
+        store_double(&router->finished_per_s_bits, old > 0 ? 0.7 * old + 0.3 * rate : rate);
     }
-    return false;
+    router->rate_at_ms = now_ms;
+    router->rate_finished = router->finished_total;
 }
 
 static void on_tick(uv_timer_t *timer)
 {
     struct router *router = timer->data;
-    int64_t now = clock_now_ms();
+    int64_t now_ms = clock_now_ms();
+    struct generation *gen;
 
-    list_for_each_safe(it, tmp, &router->generations) {
-        struct generation *gen = list_entry(it, struct generation, link);
-        struct err err = { 0 };
+    while ((gen = deadlines_first(router, now_ms))) {
         enum abort_cause cause = ABORT_REPLICA_LOST;
-        if (!expired(gen, now, &err, &cause)) {
-            if (!orphaned(router, gen, now)) continue;
-            err_set(&err, ERR_REPLICA_LOST, "The replica that served this request was lost and none took over in time.");
-        }
-        metric_add(M_REQUESTS_ABORTED, cause, 1);
-        generation_fail(router, gen, &err);
+        int64_t due_ms = generation_due_ms(router, gen, &cause);
+        if (due_ms && due_ms <= now_ms) fail_expired(router, gen, cause);
+        else deadlines_update(router, gen);
     }
-    if (now - router->rate_at_ms >= 1000) {
-        double seconds = (double)(now - router->rate_at_ms) / 1e3;
-        double rate = (double)(router->finished_total - router->rate_finished) / seconds;
-        double old = load_double(&router->finished_per_s_bits);
-        store_double(&router->finished_per_s_bits, old > 0 ? 0.7 * old + 0.3 * rate : rate);
-        router->rate_at_ms = now;
-        router->rate_finished = router->finished_total;
-    }
+    measure_rate(router, now_ms);
     end_of_turn(router);
 }
 
@@ -520,10 +578,10 @@ int router_submit(struct router *router, const struct generation_spec *spec, uin
         return err_set(err, ERR_NO_REPLICA, "No replica is ready to serve this request.");
     }
     *id = __atomic_add_fetch(&router->next_id, 1, __ATOMIC_RELAXED);
-    message->gen = generation_new(spec, *id, router->tokenizer, router->max_model_len, err);
+    message->gen = generation_new(router, spec, *id, err);
     if (!message->gen) {
         free(message);
-        return ERR_NO_MEMORY;
+        return err->code;
     }
     __atomic_fetch_add(&router->in_server, 1, __ATOMIC_RELAXED);
     rc = ring_push(&router->inbox, message);
@@ -620,6 +678,8 @@ static void router_free(struct router *router)
         buf_release(&router->replicas[i].out);
         free(router->replicas[i].logprobs);
     }
+    affinity_release(&router->affinity);
+    free(router->due);
     supervisor_free(router->supervisor);
     uv_loop_close(&router->loop);
     ring_release(&router->inbox);
@@ -655,7 +715,8 @@ int router_start(struct router **out, const struct router_options *options, stru
     router->wake.data = router->tick.data = router;
     uv_timer_start(&router->tick, on_tick, TICK_MS, TICK_MS);
     metric_set(M_QUEUE_LIMIT, 0, (double)options->config->max_queue_requests);
-    rc = router->by_id ? ring_init(&router->inbox, (size_t)options->config->max_queue_requests + INBOX_SLACK) : ERR_NO_MEMORY;
+    rc = router->by_id ? affinity_init(&router->affinity, options->config->block_size) : ERR_NO_MEMORY;
+    if (rc == 0) rc = ring_init(&router->inbox, (size_t)options->config->max_queue_requests + INBOX_SLACK);
     if (rc < 0) err_set(err, rc, "router: out of memory");
     if (rc == 0) rc = supervisor_start(&router->supervisor, &router->loop, options->config, &supervisor_callbacks, router, err);
     if (rc == 0 && pthread_create(&router->thread, NULL, loop_main, router) != 0) rc = err_sys(err, ERR_INTERNAL, "router thread");

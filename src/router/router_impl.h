@@ -17,6 +17,7 @@
 #include <sluice/router.h>
 #include <sluice/supervisor.h>
 
+#include "affinity.h"
 #include "base/buf.h"
 #include "base/list.h"
 #include "base/ring.h"
@@ -40,15 +41,14 @@ struct choice {
     struct stop_state stop;
     struct buf tail;               /* text that may still turn out to be a stop string */
     size_t fed_len;                /* bytes of text made so far; the tail is its end */
-    size_t fed_to_stop;            /* where stop matching began (min_tokens) */
     struct delta_token *held;      /* tokens whose text is not out yet */
     size_t num_held, cap_held;
     struct token_logprob *held_top;/* their top logprobs, MAX_TOP_LOGPROBS each; NULL unless asked */
-    uint32_t num_cached;
     int64_t first_ns, last_ns;     /* of its tokens */
-    int64_t scheduled_ns;
     int64_t lost_ms;               /* when its replica died; 0 = not resuming */
-    int64_t reserved_tokens;       /* charged to the replica: prompt + max_tokens */
+    int64_t reserved_tokens;       /* charged to the replica: what it is expected to compute */
+    uint32_t num_losses;           /* replicas that died under it since its last token */
+    bool queued;                   /* counted in num_waiting_choices: no token yet */
 };
 
 struct generation {
@@ -59,14 +59,19 @@ struct generation {
     struct choice *choices;
     int32_t num_choices, num_finished;
     int64_t deadline_queue_ms, deadline_ttft_ms, deadline_total_ms;   /* CLOCK_MONOTONIC; 0 = none */
+    int64_t due_ms; size_t due_at; /* deadlines.c: key and place in the heap; 0 = not in it */
     bool started;                  /* some token arrived */
     bool admitted;
-    uint64_t prompt_tokens, waiting_tokens;
+    bool doomed;                   /* too many replicas died under one of its choices: it runs nowhere again */
+    int32_t num_orphans;           /* choices WAITING because their replica died */
+    int64_t orphan_since_ms;       /* of the first of them */
+    struct generation_usage usage;
 };
 
 struct replica_view {
     struct list sent;              /* its choices */
     int64_t outstanding_tokens;
+    uint64_t num_given;            /* choices it ever got */
     int32_t max_num_seqs, vocab_size, num_sent;
     struct buf out;                /* frames of this turn of the loop */
     uint8_t *logprobs; size_t logprobs_len, logprobs_cap, logprobs_pos;   /* MSG_LOGPROBS waiting for its MSG_EVENTS */
@@ -87,10 +92,14 @@ struct router {
     struct list generations, waiting;        /* all; choices without a replica, oldest first */
     struct generation **by_id; size_t by_id_cap;      /* open addressing by generation id */
     size_t num_generations;
+    struct generation **due; size_t num_due, due_cap;  /* heap of deadlines, from [1] on */
+    struct affinity affinity;
+    int64_t now_ns;                          /* when the frame in hand came */
     struct replica_view replicas[METRICS_MAX_REPLICAS];
     int num_replicas;
-    uint32_t num_waiting_choices;            /* admitted, no token yet */
-    uint64_t num_waiting_tokens;
+    uint32_t num_live_choices;               /* admitted, not finished: WAITING or SENT */
+    uint32_t num_waiting_choices;            /* of them: no token yet */
+    uint64_t num_waiting_tokens;             /* prompt tokens of these */
     token_id *scratch; size_t scratch_cap;   /* prompt + log of one submit */
     struct buf text;                         /* scratch of one delta */
     bool stopping;
@@ -101,19 +110,18 @@ struct router {
     uint32_t running, waiting_count;         /* atomic snapshots */
     uint64_t kv_usage_bits, progress_bits;   /* atomic snapshots of doubles */
     uint64_t finished_per_s_bits;            /* drain rate of the queue, for Retry-After */
-    uint64_t finished_total; int64_t rate_at_ms; uint64_t rate_finished;   /* loop only */
+    uint64_t finished_total; int64_t rate_at_ms; uint64_t rate_finished;   /* choices; loop only */
     pthread_mutex_t state_lock;
     pthread_cond_t state_changed;
-    int refused_code; char refused_message[512];     /* under state_lock: an engine refused to start */
+    uint32_t refused_mask;                           /* under state_lock: replicas that could not start */
+    int refused_code; char refused_message[512];     /* under state_lock: no start any more; 0 = not so */
     bool supervisor_stopped;                         /* loop only */
 };
 
 /* ---- generation.c: life of a request and its choices ---- */
 /* Any thread. Copies spec (not what it points to). NULL: out of memory. */
-struct generation *generation_new(const struct generation_spec *spec, uint64_t id, const struct tokenizer *tok,
-                                  int32_t max_model_len, struct err *err);
+struct generation *generation_new(const struct router *router, const struct generation_spec *spec, uint64_t id, struct err *err);
 void generation_free(struct generation *gen);
-void generation_usage(const struct generation *gen, struct generation_usage *usage);
 /* A token (or the end) arrived for a choice. Returns false when the event breaks the protocol (the replica is to be killed). */
 bool choice_token(struct router *router, struct choice *choice, const struct token_event *event, const struct token_logprob *top);
 /* Ends a request from this side: aborts what its replicas still run, calls done(err), frees it. */
@@ -128,9 +136,20 @@ void dispatch_release(struct router *router, struct choice *choice);       /* ta
 void dispatch_lost(struct router *router, int replica);                    /* its choices wait again, at the head */
 void dispatch_flush(struct router *router);                                /* writes the frames of this turn */
 
+/* ---- deadlines.c ---- */
+/* When the generation has to have ended, and why it then fails; 0 = never. */
+int64_t generation_due_ms(const struct router *router, const struct generation *gen, enum abort_cause *cause);
+bool deadlines_reserve(struct router *router, size_t n);                   /* room for n generations; false: out of memory */
+void deadlines_update(struct router *router, struct generation *gen);      /* its limits changed */
+void deadlines_remove(struct router *router, struct generation *gen);      /* idempotent */
+struct generation *deadlines_first(const struct router *router, int64_t now_ms);   /* one that is due, or NULL */
+
 /* ---- router.c ---- */
 struct generation *router_find(const struct router *router, uint64_t generation_id);
 void router_forget(struct router *router, struct generation *gen);         /* out of the map and counters */
+void router_leave_queue(struct router *router, struct choice *choice);     /* its first token, or its end; idempotent */
+/* Aborts when counters and lists disagree. O(choices); runs whenever the router goes idle and before it stops. */
+void router_check(const struct router *router);
 void router_set_state(struct router *router, enum router_state state);
 
 #endif

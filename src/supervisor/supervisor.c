@@ -22,10 +22,11 @@
 enum {
     BACKOFF_FIRST_MS = 1000,
     BACKOFF_MAX_MS = 60000,
-    BACKOFF_RESET_MS = 60000,      /* a replica that served this long starts over at the first backoff */
-    STALL_MIN_MS = 10000,
+    BACKOFF_SERVED = 10,           /* a replica that served this many times its last backoff starts over */
     STALL_FACTOR = 20,             /* x the longest step seen */
+    LONGEST_STEP_MS = 3600000,     /* the page is the engine's: more is not believed */
     HEARTBEAT_MS = 250,
+    LATE_HEARTBEAT_MS = 2000,      /* this process itself stood still: frames and steps are unseen yet */
     STOP_GRACE_MS = 2000,
 };
 
@@ -35,14 +36,17 @@ struct replica {
     enum replica_state state;
     uv_process_t process;
     bool process_alive;            /* handle initialised and not yet closed */
+    bool running;                  /* spawned and not yet reaped: its pid is its own */
     struct channel *channel;       /* NULL once broken or closed */
     struct engine_page *page;      /* mapped read-only; NULL before the first spawn */
     uv_timer_t restart_timer;
-    int64_t backoff_ms, started_ms, ready_ms;
+    int64_t backoff_ms;            /* before its last start; 0 = none */
+    int64_t started_ms, ready_ms;
     int64_t stall_since_ms;        /* 0 = steps move or nothing pending */
     uint64_t stall_steps;
-    enum restart_cause cause;      /* why it went down last; RESTART_SIGNAL until known */
-    bool stalled, failed;          /* killed for a stall; MSG_FAILED seen */
+    enum restart_cause cause;      /* why it went down last */
+    bool stalled, failed, killed;  /* killed for a stall; MSG_FAILED seen; killed from here */
+    char why[160];                 /* first reason of its end, "" while none is known */
     struct msg_failed failure;
 };
 
@@ -56,6 +60,7 @@ struct supervisor {
     int num_replicas;
     struct replica replicas[METRICS_MAX_REPLICAS];
     uv_timer_t heartbeat, stop_timer;
+    int64_t beat_ms;               /* last heartbeat */
     bool stopping, stopped_told;
 };
 
@@ -77,7 +82,7 @@ static void close_channel(struct replica *replica)
 
 static void kill_process(struct replica *replica)
 {
-    if (replica->process_alive) uv_process_kill(&replica->process, SIGKILL);
+    if (replica->running) uv_process_kill(&replica->process, SIGKILL);
 }
 
 /* The replica serves no more; its process is dead or dying. The restart waits for the exit callback. */
@@ -86,11 +91,12 @@ static void replica_down(struct replica *replica, const char *why)
     struct err err = { 0 };
     bool was_ready = replica->state == REPLICA_READY;
 
+    if (!replica->why[0]) snprintf(replica->why, sizeof replica->why, "%s", why);
     close_channel(replica);
     if (replica->state == REPLICA_DOWN || replica->state == REPLICA_STOPPED) return;
     replica->state = REPLICA_DOWN;
     metric_set(M_REPLICA_UP, replica->index, 0);
-    if (!was_ready) return;
+    if (!was_ready || replica->sup->stopping) return;
     err_set(&err, ERR_REPLICA_LOST, "%s", why);
     log_warn("replica_lost", "replica %d: %s", replica->index, why);
     replica->sup->events->lost(replica->sup->arg, replica->index, &err);
@@ -120,6 +126,10 @@ static void on_ready_frame(struct replica *replica, const struct frame_head *hea
     info.describe[sizeof info.describe - 1] = '\0';
     bool sane = head->len == sizeof info && info.version == IPC_VERSION && info.num_blocks > 0 && info.block_size > 0 &&
                 info.max_model_len > 0 && info.max_num_seqs > 0 && info.vocab_size > 0;
+
+    for (size_t i = 0; info.describe[i]; i++) {
+        if ((unsigned char)info.describe[i] < ' ') info.describe[i] = '?';
+    }
     if (!sane || replica->state != REPLICA_STARTING) {
         supervisor_kill(sup, replica->index, "bad READY frame (gateway and engine of different builds?)");
         return;
@@ -190,11 +200,15 @@ static void schedule_restart(struct replica *replica)
     int64_t now = clock_now_ms();
 
     if (replica->sup->stopping) return;
-    if (replica->ready_ms && now - replica->ready_ms > BACKOFF_RESET_MS) replica->backoff_ms = BACKOFF_FIRST_MS;
+    if (replica->ready_ms && now - replica->ready_ms >= replica->backoff_ms * BACKOFF_SERVED) replica->backoff_ms = 0;
+    replica->backoff_ms = replica->backoff_ms ? replica->backoff_ms * 2 : BACKOFF_FIRST_MS;
+    if (replica->backoff_ms > BACKOFF_MAX_MS) replica->backoff_ms = BACKOFF_MAX_MS;
     metric_add(M_REPLICA_RESTARTS, replica->index * RESTART_COUNT + (int)replica->cause, 1);
-    log_info("replica_restart", "replica %d starts again in %lld ms", replica->index, (long long)replica->backoff_ms);
+    if (replica->backoff_ms == BACKOFF_MAX_MS)
+        log_error("replica_parked", "replica %d keeps failing (%s): next start in %d s", replica->index, replica->why, BACKOFF_MAX_MS / 1000);
+    else
+        log_info("replica_restart", "replica %d starts again in %lld ms", replica->index, (long long)replica->backoff_ms);
     uv_timer_start(&replica->restart_timer, on_restart, (uint64_t)replica->backoff_ms, 0);
-    replica->backoff_ms = replica->backoff_ms * 2 < BACKOFF_MAX_MS ? replica->backoff_ms * 2 : BACKOFF_MAX_MS;
 }
 
 static void on_process_closed(uv_handle_t *handle)
@@ -218,12 +232,15 @@ static void on_process_exit(uv_process_t *process, int64_t exit_status, int term
 
     if (term_signal) snprintf(why, sizeof why, "engine killed by signal %d (%s)", term_signal, strsignal(term_signal));
     else snprintf(why, sizeof why, "engine exited with %d", (int)exit_status);
+    replica->running = false;
+    if (replica->channel) channel_drain(replica->channel);     /* MSG_FAILED, the tokens of its last step */
     replica->cause = replica->stalled ? RESTART_STALL : term_signal ? RESTART_SIGNAL : RESTART_EXIT;
     bool never_ready = !replica->ready_ms;     /* its socket may have broken first: the state says DOWN already */
     replica_down(replica, why);
     if (never_ready && !sup->stopping) {
-        const char *message = replica->failed ? replica->failure.message : why;
-        int code = replica->failed && exit_status == EXIT_CONFIG ? EXIT_CONFIG : EXIT_FAULT;
+        bool told = replica->failed && replica->failure.message[0];
+        const char *message = told ? replica->failure.message : replica->killed ? replica->why : why;
+        int code = !term_signal && exit_status == EXIT_CONFIG ? EXIT_CONFIG : EXIT_FAULT;
         log_error("replica_refused", "replica %d did not start: %s", replica->index, message);
         sup->events->refused(sup->arg, replica->index, code, message);
     }
@@ -279,6 +296,7 @@ static int spawn_process(struct replica *replica, struct err *err)
         err_set(err, ERR_IO, "%s: %s", sup->engine_path, uv_strerror(uv_rc));
         goto out;
     }
+    replica->running = true;
     rc = channel_open(&replica->channel, sup->loop, pair[0], &channel_callbacks, replica, err);
     if (rc == 0) pair[0] = -1;
 out:
@@ -295,46 +313,54 @@ static void replica_spawn(struct replica *replica)
     replica->state = REPLICA_STARTING;
     replica->started_ms = clock_now_ms();
     replica->ready_ms = replica->stall_since_ms = 0;
-    replica->stalled = replica->failed = false;
+    replica->stalled = replica->failed = replica->killed = false;
+    replica->why[0] = '\0';
     replica->cause = RESTART_EXIT;
     if (spawn_process(replica, &err) == 0) return;
     log_error("replica_spawn", "replica %d: %s", replica->index, err.message);
+    replica_down(replica, err.message);
     replica->sup->events->refused(replica->sup->arg, replica->index, EXIT_FAULT, err.message);
-    replica->state = REPLICA_DOWN;
-    if (!replica->process_alive) schedule_restart(replica);
-    else if (uv_is_active((uv_handle_t *)&replica->process)) kill_process(replica);
-    else uv_close((uv_handle_t *)&replica->process, on_process_closed);
+    if (replica->running) kill_process(replica);          /* its exit goes on from here */
+    else if (replica->process_alive) uv_close((uv_handle_t *)&replica->process, on_process_closed);
+    else schedule_restart(replica);
 }
 
 /* ---- heartbeat ---- */
 
+/* An engine that was stopped while idle says "nothing pending" for ever: what the router has sent counts as well. */
 static bool stalled(struct replica *replica, int64_t now_ms)
 {
     const struct engine_page *page = replica->page;
+    const struct supervisor *sup = replica->sup;
     uint64_t steps = __atomic_load_n(&page->steps, __ATOMIC_RELAXED);
-    int64_t longest_ms = (int64_t)(__atomic_load_n(&page->longest_step_ns, __ATOMIC_RELAXED) / 1000000);
+    uint64_t longest_ms = __atomic_load_n(&page->longest_step_ns, __ATOMIC_RELAXED) / 1000000;
+    bool pending = __atomic_load_n(&page->pending, __ATOMIC_RELAXED) || sup->events->busy(sup->arg, replica->index);
 
-    if (!__atomic_load_n(&page->pending, __ATOMIC_RELAXED) || steps != replica->stall_steps || !replica->stall_since_ms) {
+    if (!pending || steps != replica->stall_steps || !replica->stall_since_ms) {
         replica->stall_steps = steps;
         replica->stall_since_ms = now_ms;
         return false;
     }
-    if (longest_ms < 0 || longest_ms > 3600000) longest_ms = 0;
-    int64_t limit = longest_ms * STALL_FACTOR > STALL_MIN_MS ? longest_ms * STALL_FACTOR : STALL_MIN_MS;
-    return now_ms - replica->stall_since_ms > limit;
+    int64_t limit = (int64_t)(longest_ms < LONGEST_STEP_MS ? longest_ms : LONGEST_STEP_MS) * STALL_FACTOR;
+    int64_t least = sup->config->replica_stall_timeout_ms;
+    return now_ms - replica->stall_since_ms > (limit > least ? limit : least);
 }
 
 static void on_heartbeat(uv_timer_t *timer)
 {
     struct supervisor *sup = timer->data;
-    int64_t now = clock_now_ms();
+    int64_t now_ms = clock_now_ms();
+    bool late = now_ms - sup->beat_ms > LATE_HEARTBEAT_MS;
 
+    sup->beat_ms = now_ms;
     for (int i = 0; i < sup->num_replicas; i++) {
         struct replica *replica = &sup->replicas[i];
-        if (replica->state == REPLICA_READY && stalled(replica, now)) {
+        if (late) replica->stall_since_ms = 0;
+        if (replica->state == REPLICA_READY && stalled(replica, now_ms)) {
             replica->stalled = true;
             supervisor_kill(sup, i, "no step finished in time with work pending");
-        } else if (replica->state == REPLICA_STARTING && now - replica->started_ms > sup->config->engine_start_timeout_ms) {
+        } else if (replica->state == REPLICA_STARTING && !replica->killed &&
+                   now_ms - replica->started_ms > sup->config->engine_start_timeout_ms) {
             supervisor_kill(sup, i, "not ready within engine_start_timeout");
         }
     }
@@ -400,11 +426,12 @@ int supervisor_start(struct supervisor **out, struct uv_loop_s *loop, const stru
     uv_timer_init(loop, &sup->heartbeat);
     uv_timer_init(loop, &sup->stop_timer);
     sup->heartbeat.data = sup->stop_timer.data = sup;
+    sup->beat_ms = clock_now_ms();
     uv_timer_start(&sup->heartbeat, on_heartbeat, HEARTBEAT_MS, HEARTBEAT_MS);
     *out = sup;
     for (int i = 0; i < sup->num_replicas; i++) {
         struct replica *replica = &sup->replicas[i];
-        *replica = (struct replica){ .sup = sup, .index = i, .backoff_ms = BACKOFF_FIRST_MS };
+        *replica = (struct replica){ .sup = sup, .index = i };
         uv_timer_init(loop, &replica->restart_timer);
         replica->restart_timer.data = replica;
         replica_spawn(replica);
@@ -421,11 +448,20 @@ int supervisor_send(struct supervisor *sup, int replica, struct buf *frames)
     return channel_send(r->channel, frames);
 }
 
+size_t supervisor_backlog(const struct supervisor *sup, int replica)
+{
+    const struct replica *r = &sup->replicas[replica];
+
+    return r->channel ? channel_backlog(r->channel) : 0;
+}
+
 void supervisor_kill(struct supervisor *sup, int replica, const char *why)
 {
     struct replica *r = &sup->replicas[replica];
 
-    log_error("replica_kill", "replica %d: %s", replica, why);
+    if (!r->killed) log_error("replica_kill", "replica %d: %s", replica, why);
+    if (!r->why[0]) snprintf(r->why, sizeof r->why, "%s", why);
+    r->killed = true;
     kill_process(r);
     /* while STARTING the exit callback tells `refused`; a READY one is lost from here on */
     if (r->state == REPLICA_READY) replica_down(r, why);

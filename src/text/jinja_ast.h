@@ -67,7 +67,8 @@ struct jkwnode { const char *name; struct jnode *value; };
  *   COND a if b else c   COMPARE a, then items with their operators in ops   DICT items k,v,k,v
  *   IF items test,body,test,body; c else     FOR a target, b iterable, c filter, items[0] body, items[1] else
  *   SET a target, b value   SET_BLOCK a target, b filter chain or NULL, c body   MACRO name, items parameters (NAME),
- *     kw defaults, c body   CALL_BLOCK a call, b anonymous macro   WITH items target,value..., c body   FILTER_BLOCK b, c
+ *     kw defaults, c body   CALL_BLOCK a call, b anonymous macro   WITH items target,value..., c body
+ *   FILTER_BLOCK b, c
  * A filter chain of SET_BLOCK and FILTER_BLOCK has a FILTER with a == NULL at its inner end: it takes the
  * block's text. */
 struct jnode {

@@ -227,6 +227,7 @@ static struct jval padded(struct jrt *rt, const struct jstr *s, const struct jva
     for (int64_t i = 0; i < left; i++) jbuf_add_range(&buf, fill, 0, fill->len);
     jbuf_add_range(&buf, s, 0, s->len);
     for (int64_t i = left; i < pad; i++) jbuf_add_range(&buf, fill, 0, fill->len);
+    buf.markup = s->markup;
     return jbuf_take(&buf);
 }
 
@@ -246,6 +247,7 @@ METHOD(zfill)
     jbuf_add_range(&buf, self.s, 0, sign);
     for (; width > chars; width--) jbuf_puts(&buf, "0", JO_TEMPLATE);
     jbuf_add_range(&buf, self.s, sign, self.s->len);
+    buf.markup = self.s->markup;
     return jbuf_take(&buf);
 }
 

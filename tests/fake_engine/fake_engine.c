@@ -1,19 +1,23 @@
 /* fake_engine.c - an engine without a model: the real ipc, tokens by rule, faults by script.
- * Takes sluice-engine's arguments (reads --max-model-len, --max-num-seqs, --block-size; ignores the rest) and its descriptors.
- * The script is the environment variable SLUICE_FAKE_ENGINE, "key=value,key=value":
+ * Takes sluice-engine's arguments (reads --max-model-len, --max-num-seqs, --block-size; ignores the rest) and its
+ * descriptors. The script is the environment variable SLUICE_FAKE_ENGINE, "key=value,key=value":
  *   delay_ms=N          between two steps (default 0)
  *   ready_delay_ms=N    before READY, with progress every 100 ms;  never_ready=1: progress, then silence
  *   fail=CODE           MSG_FAILED and exit CODE (78: bad model) instead of READY
- *   rule=hash|echo|count    next token: hash of all tokens so far (default; survives a resume) | the prompt again and again
+ *   rule=hash|echo|count    next token: hash of all tokens so far (default; survives a resume) | the prompt again and
+ *   again
  *                       | first + number of tokens generated before
  *   first=ID            of rule count (default 100);  ids=A:B:C  these tokens in turn, whatever the rule
  *   eos_after=N         the token after N generated ones is `eos` (default 2) and ends the choice;  eos=ID
  *   error_at=N          a choice ends with FINISH_ERROR instead of its token number N (1 = first)
  *   cached=N            num_cached of every event, at most the prompt
- *   die_at=N            SIGKILL itself at step N;  exit_at=N: exit 70 at step N;  hang_at=N: no step N, the socket is still read
- *   garbage_at=N        a frame with a broken head at step N;  bad_event_at=N: an event with an impossible finish at step N
+ *   die_at=N            SIGKILL itself at step N;  exit_at=N: exit 70 at step N;  hang_at=N: no step N, the socket is
+ *   still read
+ *   garbage_at=N        a frame with a broken head at step N;  bad_event_at=N: an event with an impossible finish at
+ *   step N
  *   deaf_at=N           stops reading and writing at step N, but lives
- *   once=PATH           the faults of the two lines above and `fail` only if PATH does not exist yet; the fault creates it
+ *   once=PATH           the faults of the two lines above and `fail` only if PATH does not exist yet; the fault creates
+ *   it
  *   vocab=N max_model_len=N max_num_seqs=N num_blocks=N block_size=N    what READY says
  * Steps count while there is work. One token per running choice and step. EOF or MSG_STOP: exit 0. */
 #include <errno.h>
@@ -60,11 +64,13 @@ struct fake {
     uint64_t step;
 };
 
-static struct { const char *name; size_t offset; } const long_keys[] = {
+static struct { const char *name; size_t offset;
+} const long_keys[] = {
 #define KEY(name) { #name, offsetof(struct script, name) }
-    KEY(delay_ms), KEY(ready_delay_ms), KEY(never_ready), KEY(fail), KEY(first), KEY(eos_after), KEY(eos), KEY(error_at), KEY(cached),
-    KEY(die_at), KEY(exit_at), KEY(hang_at), KEY(garbage_at), KEY(bad_event_at), KEY(deaf_at),
-    KEY(vocab), KEY(max_model_len), KEY(max_num_seqs), KEY(num_blocks), KEY(block_size),
+    KEY(delay_ms),   KEY(ready_delay_ms), KEY(never_ready), KEY(fail),   KEY(first),         KEY(eos_after),
+    KEY(eos),        KEY(error_at),       KEY(cached),      KEY(die_at), KEY(exit_at),       KEY(hang_at),
+    KEY(garbage_at), KEY(bad_event_at),   KEY(deaf_at),     KEY(vocab),  KEY(max_model_len), KEY(max_num_seqs),
+    KEY(num_blocks), KEY(block_size),
 #undef KEY
 };
 
@@ -162,9 +168,16 @@ static void send_ready(struct fake *fake)
 {
     const struct script *s = &fake->script;
     struct msg_ready ready = {
-        .version = IPC_VERSION, .pid = (uint32_t)getpid(), .num_blocks = (int32_t)s->num_blocks, .block_size = (int32_t)s->block_size,
-        .max_model_len = (int32_t)s->max_model_len, .max_num_seqs = (int32_t)s->max_num_seqs, .max_num_batched_tokens = 2048,
-        .vocab_size = (int32_t)s->vocab, .load_ms = s->ready_delay_ms, .describe = "fake engine",
+        .version = IPC_VERSION,
+        .pid = (uint32_t)getpid(),
+        .num_blocks = (int32_t)s->num_blocks,
+        .block_size = (int32_t)s->block_size,
+        .max_model_len = (int32_t)s->max_model_len,
+        .max_num_seqs = (int32_t)s->max_num_seqs,
+        .max_num_batched_tokens = 2048,
+        .vocab_size = (int32_t)s->vocab,
+        .load_ms = s->ready_delay_ms,
+        .describe = "fake engine",
     };
 
     ipc_put(&fake->out, MSG_READY, &ready, sizeof ready);
@@ -179,7 +192,8 @@ static void send_stats(struct fake *fake)
     fake->stats.running = n < (uint32_t)fake->script.max_num_seqs ? n : (uint32_t)fake->script.max_num_seqs;
     fake->stats.waiting = n - fake->stats.running;
     fake->stats.blocks_total = (uint32_t)fake->script.num_blocks;
-    fake->stats.blocks_used = fake->stats.running < fake->stats.blocks_total ? fake->stats.running : fake->stats.blocks_total;
+    fake->stats.blocks_used =
+        fake->stats.running < fake->stats.blocks_total ? fake->stats.running : fake->stats.blocks_total;
     fake->stats.steps = fake->step;
     ipc_put(&fake->out, MSG_STATS, &fake->stats, sizeof fake->stats);
 }
@@ -243,8 +257,12 @@ static void on_submit(struct fake *fake, const void *payload, size_t len)
 
 static void put_end(struct fake *fake, const struct choice *choice, enum finish_reason finish, int err_code)
 {
-    struct token_event event = { .id = choice->req.id, .token = TOKEN_NONE, .index = choice->num_tokens - choice->req.num_prompt,
-                                 .finish = (uint8_t)finish, .err_code = err_code, .scheduled_ns = choice->scheduled_ns };
+    struct token_event event = {.id = choice->req.id,
+                                .token = TOKEN_NONE,
+                                .index = choice->num_tokens - choice->req.num_prompt,
+                                .finish = (uint8_t)finish,
+                                .err_code = err_code,
+                                .scheduled_ns = choice->scheduled_ns};
 
     ipc_put(&fake->out, MSG_EVENTS, &event, sizeof event);
 }
@@ -307,7 +325,8 @@ static token_id next_token(const struct script *s, const struct choice *choice)
     if (s->num_ids) return s->ids[generated % (uint32_t)s->num_ids];
     if (!strcmp(s->rule, "echo")) return choice->tokens[generated % choice->req.num_prompt];
     if (!strcmp(s->rule, "count")) return (token_id)((s->first + (long)generated) % s->vocab);
-    uint64_t seed = choice->req.sampling.temperature < 1e-5f ? 0 : choice->req.sampling.seed + choice->req.sampling.choice;
+    uint64_t seed =
+        choice->req.sampling.temperature < 1e-5f ? 0 : choice->req.sampling.seed + choice->req.sampling.choice;
     uint64_t hash = hash_bytes(choice->tokens, choice->num_tokens * sizeof(token_id), seed);
     return (token_id)(hash % (uint64_t)s->vocab);
 }
@@ -325,9 +344,11 @@ static enum finish_reason finish_of(const struct script *s, const struct choice 
 }
 
 /* Made-up logprobs: the token itself is the most likely one, its successors follow. */
-static void put_logprobs(struct buf *rows, const struct script *s, const struct choice *choice, token_id token, uint32_t index)
+static void put_logprobs(struct buf *rows, const struct script *s, const struct choice *choice, token_id token,
+                         uint32_t index)
 {
-    struct logprob_row_head head = { .id = choice->req.id, .index = index, .n = (uint32_t)choice->req.sampling.num_logprobs };
+    struct logprob_row_head head = {
+        .id = choice->req.id, .index = index, .n = (uint32_t)choice->req.sampling.num_logprobs};
 
     buf_append(rows, &head, sizeof head);
     for (uint32_t i = 0; i < head.n; i++) {
@@ -352,9 +373,16 @@ static void step_choice(struct fake *fake, struct choice *choice, struct buf *ev
     uint32_t cached = (uint32_t)s->cached < choice->req.num_prompt ? (uint32_t)s->cached : choice->req.num_prompt;
     choice->tokens[choice->num_tokens++] = token;
     struct token_event event = {
-        .id = choice->req.id, .token = token, .index = generated + 1, .logprob = logprobs ? -0.5f : 0, .rank = logprobs,
-        .num_top = (uint16_t)(logprobs ? choice->req.sampling.num_logprobs : 0), .finish = (uint8_t)finish_of(s, choice, token),
-        .num_cached = cached, .scheduled_ns = choice->scheduled_ns, .step_ns = clock_now_ns(),
+        .id = choice->req.id,
+        .token = token,
+        .index = generated + 1,
+        .logprob = logprobs ? -0.5f : 0,
+        .rank = logprobs,
+        .num_top = (uint16_t)(logprobs ? choice->req.sampling.num_logprobs : 0),
+        .finish = (uint8_t)finish_of(s, choice, token),
+        .num_cached = cached,
+        .scheduled_ns = choice->scheduled_ns,
+        .step_ns = clock_now_ns(),
     };
     buf_append(events, &event, sizeof event);
     if (event.num_top) put_logprobs(rows, s, choice, token, event.index);
@@ -426,8 +454,15 @@ int main(int argc, char **argv)
     signal(SIGINT, SIG_IGN);
     signal(SIGTERM, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
-    fake.script = (struct script){ .first = 100, .eos_after = -1, .eos = 2, .vocab = 49152, .max_model_len = 2048, .max_num_seqs = 256,
-                                   .num_blocks = 1024, .block_size = 64, .rule = "hash" };
+    fake.script = (struct script){.first = 100,
+                                  .eos_after = -1,
+                                  .eos = 2,
+                                  .vocab = 49152,
+                                  .max_model_len = 2048,
+                                  .max_num_seqs = 256,
+                                  .num_blocks = 1024,
+                                  .block_size = 64,
+                                  .rule = "hash"};
     parse_args(&fake.script, argc, argv);
     parse_script(&fake.script, getenv("SLUICE_FAKE_ENGINE"));
     list_init(&fake.choices);

@@ -1,6 +1,6 @@
-/* malloc_guard.c - aborts when the engine thread allocates after READY (the thread then carries the name "engine-step").
- * As a library for LD_PRELOAD around sluice-engine, or included by a test program. glibc only; not with sanitizers, which
- * bring their own allocator. */
+/* malloc_guard.c - aborts when the engine thread allocates after READY (the thread then carries the name
+ * "engine-step"). As a library for LD_PRELOAD around sluice-engine, or included by a test program. glibc only; not with
+ * sanitizers, which bring their own allocator. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdbool.h>

@@ -1,4 +1,5 @@
-/* http_guard_fuzz.c - the request guard on header fields cut out of random bytes. First line: method, URL, version; then
+/* http_guard_fuzz.c - the request guard on header fields cut out of random bytes. First line: method, URL, version;
+ * then
  * "name: value" lines. What the guard lets through must hold the promises that the rest of http/ builds on. */
 #include <stdint.h>
 #include <stdlib.h>
@@ -12,10 +13,12 @@ static void check_promises(const struct guard_input *input, const struct guard_r
     BUG_ON(result->chunked && result->has_length);
     BUG_ON(input->n_fields > GUARD_MAX_FIELDS);
     BUG_ON(strlen(input->raw_url) > GUARD_MAX_URL);
-    BUG_ON(result->request_id && (result->request_id->value_len > REQUEST_ID_MAX || memchr(result->request_id->value, '\n', result->request_id->value_len)));
+    BUG_ON(result->request_id && (result->request_id->value_len > REQUEST_ID_MAX ||
+                                  memchr(result->request_id->value, '\n', result->request_id->value_len)));
     for (size_t i = 0; i < input->n_fields; i++) {
         BUG_ON(input->fields[i].name_len == 0);
-        BUG_ON(memchr(input->fields[i].value, '\r', input->fields[i].value_len) || memchr(input->fields[i].value, '\0', input->fields[i].value_len));
+        BUG_ON(memchr(input->fields[i].value, '\r', input->fields[i].value_len) ||
+               memchr(input->fields[i].value, '\0', input->fields[i].value_len));
     }
 }
 

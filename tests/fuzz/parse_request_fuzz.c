@@ -1,10 +1,11 @@
-/* parse_request_fuzz.c - request bodies through the JSON guard, the field tables, the template and the tokenizer. First byte: the
+/* parse_request_fuzz.c - request bodies through the JSON guard, the field tables, the template and the tokenizer.
+ * First byte: the
  * route. What comes out must be within the limits that the router and the engine rely on. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "unit/api/tiny_gateway.h"
+#include "../unit/api/tiny_gateway.h"
 
 #include <sluice/api.h>
 #include <sluice/metrics.h>
@@ -14,7 +15,8 @@ static const uint8_t secret[32];
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
-    static const struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0", .commit = "", .max_model_len = 2048 };
+    static const struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0", .commit = "",
+        .max_model_len = 2048 };
 
     (void)argc; (void)argv;
     metrics_init(&info);
@@ -33,10 +35,12 @@ static void check_limits(const struct api_request *request)
     BUG_ON(!(params->sampling.temperature >= 0 && params->sampling.temperature <= 2));
     BUG_ON(!(params->sampling.top_p >= 0 && params->sampling.top_p <= 1) || !(params->sampling.repetition_penalty > 0));
     BUG_ON(params->sampling.num_logprobs < -1 || params->sampling.num_logprobs > MAX_TOP_LOGPROBS);
-    BUG_ON(params->n_stop > MAX_STOP_STRINGS || params->n_stop_token_ids > MAX_STOP_TOKEN_IDS || params->n_bias > MAX_LOGIT_BIAS);
+    BUG_ON(params->n_stop > MAX_STOP_STRINGS || params->n_stop_token_ids > MAX_STOP_TOKEN_IDS ||
+           params->n_bias > MAX_LOGIT_BIAS);
     for (size_t i = 0; i < spec.n_prompts; i++) {
         BUG_ON(spec.prompts[i].n < 1 || spec.prompts[i].n > 2048);
-        for (size_t j = 0; j < spec.prompts[i].n; j++) BUG_ON(spec.prompts[i].ids[j] < 0 || spec.prompts[i].ids[j] >= 259);
+        for (size_t j = 0; j < spec.prompts[i].n; j++) BUG_ON(spec.prompts[i].ids[j] < 0 ||
+                                                              spec.prompts[i].ids[j] >= 259);
     }
 }
 
@@ -52,7 +56,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const char *body = (const char *)data + 1;
     if (data[0] % 4 == 2) rc = tokenize_reply(&tiny.gateway, body, size - 1, &out, &err);
     else if (data[0] % 4 == 3) rc = detokenize_reply(&tiny.gateway, body, size - 1, &out, &err);
-    else rc = api_request_new(&request, &tiny.gateway, data[0] % 4 ? GENERATE_CHAT : GENERATE_COMPLETION, &caller, body, size - 1, &err);
+    else rc = api_request_new(&request, &tiny.gateway, data[0] % 4 ? GENERATE_CHAT : GENERATE_COMPLETION, &caller,
+                              body, size - 1, &err);
     BUG_ON(rc != err.code || (rc < 0 && request));
     if (request) check_limits(request);
     buf_reset(&out);

@@ -103,8 +103,7 @@ static int greedy_step(struct ranks *ranks, struct prompt *prompts, int first, i
 }
 
 static int run_greedy(const struct model_source *src, const struct ranks_options *options, struct prompt *prompts,
-                      int n,
-                      int num_tokens, struct err *err)
+                      int n, int num_tokens, struct err *err)
 {
     struct step_result result = { .rows = calloc(MAX_LEN, sizeof(*result.rows)) };
     struct ranks *ranks = NULL;

@@ -58,7 +58,7 @@ class Server:
                     sock.shutdown(socket.SHUT_WR)
             except OSError:
                 pass
-            return read_answers(sock)
+            return read_answers(sock, idle=4.0 if end else 1.0)
 
     def completion(self, **fields):
         return {"model": self.model, "prompt": "abc", "max_tokens": 2, **fields}

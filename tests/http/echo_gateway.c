@@ -10,7 +10,8 @@
 
 int main(int argc, char **argv)
 {
-    struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0.1.0", .commit = "", .max_model_len = 2048 };
+    struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0.1.0", .commit = "",
+        .max_model_len = 2048 };
     struct http_server *server = NULL;
     struct router router;
     struct tiny tiny;

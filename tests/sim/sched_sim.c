@@ -1,5 +1,6 @@
-/* sched_sim.c - episodes of random requests: arrivals, lengths, aborts, n, priorities, resumes, tiny KV pools, every policy.
- * After each step scheduler_check(); every token compared with the truth; at the end of an episode nothing may be left.
+/* sched_sim.c - episodes of random requests: arrivals, lengths, aborts, n, priorities, resumes, tiny KV pools, every
+ * policy. After each step scheduler_check(); every token compared with the truth; at the end of an episode nothing may
+ * be left.
  * The hash of all plans is printed: the same arguments give the same hash. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -72,7 +73,8 @@ static void arrive(struct sim *sim)
     struct sim_request *first = free_place(sim), *r;
 
     if (!first || !sim_chance(&sim->random, sim->arrival_percent)) return;
-    sim_request_init(first, &sim->random, sim->next_id++, sim->options.max_model_len, sim->options.policy == POLICY_PRIORITY);
+    sim_request_init(first, &sim->random, sim->next_id++, sim->options.max_model_len,
+                     sim->options.policy == POLICY_PRIORITY);
     uint32_t n = sim_chance(&sim->random, 20) && !first->req.num_output ? 1 + sim_below(&sim->random, 5) : 1;
     submit(sim, first);
     for (uint32_t choice = 1; choice < n && (r = free_place(sim)); choice++) {
@@ -194,7 +196,8 @@ static void one_step(struct sim *sim, bool arrivals)
     SIM_CHECK(plan || sim->num_flights || !scheduler_num_sequences(&sim->scheduler));          /* no deadlock */
     if (sim->num_flights && (!plan || sim->num_flights == sim->options.num_plans)) land(sim);
     scheduler_check(&sim->scheduler);
-    SIM_CHECK(!scheduler_num_sequences(&sim->scheduler) || sim->step - sim->last_progress < STALL_STEPS);     /* no livelock */
+    /* no livelock */
+    SIM_CHECK(!scheduler_num_sequences(&sim->scheduler) || sim->step - sim->last_progress < STALL_STEPS);
     if (!scheduler_num_sequences(&sim->scheduler)) sim->last_progress = sim->step;
 }
 
@@ -207,12 +210,18 @@ static void choose_options(struct sim *sim)
     int32_t least = (max_model_len + block_size - 1) / block_size;
 
     sim->options = (struct scheduler_options){
-        .max_num_seqs = 1 + (int32_t)sim_below(random, 16), .max_num_batched_tokens = 1 + (int32_t)sim_below(random, 96),
-        .max_model_len = max_model_len, .max_sequences = SIM_MAX_LIVE, .block_size = block_size, .vocab_size = SIM_VOCAB,
+        .max_num_seqs = 1 + (int32_t)sim_below(random, 16),
+        .max_num_batched_tokens = 1 + (int32_t)sim_below(random, 96),
+        .max_model_len = max_model_len,
+        .max_sequences = SIM_MAX_LIVE,
+        .block_size = block_size,
+        .vocab_size = SIM_VOCAB,
         .num_blocks = least + (int32_t)sim_below(random, sim_chance(random, 50) ? 8 : (uint32_t)(6 * least)),
-        .num_plans = 1 + (int32_t)sim_below(random, MAX_PLANS), .policy = (enum scheduler_policy)sim_below(random, 3),
+        .num_plans = 1 + (int32_t)sim_below(random, MAX_PLANS),
+        .policy = (enum scheduler_policy)sim_below(random, 3),
         .long_prefill_chunk = sim_chance(random, 50) ? (int32_t)sim_below(random, 40) : 0,
-        .enable_prefix_caching = !sim_chance(random, 20), .eos = { { SIM_EOS }, 1 },
+        .enable_prefix_caching = !sim_chance(random, 20),
+        .eos = {{SIM_EOS}, 1},
     };
     sim->arrival_percent = 5 + sim_below(random, 60);
     sim->abort_percent = sim_chance(random, 50) ? 1 : 0;
@@ -226,9 +235,10 @@ static void run_episode(struct sim *sim, int64_t steps)
     choose_options(sim);
     if (scheduler_init(&sim->scheduler, &sim->options, &err) < 0) sim_fail(__FILE__, __LINE__, err.message);
     sim->options = sim->scheduler.options;
-    sim->limits = (struct submission_limits){ sim->options.max_model_len, sim->options.block_size, prefix_root(secret, digest),
-                                              sim_chance(&sim->random, 50) };
-    sim_device_init(&sim->device, sim->options.num_blocks, sim->options.block_size, sim->options.max_num_seqs, sim->next_id);
+    sim->limits = (struct submission_limits){sim->options.max_model_len, sim->options.block_size,
+                                             prefix_root(secret, digest), sim_chance(&sim->random, 50)};
+    sim_device_init(&sim->device, sim->options.num_blocks, sim->options.block_size, sim->options.max_num_seqs,
+                    sim->next_id);
     sim->device.bad_percent = sim_chance(&sim->random, 20) ? 1 : 0;
     for (int i = 0; i < MAX_PLANS; i++) {
         sim->flights[i].result.rows = calloc((size_t)sim->options.max_num_seqs, sizeof(struct result_row));
@@ -265,10 +275,11 @@ int main(int argc, char **argv)
     run(&sim, steps < 4000 ? steps : 4000, seed);
     SIM_CHECK(sim.hash == first_hash);
     run(&sim, steps, seed);
-    printf("steps %lld, finished %llu, aborted %llu, failed %llu, tokens %llu, cached prompt tokens %llu, preemptions %llu, hash %016llx\n",
-           (long long)sim.step, (unsigned long long)sim.finished, (unsigned long long)sim.aborted, (unsigned long long)sim.failed,
-           (unsigned long long)sim.tokens, (unsigned long long)sim.hit_tokens, (unsigned long long)sim.preemptions,
-           (unsigned long long)sim.hash);
+    printf("steps %lld, finished %llu, aborted %llu, failed %llu, tokens %llu, cached prompt tokens %llu, preemptions "
+           "%llu, hash %016llx\n",
+           (long long)sim.step, (unsigned long long)sim.finished, (unsigned long long)sim.aborted,
+           (unsigned long long)sim.failed, (unsigned long long)sim.tokens, (unsigned long long)sim.hit_tokens,
+           (unsigned long long)sim.preemptions, (unsigned long long)sim.hash);
     SIM_CHECK(steps < 100000 || (sim.finished && sim.aborted && sim.failed && sim.hit_tokens && sim.preemptions));
     return 0;
 }

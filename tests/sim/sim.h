@@ -1,7 +1,8 @@
 /* sim.h - a scheduler simulator: random clients and a fake device around the real scheduler.
- * The truth: a request's tokens are a pure function of its prompt, domain and sampling, computed here without the scheduler.
- * The device stores in each KV slot a hash of everything up to that position, made from what the plan's block tables say
- * came before. A block that is shared, reused or published wrongly therefore shows as a hash that is not the truth's. */
+ * The truth: a request's tokens are a pure function of its prompt, domain and sampling, computed here without the
+ * scheduler. The device stores in each KV slot a hash of everything up to that position, made from what the plan's
+ * block tables say came before. A block that is shared, reused or published wrongly therefore shows as a hash that is
+ * not the truth's. */
 #ifndef SLUICE_TESTS_SIM_H
 #define SLUICE_TESTS_SIM_H
 
@@ -34,7 +35,8 @@ struct sim_request {
     int64_t submitted_step;
 };
 
-void     sim_request_init(struct sim_request *r, struct sim_random *random, uint64_t id, int32_t max_model_len, bool priorities);
+void sim_request_init(struct sim_request *r, struct sim_random *random, uint64_t id, int32_t max_model_len,
+                      bool priorities);
 /* A further choice of the same prompt. */
 void     sim_request_clone(struct sim_request *r, const struct sim_request *first, uint64_t id, uint32_t choice);
 void     sim_request_append(struct sim_request *r, token_id token);

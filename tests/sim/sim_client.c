@@ -40,7 +40,8 @@ static void make_prompt(struct sim_request *r, struct sim_random *random, int32_
     }
 }
 
-void sim_request_init(struct sim_request *r, struct sim_random *random, uint64_t id, int32_t max_model_len, bool priorities)
+void sim_request_init(struct sim_request *r, struct sim_random *random, uint64_t id, int32_t max_model_len,
+                      bool priorities)
 {
     *r = (struct sim_request){ .live = true, .domain = (uint8_t)sim_below(random, SIM_DOMAINS) };
     int32_t most = sim_chance(random, 20) ? max_model_len - 1 : 1 + max_model_len / 4;
@@ -50,9 +51,18 @@ void sim_request_init(struct sim_request *r, struct sim_random *random, uint64_t
 
     make_prompt(r, random, num_prompt);
     *req = (struct engine_request){
-        .id = id, .group = id, .arrival_ms = (int64_t)id, .max_tokens = max_tokens, .num_prompt = (uint32_t)num_prompt,
-        .priority = priorities ? (int32_t)sim_below(random, 3) : 0, .ignore_eos = sim_chance(random, 20),
-        .sampling = { .temperature = 1, .top_p = 1, .repetition_penalty = 1, .num_logprobs = -1, .seed = sim_below(random, 1u << 30) },
+        .id = id,
+        .group = id,
+        .arrival_ms = (int64_t)id,
+        .max_tokens = max_tokens,
+        .num_prompt = (uint32_t)num_prompt,
+        .priority = priorities ? (int32_t)sim_below(random, 3) : 0,
+        .ignore_eos = sim_chance(random, 20),
+        .sampling = {.temperature = 1,
+                     .top_p = 1,
+                     .repetition_penalty = 1,
+                     .num_logprobs = -1,
+                     .seed = sim_below(random, 1u << 30)},
     };
     if (sim_chance(random, 20)) req->min_tokens = (int32_t)sim_below(random, (uint32_t)max_tokens + 1);
     if (sim_chance(random, 25)) req->sampling.frequency_penalty = 0.5f;

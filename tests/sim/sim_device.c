@@ -5,7 +5,8 @@
 
 void sim_device_init(struct sim_device *d, int32_t num_blocks, int32_t block_size, int32_t max_num_seqs, uint64_t seed)
 {
-    *d = (struct sim_device){ .num_blocks = num_blocks, .block_size = block_size, .max_num_seqs = max_num_seqs, .random = { seed } };
+    *d = (struct sim_device){
+        .num_blocks = num_blocks, .block_size = block_size, .max_num_seqs = max_num_seqs, .random = {seed}};
     d->kv = calloc((size_t)num_blocks * (size_t)block_size, sizeof *d->kv);
     d->histories = calloc((size_t)max_num_seqs, sizeof *d->histories);
     SIM_CHECK(d->kv && d->histories);
@@ -57,7 +58,8 @@ static void load_histories(struct sim_device *d, const struct step_plan *plan)
     for (int32_t i = 0; i < plan->num_history; i++) {
         const struct history_entry *entry = &plan_history(plan)[i];
         int32_t n = (int32_t)(entry->num_prompt + entry->num_output);
-        d->histories[entry->slot] = (struct sim_slot_history){ history_hash(plan_history_tokens(plan) + entry->begin, n), n };
+        d->histories[entry->slot] =
+            (struct sim_slot_history){history_hash(plan_history_tokens(plan) + entry->begin, n), n};
     }
 }
 
@@ -75,8 +77,8 @@ static void check_masks(const struct step_plan *plan, const struct sampling_row 
     for (token_id id = 0; id < SIM_VOCAB; id++) SIM_CHECK(masked[id] == sim_is_masked(r, id));
 }
 
-static void draw(struct sim_device *d, const struct step_plan *plan, const struct sampling_row *row, struct sim_request *r,
-                 struct result_row *out)
+static void draw(struct sim_device *d, const struct step_plan *plan, const struct sampling_row *row,
+                 struct sim_request *r, struct result_row *out)
 {
     struct sim_slot_history *history = &d->histories[row->slot];
 

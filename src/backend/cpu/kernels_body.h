@@ -270,8 +270,10 @@ static struct attend_state attend_state_at(void *scratch, int head_dim)
     return s;
 }
 
-/* scores[r][0..CHUNK) = q[r] . k over d by rising d. */
-INLINE void score_tile(float *scores, const float *q, const uint32_t *k, int64_t k_stride, int head_dim, const int ROWS)
+/* scores[r][0..CHUNK) = q[r] . k over d by rising d. ahead: memory wanted next, or NULL; with few rows, as in a decode, K and
+ * V come from memory faster than the hardware's look-ahead asks for them, and two lines per round are asked for here. */
+INLINE void score_tile(float *scores, const float *q, const uint32_t *k, int64_t k_stride, int head_dim,
+                       const char *ahead, const int ROWS)
 {
     enum { VECS = 2 };
     for (int first = 0; first < ATTEND_CHUNK; first += VECS * VL) {
@@ -280,6 +282,11 @@ INLINE void score_tile(float *scores, const float *q, const uint32_t *k, int64_t
             UNROLL for (int v = 0; v < VECS; v++) acc[r][v] = (vf){ 0 };
         for (int d = 0; d < head_dim / 2; d++) {
             vf even[VECS], odd[VECS];
+            if (ROWS <= 4 && ahead) {
+                __builtin_prefetch(ahead);
+                __builtin_prefetch(ahead + 64);
+                ahead += 128;
+            }
             UNROLL for (int v = 0; v < VECS; v++) {
                 vu pair = load_u(k + d * k_stride + first + v * VL);
                 even[v] = pair_even(pair);
@@ -296,20 +303,21 @@ INLINE void score_tile(float *scores, const float *q, const uint32_t *k, int64_t
     }
 }
 
-static void score_rows(const struct attend_state *s, const uint32_t *k, int64_t k_stride, int rows, int head_dim)
+static void score_rows(const struct attend_state *s, const uint32_t *k, int64_t k_stride, int rows, int head_dim,
+                       const char *ahead)
 {
     for (int r = 0; r < rows;) {
         float *scores = s->scores + r * ATTEND_CHUNK;
         const float *q = s->q + r * head_dim;
         int left = rows - r;
 #if defined(__AVX512F__)
-        if (left >= 8) { score_tile(scores, q, k, k_stride, head_dim, 8); r += 8; continue; }
+        if (left >= 8) { score_tile(scores, q, k, k_stride, head_dim, NULL, 8); r += 8; continue; }
 #endif
         switch (left) {
-        case 1: score_tile(scores, q, k, k_stride, head_dim, 1); r += 1; break;
-        case 2: score_tile(scores, q, k, k_stride, head_dim, 2); r += 2; break;
-        case 3: score_tile(scores, q, k, k_stride, head_dim, 3); r += 3; break;
-        default: score_tile(scores, q, k, k_stride, head_dim, 4); r += 4; break;
+        case 1: score_tile(scores, q, k, k_stride, head_dim, ahead, 1); r += 1; break;
+        case 2: score_tile(scores, q, k, k_stride, head_dim, ahead, 2); r += 2; break;
+        case 3: score_tile(scores, q, k, k_stride, head_dim, ahead, 3); r += 3; break;
+        default: score_tile(scores, q, k, k_stride, head_dim, ahead, 4); r += 4; break;
         }
     }
 }
@@ -353,14 +361,18 @@ static void soften_row(const struct attend_state *s, int r, int head_dim, int32_
 }
 
 /* acc[r][first..] += weights[r][j] * v[j] for n positions by rising j. */
-INLINE void mix_tile(float *acc, const float *weights, const uint16_t *v, int n, int head_dim, int first, const int ROWS,
-                     const int VECS)
+INLINE void mix_tile(float *acc, const float *weights, const uint16_t *v, int n, int head_dim, int first,
+                     const char *ahead, const int ROWS, const int VECS)
 {
     vf sum[MIX_ROWS][MIX_VECS];
     UNROLL for (int r = 0; r < ROWS; r++)
         UNROLL for (int i = 0; i < VECS; i++) sum[r][i] = load_f(acc + r * head_dim + first + i * VL);
     for (int j = 0; j < n; j++) {
         vf value[MIX_VECS];
+        if (ahead) {
+            __builtin_prefetch(ahead + j * 128);
+            __builtin_prefetch(ahead + j * 128 + 64);
+        }
         UNROLL for (int i = 0; i < VECS; i++) value[i] = load_bf16(v + j * head_dim + first + i * VL);
         UNROLL for (int r = 0; r < ROWS; r++) {
             vf weight = splat(weights[r * ATTEND_CHUNK + j]);
@@ -371,27 +383,33 @@ INLINE void mix_tile(float *acc, const float *weights, const uint16_t *v, int n,
         UNROLL for (int i = 0; i < VECS; i++) store_f(acc + r * head_dim + first + i * VL, sum[r][i]);
 }
 
-INLINE void mix_group(float *acc, const float *weights, const uint16_t *v, int n, int head_dim, const int ROWS)
+INLINE void mix_group(float *acc, const float *weights, const uint16_t *v, int n, int head_dim, const char *ahead,
+                      const int ROWS)
 {
     int d = 0;
-    for (; d + MIX_VECS * VL <= head_dim; d += MIX_VECS * VL) mix_tile(acc, weights, v, n, head_dim, d, ROWS, MIX_VECS);
-    for (; d + VL <= head_dim; d += VL) mix_tile(acc, weights, v, n, head_dim, d, ROWS, 1);
+    for (; d + MIX_VECS * VL <= head_dim; d += MIX_VECS * VL) {
+        mix_tile(acc, weights, v, n, head_dim, d, ahead, ROWS, MIX_VECS);
+        if (ahead) ahead += n * 128;
+    }
+    for (; d + VL <= head_dim; d += VL) mix_tile(acc, weights, v, n, head_dim, d, NULL, ROWS, 1);
     for (int r = 0; r < ROWS; r++)
         for (int e = d; e < head_dim; e++)
             for (int j = 0; j < n; j++)
                 acc[r * head_dim + e] += weights[r * ATTEND_CHUNK + j] * bf16_to_f32(v[j * head_dim + e]);
 }
 
-static void mix_rows(const struct attend_state *s, const uint16_t *v, int offset, int n, int rows, int head_dim)
+static void mix_rows(const struct attend_state *s, const uint16_t *v, int offset, int n, int rows, int head_dim,
+                     const char *ahead)
 {
     for (int r = 0; r < rows; r += MIX_ROWS) {
         float *acc = s->acc + r * head_dim;
         const float *weights = s->scores + r * ATTEND_CHUNK + offset;
+        if (r > 0) ahead = NULL;
         switch (rows - r) {
-        case 1: mix_group(acc, weights, v, n, head_dim, 1); break;
-        case 2: mix_group(acc, weights, v, n, head_dim, 2); break;
-        case 3: mix_group(acc, weights, v, n, head_dim, 3); break;
-        default: mix_group(acc, weights, v, n, head_dim, 4); break;
+        case 1: mix_group(acc, weights, v, n, head_dim, ahead, 1); break;
+        case 2: mix_group(acc, weights, v, n, head_dim, ahead, 2); break;
+        case 3: mix_group(acc, weights, v, n, head_dim, ahead, 3); break;
+        default: mix_group(acc, weights, v, n, head_dim, ahead, 4); break;
         }
     }
 }
@@ -419,12 +437,17 @@ static const uint32_t *chunk_of_k(const struct attend_args *args, const struct a
 }
 
 static void attend_chunk(const struct attend_args *args, const struct attend_state *s, int32_t base, int32_t from,
-                         int32_t to)
+                         int32_t to, int32_t end)
 {
     int64_t stride;
     const uint32_t *k = chunk_of_k(args, s, base, from, to, &stride);
+    const char *next_v = NULL, *next_k = NULL;
 
-    score_rows(s, k, stride, args->rows, args->head_dim);
+    if (args->rows <= 4 && args->block_size == ATTEND_CHUNK) {
+        next_v = (const char *)(args->v + args->blocks[base / ATTEND_CHUNK] * args->block_stride);
+        if (to < end) next_k = (const char *)(args->k + args->blocks[to / ATTEND_CHUNK] * args->block_stride);
+    }
+    score_rows(s, k, stride, args->rows, args->head_dim, next_v);
     for (int r = 0; r < args->rows; r++)
         soften_row(s, r, args->head_dim, base, args->begin[r], args->end[r]);
     for (int32_t at = from, next; at < to; at = next) {
@@ -432,7 +455,7 @@ static void attend_chunk(const struct attend_args *args, const struct attend_sta
         next = at - offset + args->block_size < to ? at - offset + args->block_size : to;
         const uint16_t *v = args->v + args->blocks[at / args->block_size] * args->block_stride +
                             (int64_t)offset * args->head_dim;
-        mix_rows(s, v, at - base, next - at, args->rows, args->head_dim);
+        mix_rows(s, v, at - base, next - at, args->rows, args->head_dim, next_k);
     }
 }
 
@@ -450,7 +473,7 @@ static void attend(const struct attend_args *args)
         to = args->end[r] > to ? args->end[r] : to;
     }
     for (int32_t base = from - from % ATTEND_CHUNK; base < to; base += ATTEND_CHUNK)
-        attend_chunk(args, &s, base, base > from ? base : from, base + ATTEND_CHUNK < to ? base + ATTEND_CHUNK : to);
+        attend_chunk(args, &s, base, base > from ? base : from, base + ATTEND_CHUNK < to ? base + ATTEND_CHUNK : to, to);
     for (int r = 0; r < args->rows; r++) {
         float inverse = 1.0f / s.sum[r];
         for (int d = 0; d < args->head_dim; d++) args->out[r][d] = s.acc[r * args->head_dim + d] * inverse;

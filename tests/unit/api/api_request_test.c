@@ -14,7 +14,8 @@
 
 static const uint8_t secret[32] = { 1, 2, 3 };
 
-static int make(const struct tiny *tiny, enum generation_route route, const char *key, const char *body, struct api_request **out, struct err *err)
+static int make(const struct tiny *tiny, enum generation_route route, const char *key, const char *body,
+                struct api_request **out, struct err *err)
 {
     struct caller caller = { .key_name = key, .cache_secret = secret };
 
@@ -39,7 +40,8 @@ static void refused(const struct tiny *tiny, enum generation_route route, const 
     struct err err = { 0 };
     int rc = make(tiny, route, "", body, &request, &err);
 
-    if (rc != code || strcmp(err.param, param) != 0) print_error("%s: %s %s %s\n", body, err_name(rc), err.param, err.message);
+    if (rc != code || strcmp(err.param, param) != 0) print_error("%s: %s %s %s\n", body, err_name(rc), err.param,
+                                                                 err.message);
     assert_int_equal(rc, code);
     assert_string_equal(err.param, param);
     assert_null(request);
@@ -81,7 +83,8 @@ static void defaults_of_both_routes(void **state)
 
     tiny->model.gen_temperature = 0.6f;
     tiny->model.gen_top_k = 20;
-    request = parsed(tiny, GENERATE_CHAT, "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"top_k\":-1}");
+    request = parsed(tiny, GENERATE_CHAT,
+                     "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"top_k\":-1}");
     params = api_request_params(request);
     assert_int_equal(params->max_tokens, -1);
     assert_true(params->sampling.temperature == 0.6f);
@@ -109,8 +112,10 @@ static void fields_reach_their_homes(void **state)
     assert_int_equal(api_request_num_choices(request), 6);
     assert_int_equal(params->max_tokens, 7);
     assert_int_equal(params->min_tokens, 2);
-    assert_true(params->sampling.temperature == 0.5f && params->sampling.top_p == 0.25f && params->sampling.min_p == 0.125f);
-    assert_true(params->sampling.frequency_penalty == 1 && params->sampling.presence_penalty == -1 && params->sampling.repetition_penalty == 1.5f);
+    assert_true(params->sampling.temperature == 0.5f && params->sampling.top_p == 0.25f &&
+                params->sampling.min_p == 0.125f);
+    assert_true(params->sampling.frequency_penalty == 1 && params->sampling.presence_penalty == -1 &&
+                params->sampling.repetition_penalty == 1.5f);
     assert_int_equal(params->sampling.top_k, 40);
     assert_true(params->has_seed && params->sampling.seed == INT64_MAX);
     assert_int_equal(params->n_stop, 2);
@@ -150,7 +155,8 @@ static void chat_is_rendered_and_client_text_stays_text(void **state)
 static void nul_travels_through_prompts(void **state)
 {
     const struct tiny *tiny = *state;
-    struct api_request *request = parsed(tiny, GENERATE_CHAT, "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":["
+    struct api_request *request = parsed(tiny, GENERATE_CHAT,
+                                         "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":["
         "{\"type\":\"text\",\"text\":\"a\\u0000b\"},{\"type\":\"text\",\"text\":\"\\u0000\"}]}],\"add_generation_prompt\":false}");
     struct generation_spec spec = { 0 };
     static const token_id expected[] = { 257, 'u', 's', 'e', 'r', '\n', 'a', 0, 'b', '\n', 0, 258, '\n' };
@@ -170,10 +176,13 @@ static void errors_come_in_order(void **state)
     refused(tiny, GENERATE_COMPLETION, "{\"n\":\"x\",\"model\":\"nope\",\"prompt\":\"a\"}", ERR_TYPE, "n");
     refused(tiny, GENERATE_COMPLETION, "{\"n\":0,\"model\":\"nope\",\"prompt\":\"a\"}", ERR_MODEL_NOT_FOUND, "model");
     refused(tiny, GENERATE_COMPLETION, "{\"n\":0,\"model\":\"tiny\",\"prompt\":[]}", ERR_INT_LOW, "n");
-    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"min_tokens\":17}", ERR_INT_HIGH, "min_tokens");
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"min_tokens\":17}", ERR_INT_HIGH,
+            "min_tokens");
     refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"\"}", ERR_EMPTY_STRING, "prompt");
-    refused(tiny, GENERATE_CHAT, "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"continue_final_message\":true}", ERR_VALUE, "continue_final_message");
-    refused(tiny, GENERATE_CHAT, "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"reasoning_effort\":\"huge\"}", ERR_VALUE, "reasoning_effort");
+    refused(tiny, GENERATE_CHAT,
+            "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"continue_final_message\":true}", ERR_VALUE, "continue_final_message");
+    refused(tiny, GENERATE_CHAT,
+            "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"reasoning_effort\":\"huge\"}", ERR_VALUE, "reasoning_effort");
 }
 
 static void context_is_checked_exactly(void **state)
@@ -193,14 +202,16 @@ static void context_is_checked_exactly(void **state)
             api_request_free(request);
         }
     }
-    assert_string_equal(err.message, "This model's maximum context length is 2048 tokens. However, you requested 2050 tokens (2049 in the "
+    assert_string_equal(err.message,
+                        "This model's maximum context length is 2048 tokens. However, you requested 2050 tokens (2049 in the "
                         "prompt, 1 in the completion). Please reduce the length of the prompt or completion.");
 }
 
 static void cache_domains_differ_by_key_and_salt(void **state)
 {
     const struct tiny *tiny = *state;
-    static const char *const bodies[] = { "{\"model\":\"tiny\",\"prompt\":\"a\"}", "{\"model\":\"tiny\",\"prompt\":\"a\",\"cache_salt\":\"s\"}" };
+    static const char *const bodies[] = { "{\"model\":\"tiny\",\"prompt\":\"a\"}",
+        "{\"model\":\"tiny\",\"prompt\":\"a\",\"cache_salt\":\"s\"}" };
     struct generation_spec specs[4] = { 0 };
     struct err err = { 0 };
 
@@ -224,7 +235,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(context_is_checked_exactly, setup, teardown),
         cmocka_unit_test_setup_teardown(cache_domains_differ_by_key_and_salt, setup, teardown),
     };
-    struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0.1.0", .commit = "", .max_model_len = 2048 };
+    struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0.1.0", .commit = "",
+        .max_model_len = 2048 };
 
     metrics_init(&info);
     return cmocka_run_group_tests(tests, NULL, NULL);

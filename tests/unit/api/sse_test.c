@@ -49,14 +49,16 @@ static void begin(struct fixture *f, enum generation_route route, const char *fi
     char body[512];
 
     snprintf(body, sizeof body, "{\"model\":\"tiny\",%s%s}",
-             route == GENERATE_CHAT ? "\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]" : "\"prompt\":\"a\"", fields);
+             route == GENERATE_CHAT ? "\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]"
+                 : "\"prompt\":\"a\"", fields);
     assert_int_equal(api_request_new(&f->request, &f->tiny.gateway, route, &caller, body, strlen(body), &err), 0);
     assert_int_equal(answer_new(&f->answer, f->request), 0);
 }
 
 static struct text_delta delta_of(const char *text, uint8_t finish)
 {
-    return (struct text_delta){ .text = text, .len = strlen(text), .finish = finish, .stop_index = -1, .stop_token = TOKEN_NONE };
+    return (struct text_delta){ .text = text, .len = strlen(text), .finish = finish, .stop_index = -1,
+        .stop_token = TOKEN_NONE };
 }
 
 /* What follows the head (id, object, created, model, fingerprint) in each event, one after another. */
@@ -82,7 +84,8 @@ static void expect_frames(struct fixture *f, const char *const *frames)
 static void completion_frames(void **state)
 {
     struct fixture *f = *state;
-    struct text_delta delta = delta_of("say \"hi\"\n\xe2\x82\xac", FINISH_NONE), last = delta_of("", FINISH_STOP_STRING), none = delta_of("", FINISH_NONE);
+    struct text_delta delta = delta_of("say \"hi\"\n\xe2\x82\xac", FINISH_NONE), last = delta_of("",
+            FINISH_STOP_STRING), none = delta_of("", FINISH_NONE);
 
     begin(f, GENERATE_COMPLETION, ",\"stream\":true,\"stop\":[\"x\",\"\\\"\"]");
     last.stop_index = 1;
@@ -104,7 +107,8 @@ static void chat_frames_with_running_usage(void **state)
     struct fixture *f = *state;
     struct text_delta delta = delta_of("hi", FINISH_NONE), last = delta_of("!", FINISH_STOP_TOKEN);
 
-    begin(f, GENERATE_CHAT, ",\"stream\":true,\"n\":2,\"stream_options\":{\"include_usage\":true,\"continuous_usage_stats\":true}");
+    begin(f, GENERATE_CHAT,
+          ",\"stream\":true,\"n\":2,\"stream_options\":{\"include_usage\":true,\"continuous_usage_stats\":true}");
     delta.choice = last.choice = 1;
     last.stop_token = 258;
     answer_frames(f->answer, &delta, &usage, &f->out);
@@ -137,7 +141,8 @@ static void completion_logprobs(void **state)
     delta.num_tokens = 3;
     assert_int_equal(answer_add(f->answer, &delta), 0);
     assert_int_equal(answer_body(f->answer, &usage, &f->out), 0);
-    assert_non_null(strstr(f->out.data, "{\"index\":0,\"text\":\"a\xc3\xa9\",\"logprobs\":{\"tokens\":[\"a\",\"bytes:\\\\xc3\",\"bytes:\\\\xa9\"],"
+    assert_non_null(strstr(f->out.data,
+                           "{\"index\":0,\"text\":\"a\xc3\xa9\",\"logprobs\":{\"tokens\":[\"a\",\"bytes:\\\\xc3\",\"bytes:\\\\xa9\"],"
         "\"token_logprobs\":[-0.25,-1.5e-05,-3.0],\"top_logprobs\":[{\"a\":-0.25,\"b\":-9999.0},"
         "{\"a\":-0.25,\"b\":-9999.0,\"bytes:\\\\xc3\":-1.5e-05},{\"a\":-0.25,\"b\":-9999.0,\"bytes:\\\\xa9\":-3.0}],"
         "\"text_offset\":[0,1,2]},\"finish_reason\":\"length\",\"stop_reason\":null}],\"usage\":{"));
@@ -155,7 +160,8 @@ static void chat_logprobs(void **state)
     delta.num_tokens = 1;
     assert_int_equal(answer_add(f->answer, &delta), 0);
     assert_int_equal(answer_body(f->answer, &usage, &f->out), 0);
-    assert_non_null(strstr(f->out.data, "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"a\",\"refusal\":null},\"logprobs\":"
+    assert_non_null(strstr(f->out.data,
+                           "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"a\",\"refusal\":null},\"logprobs\":"
         "{\"content\":[{\"token\":\"a\",\"logprob\":-0.1,\"bytes\":[97],\"top_logprobs\":[{\"token\":\"a\",\"logprob\":-0.1,\"bytes\":[97]},"
         "{\"token\":\"<|im_end|>\",\"logprob\":-2.0,\"bytes\":[60,124,105,109,95,101,110,100,124,62]}]}],\"refusal\":null},"
         "\"finish_reason\":\"stop\",\"stop_reason\":null}]"));
@@ -194,11 +200,13 @@ static void errors_hide_what_is_internal(void **state)
     err_set(&internal, ERR_IO, "open /secret/path: no");
     err_param(&value, ERR_VALUE, "a\"b", "bad\nvalue");
     reply_error(&internal, &out);
-    assert_string_equal(out.data, "{\"error\":{\"message\":\"The server had an error while processing your request.\",\"type\":\"server_error\","
+    assert_string_equal(out.data,
+                        "{\"error\":{\"message\":\"The server had an error while processing your request.\",\"type\":\"server_error\","
                         "\"param\":null,\"code\":\"internal_error\"}}");
     buf_reset(&out);
     reply_error(&value, &out);
-    assert_string_equal(out.data, "{\"error\":{\"message\":\"bad\\nvalue\",\"type\":\"invalid_request_error\",\"param\":\"a\\\"b\",\"code\":\"invalid_value\"}}");
+    assert_string_equal(out.data,
+                        "{\"error\":{\"message\":\"bad\\nvalue\",\"type\":\"invalid_request_error\",\"param\":\"a\\\"b\",\"code\":\"invalid_value\"}}");
     buf_release(&out);
 }
 
@@ -230,7 +238,8 @@ int main(void)
         cmocka_unit_test(floats_read_back),
         cmocka_unit_test(errors_hide_what_is_internal),
     };
-    struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0.1.0", .commit = "", .max_model_len = 2048 };
+    struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0.1.0", .commit = "",
+        .max_model_len = 2048 };
 
     metrics_init(&info);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
-/* tiny_gateway.h - a gateway without files for tests of api/ and http/: one token per byte (byte-level BPE without merges), three
+/* tiny_gateway.h - a gateway without files for tests of api/ and http/: one token per byte (byte-level BPE without
+ * merges), three
  * special tokens, a ChatML template. Ids: byte b is token b; <|endoftext|> 256, <|im_start|> 257, <|im_end|> 258. */
 #ifndef TINY_GATEWAY_H
 #define TINY_GATEWAY_H
@@ -48,7 +49,8 @@ static void tiny_tokenizer(struct tiny *tiny)
     for (int i = 0; i < 3; i++)
         buf_printf(&json, "%s{\"id\":%d,\"content\":\"%s\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
                    "\"normalized\":false,\"special\":true}", i ? "," : "", 256 + i, special[i]);
-    buf_puts(&json, "],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,"
+    buf_puts(&json,
+             "],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,"
              "\"use_regex\":true},\"post_processor\":null,\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,"
              "\"trim_offsets\":true,\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,"
              "\"continuing_subword_prefix\":null,\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"vocab\":{");
@@ -68,7 +70,8 @@ static void tiny_tokenizer(struct tiny *tiny)
 /* More flags of sluiced may follow: argv ends with NULL. */
 static void tiny_init(struct tiny *tiny, char *const *more)
 {
-    char *argv[32] = { "--model", "tiny.gguf", "--served-model-name", "tiny", "--served-model-name", "org/tiny", "--port", "0" };
+    char *argv[32] = { "--model", "tiny.gguf", "--served-model-name", "tiny", "--served-model-name", "org/tiny",
+        "--port", "0" };
     struct err err = { 0 };
     bool help = false;
     int argc = 8;
@@ -90,7 +93,7 @@ static void tiny_init(struct tiny *tiny, char *const *more)
         .fingerprint = "fp_0123456789ab", .version = "0.1.0" };
 }
 
-static void tiny_release(struct tiny *tiny)
+static inline void tiny_release(struct tiny *tiny)
 {
     chat_template_free(tiny->chat_template);
     tokenizer_free(tiny->tokenizer);

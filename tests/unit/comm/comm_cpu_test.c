@@ -73,8 +73,7 @@ static int one_broadcast(struct member *m, int round, int64_t n)
     return rc;
 }
 
-/* A ring: even ranks send first. With an odd size the last one's turn still comes, as its left neighbour sends first.
-   */
+/* A ring: rank 0 sends first, the others receive first, so every turn comes. */
 static int one_ring(struct member *m, int round, int64_t n)
 {
     float out[MAX_ELEMS], in[MAX_ELEMS];

@@ -67,7 +67,8 @@ int ranks_wait(struct ranks *ranks, struct step_result **out)
         result->rows[r] = (struct result_row){ .token = token, .logprob = -0.25f, .rank = 1 };
         if (row->params.num_logprobs < 1) continue;
         result->rows[r].num_top = row->params.num_logprobs;
-        for (int32_t i = 0; i < row->params.num_logprobs; i++) result->rows[r].top[i] = (struct token_logprob){ token + i, -0.25f - (float)i };
+        for (int32_t i = 0; i < row->params.num_logprobs; i++)
+            result->rows[r].top[i] = (struct token_logprob){token + i, -0.25f - (float)i};
     }
     memmove(ranks->plans, ranks->plans + 1, (size_t)--ranks->num_in_flight * sizeof *ranks->plans);
     memmove(ranks->results, ranks->results + 1, (size_t)ranks->num_in_flight * sizeof *ranks->results);
@@ -92,9 +93,16 @@ static void *run_engine(void *arg)
     struct engine *engine = NULL;
     struct err err = { 0 };
     struct engine_setup setup = {
-        .ranks = &bench->ranks, .load_ms = 5,
-        .scheduler = { .max_num_seqs = 8, .max_num_batched_tokens = 64, .max_model_len = 1000, .max_sequences = 64,
-                       .block_size = TEST_BLOCK_SIZE, .vocab_size = TEST_VOCAB, .enable_prefix_caching = true, .eos = { { EOS }, 1 } },
+        .ranks = &bench->ranks,
+        .load_ms = 5,
+        .scheduler = {.max_num_seqs = 8,
+                      .max_num_batched_tokens = 64,
+                      .max_model_len = 1000,
+                      .max_sequences = 64,
+                      .block_size = TEST_BLOCK_SIZE,
+                      .vocab_size = TEST_VOCAB,
+                      .enable_prefix_caching = true,
+                      .eos = {{EOS}, 1}},
     };
 
     bench->rc = engine_open(&engine, bench->engine_fd, bench->page_fd, NULL, &err);
@@ -315,7 +323,8 @@ static void an_abort_ends_with_an_event(void **state)
     int unread = 1, tokens = 0;
     size_t len;
 
-    bench->ranks.hold = true;                          /* one step at a time, so that 120 tokens outlast the abort's way */
+    /* one step at a time, so that 120 tokens outlast the abort's way */
+    bench->ranks.hold = true;
     submit(bench, &req);
     send_frame(bench, MSG_ABORT, &unknown, sizeof unknown);
     send_frame(bench, MSG_ABORT, &message, sizeof message);

@@ -35,7 +35,9 @@ static struct sequence *start(struct bench *bench, int i, token_id first, int32_
     struct sequence *seq = &bench->seqs[i];
 
     submission_free(seq->sub);
-    *seq = (struct sequence){ .id = (uint64_t)i, .sub = test_submission((uint64_t)i, first, (uint32_t)num_tokens, 20), .blocks = bench->tables[i] };
+    *seq = (struct sequence){.id = (uint64_t)i,
+                             .sub = test_submission((uint64_t)i, first, (uint32_t)num_tokens, 20),
+                             .blocks = bench->tables[i]};
     seq->tokens = seq->sub->tokens;
     seq->num_tokens = seq->num_prompt = num_tokens;
     return seq;

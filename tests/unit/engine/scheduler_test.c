@@ -18,9 +18,17 @@ struct bench {
 static struct scheduler_options options(void)
 {
     return (struct scheduler_options){
-        .max_num_seqs = 4, .max_num_batched_tokens = 16, .max_model_len = TEST_MAX_LEN, .max_sequences = 64, .num_blocks = 32,
-        .block_size = TEST_BLOCK_SIZE, .vocab_size = TEST_VOCAB, .num_plans = 1, .policy = POLICY_FCFS, .enable_prefix_caching = true,
-        .eos = { { EOS }, 1 },
+        .max_num_seqs = 4,
+        .max_num_batched_tokens = 16,
+        .max_model_len = TEST_MAX_LEN,
+        .max_sequences = 64,
+        .num_blocks = 32,
+        .block_size = TEST_BLOCK_SIZE,
+        .vocab_size = TEST_VOCAB,
+        .num_plans = 1,
+        .policy = POLICY_FCFS,
+        .enable_prefix_caching = true,
+        .eos = {{EOS}, 1},
     };
 }
 
@@ -86,7 +94,10 @@ static void add(struct bench *bench, uint64_t id, token_id first, uint32_t num_p
     scheduler_check(&bench->s);
 }
 
-static int32_t q_len(const struct step_plan *plan, int32_t b) { return plan_cu_seqlens_q(plan)[b + 1] - plan_cu_seqlens_q(plan)[b]; }
+static int32_t q_len(const struct step_plan *plan, int32_t b)
+{
+    return plan_cu_seqlens_q(plan)[b + 1] - plan_cu_seqlens_q(plan)[b];
+}
 static const struct token_event *event(struct bench *bench, int i)
 {
     assert_true(i < bench->s.num_outcomes);
@@ -299,13 +310,16 @@ static void out_of_blocks_the_newest_gives_way_and_comes_back_first(void **state
     add(&bench, 3, 200, 8, 4);
     for (int i = 0; i < 200 && scheduler_num_sequences(&bench.s); i++) {
         step(&bench);
-        if (seq(&bench, 2) && seq(&bench, 2)->state == SEQ_WAITING && seq(&bench, 3) && scheduler_stats(&bench.s)->preemptions)
+        if (seq(&bench, 2) && seq(&bench, 2)->state == SEQ_WAITING && seq(&bench, 3) &&
+            scheduler_stats(&bench.s)->preemptions)
             assert_int_equal(seq(&bench, 3)->state, SEQ_WAITING);      /* does not pass the one that was pushed out */
         for (int e = 0; e < bench.s.num_outcomes; e++) {
             if (!event(&bench, e)->finish) continue;
             assert_int_equal(event(&bench, e)->finish, FINISH_LENGTH);
             finished++;
-            assert_int_equal(event(&bench, e)->token, event(&bench, e)->id == 1 ? 37 : event(&bench, e)->id == 2 ? 127 : 211);
+            assert_int_equal(event(&bench, e)->token, event(&bench, e)->id == 1   ? 37
+                                                      : event(&bench, e)->id == 2 ? 127
+                                                                                  : 211);
         }
     }
     assert_int_equal(finished, 3);

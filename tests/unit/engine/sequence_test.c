@@ -85,7 +85,8 @@ static void id_map_survives_collisions_and_removal(void **state)
         present[key] = !present[key];
         assert_int_equal(map.count, count);
     }
-    for (uint64_t key = 0; key < 200; key++) assert_int_equal(id_map_get(&map, key), present[key] ? (int32_t)key + 5 : -1);
+    for (uint64_t key = 0; key < 200; key++)
+        assert_int_equal(id_map_get(&map, key), present[key] ? (int32_t)key + 5 : -1);
     id_map_remove(&map, 12345);                        /* absent: fine */
     id_map_release(&map);
 }
@@ -115,7 +116,7 @@ static void the_pool_is_bounded_and_ids_are_unique(void **state)
 
 static void order_is_priority_then_arrival(void **state)
 {
-    struct submission low = { .req = { .priority = 1, .arrival_ms = 1 } }, high = { .req = { .priority = 0, .arrival_ms = 9 } };
+    struct submission low = {.req = {.priority = 1, .arrival_ms = 1}}, high = {.req = {.priority = 0, .arrival_ms = 9}};
     struct sequence a = { .sub = &low, .order = 1 }, b = { .sub = &high, .order = 2 }, c = { .sub = &high, .order = 3 };
 
     (void)state;

@@ -23,7 +23,8 @@ struct reply { int status; struct buf head, body; bool closed; };
 
 static int client_connect(int port)
 {
-    struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port),
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     if (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0) return fd;
@@ -109,7 +110,7 @@ static bool client_reply(int fd, struct buf *in, struct reply *reply)
         if (!client_more(fd, in, &reply->closed)) return false;
     }
     client_take(in, &reply->head, (size_t)(end - in->data) + 4);
-    reply->status = atoi(reply->head.data + 9);
+    reply->status = (int)strtol(reply->head.data + 9, NULL, 10);
     if (reply_header(reply, "Transfer-Encoding", value, sizeof value)) return client_chunks(fd, in, reply);
     size_t len = reply_header(reply, "Content-Length", value, sizeof value) ? strtoul(value, NULL, 10) : 0;
     while (in->len < len) {

@@ -1,4 +1,5 @@
-/* fake_router.h - the router's door with a thread of its own that echoes: each choice gets its prompt back, token by token, until
+/* fake_router.h - the router's door with a thread of its own that echoes: each choice gets its prompt back, token by
+ * token, until
  * max_tokens (length) or the prompt's end (stop). It stands in for src/router in tests of http/ only.
  * A prompt that begins with "!" is an order: !hang never ends, !fail fails at once, !late fails after two tokens. */
 #ifndef FAKE_ROUTER_H
@@ -95,14 +96,16 @@ static bool fake_order(const struct fake_job *job, const char *order)
 }
 
 /* One token of one choice. Returns true when the choice goes on. */
-static bool fake_choice_step(struct router *router, struct fake_job *job, int32_t choice, const struct generation_usage *usage)
+static bool fake_choice_step(struct router *router, struct fake_job *job, int32_t choice,
+                             const struct generation_usage *usage)
 {
     const struct prompt_tokens *prompt = &job->spec.prompts[choice / job->spec.params->n];
     int64_t max = job->spec.params->max_tokens < 0 ? 1 << 20 : job->spec.params->max_tokens;
     uint32_t last = (uint32_t)((int64_t)prompt->n < max ? (int64_t)prompt->n : max);
     struct token_logprob top[2] = { { 'x', -0.5f }, { 'y', -1.25f } };
     struct delta_token token = { .logprob = -0.5f, .num_top = 2, .top = top };
-    struct text_delta delta = { .choice = choice, .stop_index = -1, .stop_token = TOKEN_NONE, .num_generated = job->step + 1 };
+    struct text_delta delta = { .choice = choice, .stop_index = -1, .stop_token = TOKEN_NONE,
+        .num_generated = job->step + 1 };
 
     if (job->step >= last && job->step > 0) return false;
     if (last > 0) {
@@ -138,7 +141,8 @@ static bool fake_step(struct router *router, struct fake_job *job, bool cancelle
 
     fake_usage(job, &usage);
     if (cancelled) err_set(&err, ERR_ENDED, "cancelled");
-    else if (fake_order(job, "!fail") || (fake_order(job, "!late") && job->step == 2)) err_set(&err, ERR_REPLICA_LOST, "The replica was lost.");
+    else if (fake_order(job, "!fail") || (fake_order(job, "!late") && job->step == 2)) err_set(&err, ERR_REPLICA_LOST,
+            "The replica was lost.");
     if (err.code) { job->spec.sink->done(job->spec.sink_arg, &usage, &err); return true; }
     if (fake_order(job, "!hang")) return false;
     int32_t choices = (int32_t)(job->spec.n_prompts * (size_t)job->spec.params->n);

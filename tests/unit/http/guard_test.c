@@ -41,7 +41,8 @@ static void plain_requests_pass(void **state)
     assert_true(result.has_body && result.chunked);
     assert_int_equal(check("HTTP/1.0", "/x", &result, "X-Anything", "\t caf\xc3\xa9", NULL), 0);
     assert_false(result.has_body);
-    assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Content-Length", "0", "Expect", "100-Continue", NULL), 0);
+    assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Content-Length", "0", "Expect", "100-Continue",
+                           NULL), 0);
     assert_true(result.expect_continue && result.has_length && !result.has_body);
 }
 
@@ -52,13 +53,18 @@ static void smuggling_is_refused(void **state)
 
     (void)state;
     for (size_t i = 0; i < sizeof bad_lengths / sizeof bad_lengths[0]; i++)
-        assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Content-Length", bad_lengths[i], NULL), ERR_HTTP);
-    assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Content-Length", "3", "content-Length", "3", NULL), ERR_HTTP);
-    assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Content-Length", "3", "Transfer-Encoding", "chunked", NULL), ERR_HTTP);
-    assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Transfer-Encoding", "gzip, chunked", NULL), ERR_HTTP);
+        assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Content-Length", bad_lengths[i], NULL),
+                         ERR_HTTP);
+    assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Content-Length", "3", "content-Length", "3", NULL),
+                     ERR_HTTP);
+    assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Content-Length", "3", "Transfer-Encoding",
+                           "chunked", NULL), ERR_HTTP);
+    assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Transfer-Encoding", "gzip, chunked", NULL),
+                     ERR_HTTP);
     assert_int_equal(check("HTTP/1.0", "/", &result, "Host", "a", "Transfer-Encoding", "chunked", NULL), ERR_HTTP);
     assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Host", "a", NULL), ERR_HTTP);
-    assert_int_equal(check("HTTP/1.1", "/", &result, "Authorization", "a", "Host", "a", "Authorization", "a", NULL), ERR_HTTP);
+    assert_int_equal(check("HTTP/1.1", "/", &result, "Authorization", "a", "Host", "a", "Authorization", "a", NULL),
+                     ERR_HTTP);
     assert_int_equal(check("HTTP/1.1", "/", &result, NULL), ERR_HTTP);
     assert_int_equal(check("HTTP/2.0", "/", &result, "Host", "a", NULL), ERR_HTTP_VERSION);
     assert_int_equal(check("HTTP/1.1", "/a%00b", &result, "Host", "a", NULL), ERR_HTTP);
@@ -70,7 +76,8 @@ static void sizes_have_limits(void **state)
 {
     static char url[GUARD_MAX_URL + 2], value[GUARD_MAX_HEADER_BYTES + 1];
     struct guard_field fields[GUARD_MAX_FIELDS] = { { "Host", 4, "a", 1 } };
-    struct guard_input input = { .method = "GET", .version = "HTTP/1.1", .raw_url = "/", .fields = fields, .n_fields = 100 };
+    struct guard_input input = { .method = "GET", .version = "HTTP/1.1", .raw_url = "/", .fields = fields,
+        .n_fields = 100 };
     struct guard_result result;
 
     (void)state;
@@ -111,13 +118,15 @@ static void hosts_can_be_restricted(void **state)
     char *names[] = { "localhost", "[::1]" };
     struct str_list allowed = { names, 2 };
     const struct { const char *host; int rc; } cases[] = {
-        { "localhost", 0 }, { "LOCALHOST:8000", 0 }, { "[::1]:8000", 0 }, { "[::1]", 0 }, { "evil.example", ERR_HTTP }, { "localhost.evil", ERR_HTTP },
+        { "localhost", 0 }, { "LOCALHOST:8000", 0 }, { "[::1]:8000", 0 }, { "[::1]", 0 }, { "evil.example",
+            ERR_HTTP }, { "localhost.evil", ERR_HTTP },
     };
 
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct guard_field field = { "Host", 4, cases[i].host, strlen(cases[i].host) };
-        struct guard_input input = { .method = "GET", .version = "HTTP/1.1", .raw_url = "/", .fields = &field, .n_fields = 1 };
+        struct guard_input input = { .method = "GET", .version = "HTTP/1.1", .raw_url = "/", .fields = &field,
+            .n_fields = 1 };
         struct guard_result result;
         assert_int_equal(guard_check(&input, &allowed, &result, NULL), cases[i].rc);
     }

@@ -18,15 +18,20 @@ struct fixture {
     int port;
 };
 
-static void start(struct fixture *f, char *const *flags)
+static void serve(struct fixture *f)
 {
     struct err err = { 0 };
 
-    tiny_init(&f->tiny, flags);
     fake_router_start(&f->router, f->tiny.tokenizer);
     f->tiny.gateway.router = &f->router;
     assert_int_equal(http_server_start(&f->server, &f->tiny.gateway, &f->port, &err), 0);
     assert_true(f->port > 0);
+}
+
+static void start(struct fixture *f, char *const *flags)
+{
+    tiny_init(&f->tiny, flags);
+    serve(f);
 }
 
 static void stop(struct fixture *f)
@@ -54,7 +59,8 @@ static int teardown(void **state)
 }
 
 /* One request on a fresh connection. */
-static struct reply ask(const struct fixture *f, const char *method, const char *path, const char *extra, const char *body)
+static struct reply ask(const struct fixture *f, const char *method, const char *path, const char *extra,
+                        const char *body)
 {
     struct buf out = BUF_INIT, in = BUF_INIT;
     struct reply reply = { 0 };
@@ -70,7 +76,8 @@ static struct reply ask(const struct fixture *f, const char *method, const char 
     return reply;
 }
 
-static void expect(const struct fixture *f, const char *method, const char *path, const char *body, int status, const char *text)
+static void expect(const struct fixture *f, const char *method, const char *path, const char *body, int status,
+                   const char *text)
 {
     struct reply reply = ask(f, method, path, NULL, body);
 
@@ -136,7 +143,8 @@ static void completion_answers_in_one_body(void **state)
     assert_null(reply_header(&reply, "Server", value, sizeof value));
     assert_memory_equal(reply.body.data, "{\"id\":\"cmpl-", 12);
     assert_non_null(strstr(reply.body.data, "\"object\":\"text_completion\""));
-    assert_non_null(strstr(reply.body.data, "\"model\":\"tiny\",\"system_fingerprint\":\"fp_0123456789ab\",\"choices\":["
+    assert_non_null(strstr(reply.body.data,
+                           "\"model\":\"tiny\",\"system_fingerprint\":\"fp_0123456789ab\",\"choices\":["
         "{\"index\":0,\"text\":\"hell\",\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null},"
         "{\"index\":1,\"text\":\"hell\",\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null},"
         "{\"index\":2,\"text\":\"abc\",\"logprobs\":null,\"finish_reason\":\"stop\",\"stop_reason\":null},"
@@ -158,11 +166,15 @@ static void chat_streams_events(void **state)
     assert_int_equal(reply.status, 200);
     assert_string_equal(reply_header(&reply, "Content-Type", value, sizeof value), "text/event-stream");
     assert_memory_equal(p, "data: {\"id\":\"chatcmpl-", 22);
-    assert_non_null(p = strstr(p, "\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
+    assert_non_null(p = strstr(p,
+                               "\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
                                "\"finish_reason\":null}],\"usage\":null}\n\ndata: {"));
-    assert_non_null(p = strstr(p, "\"choices\":[{\"index\":0,\"delta\":{\"content\":\"<|im_start|>\"},\"logprobs\":null,\"finish_reason\":null}]"));
-    assert_non_null(p = strstr(p, "\"choices\":[{\"index\":0,\"delta\":{\"content\":\"u\"},\"logprobs\":null,\"finish_reason\":null}]"));
-    assert_non_null(p = strstr(p, "\"choices\":[{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null}]"));
+    assert_non_null(p = strstr(p,
+                               "\"choices\":[{\"index\":0,\"delta\":{\"content\":\"<|im_start|>\"},\"logprobs\":null,\"finish_reason\":null}]"));
+    assert_non_null(p = strstr(p,
+                               "\"choices\":[{\"index\":0,\"delta\":{\"content\":\"u\"},\"logprobs\":null,\"finish_reason\":null}]"));
+    assert_non_null(p = strstr(p,
+                               "\"choices\":[{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null}]"));
     assert_non_null(p = strstr(p, "\"choices\":[],\"usage\":{\"prompt_tokens\":"));
     assert_string_equal(strstr(p, "\n\n"), "\n\ndata: [DONE]\n\n");
     reply_release(&reply);
@@ -172,15 +184,19 @@ static void failures_keep_their_status_until_headers_are_out(void **state)
 {
     const struct fixture *f = *state;
 
-    expect(f, "POST", "/v1/completions", "{\"model\":\"tiny\",\"prompt\":\"!fail\",\"stream\":true}", 503, "\"code\":\"replica_lost\"");
-    expect(f, "POST", "/v1/completions", "{\"model\":\"tiny\",\"prompt\":\"!late\",\"max_tokens\":5}", 503, "\"code\":\"replica_lost\"");
-    struct reply reply = ask(f, "POST", "/v1/completions", NULL, "{\"model\":\"tiny\",\"prompt\":\"!late\",\"stream\":true,\"max_tokens\":5}");
+    expect(f, "POST", "/v1/completions", "{\"model\":\"tiny\",\"prompt\":\"!fail\",\"stream\":true}", 503,
+           "\"code\":\"replica_lost\"");
+    expect(f, "POST", "/v1/completions", "{\"model\":\"tiny\",\"prompt\":\"!late\",\"max_tokens\":5}", 503,
+           "\"code\":\"replica_lost\"");
+    struct reply reply = ask(f, "POST", "/v1/completions", NULL,
+                             "{\"model\":\"tiny\",\"prompt\":\"!late\",\"stream\":true,\"max_tokens\":5}");
     if (reply.status == 503) {      /* the failure may overtake the headers: then the status is the true one */
         reply_release(&reply);
         return;
     }
     assert_int_equal(reply.status, 200);
-    const char *p = strstr(reply.body.data, "data: {\"error\":{\"message\":\"The replica was lost.\",\"type\":\"server_error\","
+    const char *p = strstr(reply.body.data,
+                           "data: {\"error\":{\"message\":\"The replica was lost.\",\"type\":\"server_error\","
                            "\"param\":null,\"code\":\"replica_lost\"}}\n\n");
     assert_non_null(p);
     assert_string_equal(strstr(p, "\n\n"), "\n\ndata: [DONE]\n\n");
@@ -195,7 +211,8 @@ static void pipelined_requests_are_answered_in_order(void **state)
 
     for (int i = 0; i < 20; i++) {
         char body[96];
-        snprintf(body, sizeof body, "{\"model\":\"tiny\",\"prompt\":\"number %d.\",\"stream\":%s}", i, i % 3 ? "false" : "true");
+        snprintf(body, sizeof body, "{\"model\":\"tiny\",\"prompt\":\"number %d.\",\"stream\":%s}", i, i % 3 ? "false"
+                 : "true");
         client_format(&out, "POST", "/v1/completions", NULL, body);
         client_format(&out, "GET", "/health", NULL, NULL);
     }
@@ -235,7 +252,8 @@ static void hang_up_cancels(void **state)
         int fd = client_connect(f->port), before = fake_router_count(&f->router, &f->router.cancelled);
         buf_reset(&out);
         client_format(&out, "POST", "/v1/completions", NULL,
-                      stream ? "{\"model\":\"tiny\",\"prompt\":\"!hang\",\"stream\":true}" : "{\"model\":\"tiny\",\"prompt\":\"!hang\"}");
+                      stream ? "{\"model\":\"tiny\",\"prompt\":\"!hang\",\"stream\":true}"
+                          : "{\"model\":\"tiny\",\"prompt\":\"!hang\"}");
         assert_true(client_send(fd, out.data, out.len));
         await_count(f, &f->router.submitted, stream + 1);
         close(fd);
@@ -280,13 +298,16 @@ static void keys_open_their_routes(void **state)
     start(&f, flags);
     struct reply reply = ask(&f, "GET", "/v1/models", NULL, NULL);
     assert_int_equal(reply.status, 401);
-    assert_non_null(strstr(reply.body.data, "{\"error\":{\"message\":\"Incorrect API key provided.\",\"type\":\"authentication_error\","
+    assert_non_null(strstr(reply.body.data,
+                           "{\"error\":{\"message\":\"Incorrect API key provided.\",\"type\":\"authentication_error\","
                                             "\"param\":null,\"code\":\"invalid_api_key\"}}"));
     assert_string_equal(reply_header(&reply, "WWW-Authenticate", value, sizeof value), "Bearer");
     reply_release(&reply);
     const struct { const char *header; int status; } cases[] = {
-        { "Authorization: Bearer 0123456789abcdef\r\n", 200 },  { "authorization: bEARER bare-key-0123456789\r\n", 200 },
-        { "Authorization: Bearer alice:0123456789abcdef\r\n", 401 }, { "Authorization: Bearer 0123456789abcde\r\n", 401 },
+        { "Authorization: Bearer 0123456789abcdef\r\n", 200 },  { "authorization: bEARER bare-key-0123456789\r\n",
+            200 },
+        { "Authorization: Bearer alice:0123456789abcdef\r\n", 401 }, { "Authorization: Bearer 0123456789abcde\r\n",
+            401 },
         { "Authorization: Bearer \r\n", 401 }, { "Authorization: 0123456789abcdef\r\n", 401 },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -297,6 +318,88 @@ static void keys_open_their_routes(void **state)
     expect(&f, "GET", "/nowhere", NULL, 401, "invalid_api_key");
     expect(&f, "GET", "/health", NULL, 200, "ok");
     stop(&f);
+}
+
+static void silence_is_broken_by_comments(void **state)
+{
+    struct fixture f = { 0 };
+    struct buf out = BUF_INIT, in = BUF_INIT;
+    bool closed = false;
+
+    (void)state;
+    tiny_init(&f.tiny, NULL);
+    f.tiny.config.sse_keep_alive_interval = 1;          /* the option's own least value is 15: too long for a test */
+    serve(&f);
+    int fd = client_connect(f.port);
+    client_format(&out, "POST", "/v1/completions", NULL, "{\"model\":\"tiny\",\"prompt\":\"!hang\",\"stream\":true}");
+    assert_true(client_send(fd, out.data, out.len));
+    for (const char *first; !(in.data && (first = strstr(in.data, ": keepalive\n\n")) &&
+                              strstr(first + 1, ": keepalive\n\n")); )
+        assert_true(client_more(fd, &in, &closed));
+    assert_non_null(strstr(in.data, "HTTP/1.1 200 OK\r\n"));
+    assert_null(strstr(in.data, "data:"));
+    close(fd);
+    await_count(&f, &f.router.cancelled, 1);
+    stop(&f);
+    buf_release(&out);
+    buf_release(&in);
+}
+
+static void a_client_that_reads_nothing_is_cut(void **state)
+{
+    char *flags[] = { "--slow-client-timeout", "300ms", NULL };
+    struct fixture f = { 0 };
+    struct buf out = BUF_INIT, body = BUF_INIT;
+    int small = 2048;
+
+    (void)state;
+    start(&f, flags);
+    int fd = client_connect(f.port);
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    /* 128 choices of 40 tokens with logprobs: megabytes of frames, more than any socket buffer takes */
+    buf_puts(&body, "{\"model\":\"tiny\",\"stream\":true,\"logprobs\":2,\"n\":128,\"max_tokens\":2000,\"prompt\":\"");
+    for (int i = 0; i < 1900; i++) buf_putc(&body, 'a');
+    buf_puts(&body, "\"}");
+    client_format(&out, "POST", "/v1/completions", NULL, body.data);
+    assert_true(client_send(fd, out.data, out.len));
+    struct pollfd reset = { .fd = fd, .events = POLLRDHUP };
+    assert_int_equal(poll(&reset, 1, CLIENT_TIMEOUT_MS), 1);
+    assert_true(reset.revents & (POLLERR | POLLHUP | POLLRDHUP));
+    close(fd);
+    await_count(&f, &f.router.finished, 1);
+    stop(&f);
+    buf_release(&out);
+    buf_release(&body);
+}
+
+static void bodies_share_a_budget(void **state)
+{
+    char *flags[] = { "--max-body-bytes", "64KiB", "--max-body-bytes-in-flight", "64KiB", NULL };
+    struct fixture f = { 0 };
+    struct buf in = BUF_INIT;
+    char head[128], value[64];
+    struct reply reply;
+
+    (void)state;
+    start(&f, flags);
+    int first = client_connect(f.port), second = client_connect(f.port);
+    int len = snprintf(head, sizeof head,
+                       "POST /v1/completions HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 40000\r\n\r\n");
+    assert_true(client_send(first, head, (size_t)len));
+    assert_true(client_reply(first, &in, &reply));
+    assert_int_equal(reply.status, 100);                /* its bytes are reserved from here */
+    reply_release(&reply);
+    assert_true(client_send(second, head, (size_t)len));
+    assert_true(client_reply(second, &in, &reply));
+    assert_int_equal(reply.status, 429);
+    assert_non_null(strstr(reply.body.data, "\"code\":\"queue_full\""));
+    assert_string_equal(reply_header(&reply, "Retry-After", value, sizeof value), "7");
+    reply_release(&reply);
+    close(first);
+    close(second);
+    expect(&f, "GET", "/health", NULL, 200, "ok");
+    stop(&f);
+    buf_release(&in);
 }
 
 /* ---- storms ---- */
@@ -317,13 +420,15 @@ static void *storm_main(void *arg)
         char body[256];
         if (fd < 0) fd = client_connect(storm->f->port);
         buf_reset(&out);
-        snprintf(body, sizeof body, "{\"model\":\"tiny\",\"prompt\":\"%s some words %d\",\"stream\":%s,\"max_tokens\":%d,\"logprobs\":2}",
+        snprintf(body, sizeof body,
+                 "{\"model\":\"tiny\",\"prompt\":\"%s some words %d\",\"stream\":%s,\"max_tokens\":%d,\"logprobs\":2}",
                  leave == 1 ? "!hang" : "", i, stream ? "true" : "false", 1 + rand_r(&storm->seed) % 30);
         client_format(&out, "POST", "/v1/completions", NULL, body);
         size_t len = leave == 0 ? (size_t)rand_r(&storm->seed) % out.len : out.len;
         bool alive = client_send(fd, out.data, len);
         if (alive && leave > 1 && client_reply(fd, &in, &reply)) {
-            storm->answered += reply.status == 200 && strstr(reply.body.data, stream ? "[DONE]" : "\"finish_reason\":\"length\"");
+            storm->answered += reply.status == 200 && strstr(reply.body.data, stream ? "[DONE]"
+                                                             : "\"finish_reason\":\"length\"");
             storm->answered += reply.status == 200 && !stream && strstr(reply.body.data, "\"finish_reason\":\"stop\"");
         } else if (leave == 1 && rand_r(&storm->seed) % 2) {
             struct timespec pause = { .tv_nsec = rand_r(&storm->seed) % 3000000 };
@@ -386,9 +491,13 @@ int main(void)
         cmocka_unit_test_setup_teardown(hang_up_cancels, setup, teardown),
         cmocka_unit_test(stop_ends_a_running_stream),
         cmocka_unit_test(keys_open_their_routes),
+        cmocka_unit_test(silence_is_broken_by_comments),
+        cmocka_unit_test(a_client_that_reads_nothing_is_cut),
+        cmocka_unit_test(bodies_share_a_budget),
         cmocka_unit_test_setup_teardown(two_thousand_requests_leave_nothing_behind, setup, teardown),
     };
-    struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0.1.0", .commit = "", .max_model_len = 2048 };
+    struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0.1.0", .commit = "",
+        .max_model_len = 2048 };
 
     metrics_init(&info);
     return cmocka_run_group_tests(tests, NULL, NULL);

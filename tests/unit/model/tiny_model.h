@@ -28,8 +28,9 @@ static struct model_source *tiny_open(int arch, bool tied, const char *extra)
     if (file) {
         fprintf(file,
                 "{\"architectures\": [\"%s\"], \"model_type\": \"%s\", \"hidden_size\": %d, \"intermediate_size\": %d, "
-                "\"num_hidden_layers\": %d, \"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"head_dim\": %d, "
-                "\"vocab_size\": %d, \"max_position_embeddings\": 512, \"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0, "
+                "\"num_hidden_layers\": %d, \"num_attention_heads\": %d, \"num_key_value_heads\": %d, "
+                "\"head_dim\": %d, \"vocab_size\": %d, \"max_position_embeddings\": 512, \"rms_norm_eps\": 1e-5, "
+                "\"rope_theta\": 10000.0, "
                 "\"hidden_act\": \"silu\", \"tie_word_embeddings\": %s%s}\n",
                 tiny_archs[arch], tiny_types[arch], TINY_HIDDEN, TINY_FFN, TINY_LAYERS, TINY_HEADS, TINY_KV_HEADS,
                 TINY_HEAD_DIM, TINY_VOCAB, tied ? "true" : "false", extra);

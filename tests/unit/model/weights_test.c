@@ -49,14 +49,19 @@ static const struct backend_ops plain_ops = { .name = "plain", .act_dtype = DTYP
                                               .weight_bytes = plain_bytes, .weight_store = plain_store, .parallel_for =
                                                   plain_for };
 
-struct loaded { struct model_config config; struct shard shard; struct backend backend; struct weights weights; uint64_t seen; };
+struct loaded {
+    struct model_config config;
+    struct shard shard;
+    struct backend backend;
+    struct weights weights;
+    uint64_t seen;
+};
 
 static void count(void *arg, uint64_t bytes) { *(uint64_t *)arg += bytes; }
 
 /* config: instead of the source's own, or NULL. */
 static int load(struct loaded *l, const struct model_source *src, const struct model_config *config, int tp_size,
-                int tp_rank,
-                struct err *err)
+                int tp_rank, struct err *err)
 {
     *l = (struct loaded){ .config = config ? *config : *model_source_config(src) };
     const struct weight_groups *groups = &model_arch_desc(l->config.arch)->weights;
@@ -91,8 +96,7 @@ static const float *row_of(const struct loaded *l, enum weight_id id, int64_t la
 /* ---- shards ---- */
 
 static void rows_equal(const struct loaded *part, const struct loaded *whole, enum weight_id id, int64_t layer,
-                       int64_t at,
-                       int64_t from, int64_t n)
+                       int64_t at, int64_t from, int64_t n)
 {
     size_t bytes = (size_t)weights_get(&whole->weights, id, layer)->cols * sizeof(float);
     for (int64_t i = 0; i < n; i++) assert_memory_equal(row_of(part, id, layer, at + i),
@@ -250,9 +254,9 @@ static struct model_source *open_files(char dir[32], const struct file_tensor *t
     snprintf(path, sizeof(path), "%s/config.json", dir);
     FILE *file = fopen(path, "w");
     assert_non_null(file);
-    fputs("{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":8,\"intermediate_size\":12,"
-          "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"num_key_value_heads\":1,\"vocab_size\":10,"
-          "\"max_position_embeddings\":64,\"tie_word_embeddings\":true}", file);
+    fputs("{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":8,"
+          "\"intermediate_size\":12,\"num_hidden_layers\":1,\"num_attention_heads\":2,\"num_key_value_heads\":1,"
+          "\"vocab_size\":10,\"max_position_embeddings\":64,\"tie_word_embeddings\":true}", file);
     fclose(file);
     snprintf(path, sizeof(path), "%s/model.safetensors", dir);
     file = fopen(path, "wb");

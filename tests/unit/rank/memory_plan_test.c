@@ -23,14 +23,12 @@ static struct model_config smollm2(void)
 static struct ranks_options options(void)
 {
     return (struct ranks_options){ .ops = &backend_cpu_ref, .tp_size = 1, .pp_size = 1, .threads = 1, .kv_dtype =
-                                   DTYPE_F32,
-                                   .max_num_seqs = 8, .max_num_batched_tokens = 512, .max_model_len = 2048,
+                                   DTYPE_F32, .max_num_seqs = 8, .max_num_batched_tokens = 512, .max_model_len = 2048,
                                    .block_size = 64, .headroom = 0.1 };
 }
 
 static int make(struct memory_plan *plan, const struct ranks_options *o, int tp_rank, int pp_stage,
-                uint64_t device_bytes,
-                struct err *err)
+                uint64_t device_bytes, struct err *err)
 {
     struct model_config config = smollm2();
     struct shard shard;

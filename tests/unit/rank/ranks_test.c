@@ -61,8 +61,7 @@ static void all_targets(struct step_plan *plan, int32_t seq)
     for (token_id v = 0; v < TINY_VOCAB; v++) plan_add_row(plan, seq, plan_cu_seqlens_q(plan)[seq + 1] - 1, v);
 }
 
-/* Runs one sequence: its prompt in chunks of `chunk`, then decodes; the distribution behind the prompt and each decode.
-   */
+/* Runs one sequence: its prompt in chunks of `chunk`, then decodes; the distribution after the prompt and each. */
 static void run_sequence(struct ranks *ranks, int which, int chunk, bool ascending, struct distribution out[POSITIONS])
 {
     token_id tokens[PROMPT + DECODES];
