@@ -29,17 +29,21 @@ static uint64_t next_hash(const struct affinity *affinity, const token_id *ids, 
 
 static uint64_t root_hash(const uint8_t domain[32]) { return hash_bytes(domain, 32, hash_process_seed()); }
 
-uint32_t affinity_match(const struct affinity *affinity, const token_id *ids, size_t n, const uint8_t domain[32], uint32_t among)
+uint32_t affinity_match(const struct affinity *affinity, const token_id *ids, size_t n, const uint8_t domain[32], uint32_t among,
+                        size_t *matched)
 {
     uint64_t hash = root_hash(domain);
     uint32_t liked = 0;
+    size_t known = 0;
 
     for (size_t i = 0, blocks = num_blocks(affinity, n); i < blocks; i++) {
         hash = next_hash(affinity, ids, i, hash);
         const struct affinity_slot *slot = &affinity->slots[hash % AFFINITY_SLOTS];
         if (slot->hash != hash || !(slot->replicas & among)) break;
         liked = slot->replicas & among;
+        known++;
     }
+    if (matched) *matched = known * affinity->block_size;
     return liked;
 }
 

@@ -19,8 +19,10 @@ struct affinity {
 };
 
 int  affinity_init(struct affinity *affinity, int64_t block_size);     /* 0 or ERR_NO_MEMORY */
-/* Bit mask of the replicas in `among` that know the longest beginning of the prompt; 0 = none knows a whole block of it. */
-uint32_t affinity_match(const struct affinity *affinity, const token_id *ids, size_t n, const uint8_t domain[32], uint32_t among);
+/* Bit mask of the replicas in `among` that know the longest beginning of the prompt; 0 = none knows a whole block of it.
+ * *matched (may be NULL): its tokens. */
+uint32_t affinity_match(const struct affinity *affinity, const token_id *ids, size_t n, const uint8_t domain[32], uint32_t among,
+                        size_t *matched);
 /* The prompt goes to this replica. */
 void affinity_note(struct affinity *affinity, const token_id *ids, size_t n, const uint8_t domain[32], int replica);
 void affinity_forget(struct affinity *affinity, int replica);          /* it died, and its cache with it */

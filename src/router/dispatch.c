@@ -38,7 +38,8 @@ static int pick_replica(const struct router *router, const struct choice *choice
     if (home >= 0 && !placement_overloaded(placements, n, home)) return home;
     uint32_t among = 0;
     for (int i = 0; i < n; i++) among |= (uint32_t)placements[i].ready << i;
-    return placement_choose(placements, n, n > 1 ? affinity_match(&router->affinity, prompt->ids, prompt->n, spec->cache_domain, among) : 0);
+    uint32_t liked = n > 1 ? affinity_match(&router->affinity, prompt->ids, prompt->n, spec->cache_domain, among, NULL) : 0;
+    return placement_choose(placements, n, liked);
 }
 
 static bool scratch_reserve(struct router *router, size_t n)

@@ -693,9 +693,13 @@ static void router_free(struct router *router)
 
 int router_start(struct router **out, const struct router_options *options, struct err *err)
 {
-    struct router *router = calloc(1, sizeof *router);
+    struct router *router;
     int rc;
 
+    if (options->config->data_parallel_size > METRICS_MAX_REPLICAS)
+        return err_set(err, ERR_CONFIG, "data_parallel_size %lld: at most %d replicas", (long long)options->config->data_parallel_size,
+                       METRICS_MAX_REPLICAS);
+    router = calloc(1, sizeof *router);
     if (!router) return err_set(err, ERR_NO_MEMORY, "router: out of memory");
     router->config = options->config;
     router->tokenizer = options->tokenizer;

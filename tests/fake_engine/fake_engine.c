@@ -16,6 +16,9 @@
  *   garbage_at=N        a frame with a broken head at step N;  bad_event_at=N: an event with an impossible finish at
  *   step N
  *   deaf_at=N           stops reading and writing at step N, but lives
+ *   evil_at=N,evil=NAME     at step N breaks the first event or its frame: token index finish choice future_id top nan row half
+ *                       extra_row type stats
+ *   version=N           what READY says (default IPC_VERSION)
  *   once=PATH           the faults of the two lines above and `fail` only if PATH does not exist yet; the fault creates
  *   it
  *   vocab=N max_model_len=N max_num_seqs=N num_blocks=N block_size=N    what READY says
@@ -40,8 +43,9 @@
 struct script {
     long delay_ms, ready_delay_ms, never_ready, fail, first, eos_after, eos, error_at, cached;
     long die_at, exit_at, hang_at, garbage_at, bad_event_at, deaf_at;
+    long evil_at, version;
     long vocab, max_model_len, max_num_seqs, num_blocks, block_size;
-    char rule[16], once[256];
+    char rule[16], evil[16], once[256];
     token_id ids[256];
     int num_ids;
 };
@@ -69,7 +73,7 @@ static struct { const char *name; size_t offset;
 #define KEY(name) { #name, offsetof(struct script, name) }
     KEY(delay_ms),   KEY(ready_delay_ms), KEY(never_ready), KEY(fail),   KEY(first),         KEY(eos_after),
     KEY(eos),        KEY(error_at),       KEY(cached),      KEY(die_at), KEY(exit_at),       KEY(hang_at),
-    KEY(garbage_at), KEY(bad_event_at),   KEY(deaf_at),     KEY(vocab),  KEY(max_model_len), KEY(max_num_seqs),
+    KEY(garbage_at), KEY(bad_event_at),   KEY(deaf_at),     KEY(evil_at), KEY(version), KEY(vocab),  KEY(max_model_len), KEY(max_num_seqs),
     KEY(num_blocks), KEY(block_size),
 #undef KEY
 };
@@ -119,6 +123,7 @@ static void parse_script(struct script *script, const char *text)
         if (!value) die_of_script(item);
         size_t key_len = (size_t)(value++ - item);
         if (!strncmp(item, "rule=", 5)) snprintf(script->rule, sizeof script->rule, "%.15s", value);
+        else if (!strncmp(item, "evil=", 5)) snprintf(script->evil, sizeof script->evil, "%.15s", value);
         else if (!strncmp(item, "once=", 5)) snprintf(script->once, sizeof script->once, "%.255s", value);
         else if (!strncmp(item, "ids=", 4)) parse_ids(script, value);
         else if (!set_long(script, item, key_len, value)) die_of_script(item);
@@ -168,7 +173,7 @@ static void send_ready(struct fake *fake)
 {
     const struct script *s = &fake->script;
     struct msg_ready ready = {
-        .version = IPC_VERSION,
+        .version = (uint32_t)s->version,
         .pid = (uint32_t)getpid(),
         .num_blocks = (int32_t)s->num_blocks,
         .block_size = (int32_t)s->block_size,
@@ -390,6 +395,27 @@ static void step_choice(struct fake *fake, struct choice *choice, struct buf *ev
     if (event.finish) drop_choice(choice);
 }
 
+/* What an engine that was taken over, or whose memory went bad, might say. */
+static void corrupt(struct fake *fake, struct buf *events, struct buf *rows)
+{
+    struct token_event *first = (struct token_event *)events->data;
+    struct logprob_row_head extra = { .id = first->id, .index = first->index };
+    const char *evil = fake->script.evil;
+
+    if (!strcmp(evil, "token")) first->token = (token_id)fake->script.vocab;
+    if (!strcmp(evil, "index")) first->index++;
+    if (!strcmp(evil, "finish")) first->finish = 250;
+    if (!strcmp(evil, "choice")) first->id |= 1023;
+    if (!strcmp(evil, "future_id")) first->id += UINT64_C(1) << 40;
+    if (!strcmp(evil, "top")) first->num_top = 20;
+    if (!strcmp(evil, "nan")) first->logprob = __builtin_nanf("");
+    if (!strcmp(evil, "row") && rows->len) ((struct logprob_row_head *)rows->data)->index++;
+    if (!strcmp(evil, "extra_row")) buf_append(rows, &extra, sizeof extra);
+    if (!strcmp(evil, "half")) events->len -= 8;
+    if (!strcmp(evil, "type")) ipc_put(&fake->out, MSG_SUBMIT, NULL, 0);
+    if (!strcmp(evil, "stats")) ipc_put(&fake->out, MSG_STATS, &fake->step, sizeof fake->step);
+}
+
 static void run_step(struct fake *fake)
 {
     struct buf events = BUF_INIT, rows = BUF_INIT;
@@ -399,6 +425,7 @@ static void run_step(struct fake *fake)
         if (running++ == fake->script.max_num_seqs) break;
         step_choice(fake, list_entry(it, struct choice, link), &events, &rows);
     }
+    if (events.len && (long)fake->step == fake->script.evil_at && fault_allowed(&fake->script)) corrupt(fake, &events, &rows);
     if (rows.len) ipc_put(&fake->out, MSG_LOGPROBS, rows.data, rows.len);
     if (events.len) ipc_put(&fake->out, MSG_EVENTS, events.data, events.len);
     send_stats(fake);
@@ -462,7 +489,8 @@ int main(int argc, char **argv)
                                   .max_num_seqs = 256,
                                   .num_blocks = 1024,
                                   .block_size = 64,
-                                  .rule = "hash"};
+                                  .rule = "hash",
+                                  .version = IPC_VERSION};
     parse_args(&fake.script, argc, argv);
     parse_script(&fake.script, getenv("SLUICE_FAKE_ENGINE"));
     list_init(&fake.choices);

@@ -71,21 +71,19 @@ class Model:
         x = self.norm(x, self.w["model.norm.weight"])
         return x @ self.w.get("lm_head.weight", self.w["model.embed_tokens.weight"]).T
 
-    def prompt_logits(self, tokens, cache=None):
-        return self.forward([{} if cache is None else cache], [slice(0, len(tokens))], tokens, range(len(tokens)))
-
-    def greedy(self, prompts, n):
-        """n greedy tokens behind each prompt; all sequences decode together."""
-        caches, out = [{} for _ in prompts], []
-        for prompt, cache in zip(prompts, caches):
-            out.append([int(np.argmax(self.prompt_logits(prompt, cache)[-1]))])
+    def run(self, prompts, n):
+        """Logits of every prompt position, and n greedy tokens behind each prompt; all sequences run together."""
+        caches, ends = [{} for _ in prompts], np.cumsum([len(prompt) for prompt in prompts])
+        spans = [slice(end - len(prompt), end) for prompt, end in zip(prompts, ends)]
+        prompt_logits = self.forward(caches, spans, sum(prompts, []), sum((list(range(len(p))) for p in prompts), []))
+        out = [[int(np.argmax(prompt_logits[end - 1]))] for end in ends]
         spans = [slice(i, i + 1) for i in range(len(prompts))]
         for step in range(1, n):
             positions = [len(prompt) + step - 1 for prompt in prompts]
             logits = self.forward(caches, spans, [o[-1] for o in out], positions)
             for o, row in zip(out, logits):
                 o.append(int(np.argmax(row)))
-        return out
+        return prompt_logits, out
 
 
 def attend(q, k, v, positions, window):
