@@ -91,9 +91,9 @@ run_golden() {
 run_e2e() {
     local report=$PWD/$build/pytest.xml
     ls tests/e2e/test_*.py >/dev/null 2>&1 || return 0
-    say "end to end: pytest tests/e2e"
+    say "wire and end to end: pytest tests/http tests/e2e"
     rm -f "$report"
-    SLUICE_BIN_DIR=$PWD/$build/bin SLUICE_START_SECONDS=600 .venv/bin/python -m pytest tests/e2e -q --junitxml "$report" || true
+    SLUICE_BIN_DIR=$PWD/$build/bin SLUICE_START_SECONDS=600 .venv/bin/python -m pytest tests/http/bad_input.py tests/e2e -q --junitxml "$report" || true
     [ -s "$report" ] || die "pytest wrote no report"
     count $(python3 scripts/test_counts.py pytest "$report")
 }

@@ -81,7 +81,7 @@ struct router_options {
     const struct tokenizer *tokenizer;
     int32_t max_model_len;
 };
-/* Creates the loop thread, the supervisor and the engines. Returns at once (state LOADING). */
+/* Creates the loop thread, the supervisor and the engines. Returns at once (state LOADING). The program ignores SIGPIPE. */
 int  router_start(struct router **out, const struct router_options *options, struct err *err);
 /* Not ready from now on; new requests ERR_DRAINING; returns when all streams ended or after timeout_ms (the rest get
  * ERR_DRAINING through done()). */

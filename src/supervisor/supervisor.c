@@ -26,7 +26,7 @@ enum {
     STALL_FACTOR = 20,             /* x the longest step seen */
     LONGEST_STEP_MS = 3600000,     /* the page is the engine's: more is not believed */
     HEARTBEAT_MS = 250,
-    LATE_HEARTBEAT_MS = 2000,      /* this process itself stood still: frames and steps are unseen yet */
+    LATE_HEARTBEAT_MS = 1000,      /* this process itself stood still: frames and steps are unseen yet */
     STOP_GRACE_MS = 2000,
 };
 

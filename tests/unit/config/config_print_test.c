@@ -90,7 +90,8 @@ static void yaml_holds_the_defaults(void **state)
     load_ok(fix, "--config FILE", "");   /* all commented */
     struct buf active = BUF_INIT;
     size_t lines = 0;
-    for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+    char *rest = NULL;
+    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
         if (line[0] != '#' || line[1] == ' ') continue;
         buf_printf(&active, "%s\n", line + 1);
         lines++;

@@ -150,7 +150,6 @@ static int bed_start(struct bed *bed, const char *script, int replicas, const ch
     for (; options && *options; options++) argv[argc++] = (char *)*options;
     setenv("SLUICE_FAKE_ENGINE", script, 1);
     assert_int_equal(config_load(&bed->config, argc, argv, &help, &err), 0);
-    unsetenv("SLUICE_FAKE_ENGINE_DUMMY");
     metrics_init(&info);
     struct router_options router_options = { &bed->config, tokenizer, 2048 };
     int rc = router_start(&bed->router, &router_options, &err);
@@ -508,7 +507,7 @@ static void test_stop_ends_streams_and_engines(void **state)
     pid_t pids[8];
 
     (void)state;
-    bed_ready(&bed, "delay_ms=5", 2, NULL);
+    bed_ready(&bed, "vocab=127,delay_ms=5", 2, NULL);
     assert_int_equal(submit(bed.router, c), 0);
     assert_true(wait_for(c, has_deltas, 1));
     bed_stop(&bed);
@@ -633,7 +632,7 @@ static void run_never_back(const char *const *options, int64_t total_ms)
 
     c->params.timeout_total_ms = total_ms;
     link_engine(link, saved);
-    bed_ready(&bed, "delay_ms=5", 1, options);
+    bed_ready(&bed, "vocab=127,delay_ms=5", 1, options);
     memcpy(engine_path, saved, sizeof engine_path);
     assert_int_equal(submit(bed.router, c), 0);
     assert_true(wait_for(c, has_deltas, 2));
@@ -743,7 +742,7 @@ static void test_engine_reports_an_error(void **state)
 
 static void run_stall(const char *script, bool stop_while_idle)
 {
-    const char *options[] = { "--replica-stall-timeout", "0.5", NULL };
+    const char *options[] = { "--replica-stall-timeout", "500ms", NULL };
     struct client *expected[4], *got[4];
     struct bed bed;
 
@@ -773,7 +772,7 @@ static void test_stall(void **state)
 /* Its page says "nothing pending" for ever: only the router knows better. Prompts alike go to one replica, so these differ. */
 static void test_engine_stopped_while_idle(void **state)
 {
-    const char *options[] = { "--replica-stall-timeout", "0.5", NULL };
+    const char *options[] = { "--replica-stall-timeout", "500ms", NULL };
     struct client *c[6];
     struct bed bed;
 
@@ -852,6 +851,7 @@ static int setup(void **state)
     struct err err = { 0 };
 
     (void)state;
+    signal(SIGPIPE, SIG_IGN);      /* as in sluiced */
     ssize_t len = readlink("/proc/self/exe", engine_path, sizeof engine_path - 1);
     if (len <= 0) return -1;
     engine_path[len] = '\0';
