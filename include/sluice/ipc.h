@@ -17,7 +17,7 @@
 
 struct buf;
 
-enum { IPC_VERSION = 1, IPC_MAX_PAYLOAD = 64 << 20, IPC_FD = 3, IPC_PAGE_FD = 4 };   /* descriptors an engine inherits */
+enum { IPC_VERSION = 2, IPC_MAX_PAYLOAD = 64 << 20, IPC_FD = 3, IPC_PAGE_FD = 4 };   /* descriptors an engine inherits */
 
 enum msg_type {
     /* gateway -> engine */
@@ -31,6 +31,7 @@ enum msg_type {
     MSG_LOGPROBS,           /* logprob rows of the MSG_EVENTS frame that follows directly */
     MSG_EVENTS,             /* token_event[] */
     MSG_STATS,              /* engine_stats, at most every 100 ms and when the engine goes idle */
+    MSG_PROMPT_LOGPROBS,    /* prompt_row_head and its top logprobs, for each prompt token that a step scored */
 };
 
 struct frame_head { uint32_t len; uint16_t type; uint16_t zero; };
@@ -54,6 +55,9 @@ struct engine_stats {
 
 /* One token's top logprobs in MSG_LOGPROBS: head, then n token_logprob. */
 struct logprob_row_head { uint64_t id; uint32_t index, n; };
+/* One prompt token in MSG_PROMPT_LOGPROBS: head, then n token_logprob. Positions of a sequence rise by one from 1 on; one that
+ * is computed again after a preemption is not said again. All of them come before its first token_event. */
+struct prompt_row_head { uint64_t id; uint32_t position; token_id token; float logprob; int32_t rank; uint32_t n, zero; };
 
 /* Appends a whole frame (head and payload). */
 void ipc_put(struct buf *out, enum msg_type type, const void *payload, size_t len);

@@ -21,6 +21,10 @@ enum {
     MAX_LOGIT_BIAS = 1024,
     MAX_TOP_LOGPROBS = 20,
     MAX_MESSAGES = 8192,
+    MAX_BAD_WORDS = 256,           /* bad_words of one request, MAX_BAD_WORD_BYTES each */
+    MAX_BAD_WORD_BYTES = 256,
+    MAX_BAD_RUNS = 2 * MAX_BAD_WORDS,                          /* each word with and without its leading space */
+    MAX_BAD_INTS = MAX_BAD_RUNS * (MAX_BAD_WORD_BYTES + 2),    /* of all runs with their lengths */
 };
 
 /* How the next token is drawn (api-contract 2.2, order of 2.5). Value type: travels in engine_request and step_plan rows. */
@@ -49,7 +53,8 @@ struct generation_params {
     const char *model;             /* the name as requested */
     struct sampling_params sampling;
     bool has_seed;                 /* else sampling.seed is random */
-    int32_t n;                     /* choices per prompt, 1..128 */
+    int32_t n;                     /* choices made per prompt, 1..128 */
+    int32_t n_shown;               /* of them, the best ones (best_of); the same as n otherwise */
     int64_t max_tokens;            /* -1 = rest of the context */
     int32_t min_tokens;
     bool stream, include_usage, continuous_usage;
@@ -62,6 +67,10 @@ struct generation_params {
     const char *const *stop; const size_t *stop_lens; size_t n_stop;
     const token_id *stop_token_ids; size_t n_stop_token_ids;
     const token_id *bias_ids; const float *bias_values; size_t n_bias;
+    const token_id *allowed_ids; size_t n_allowed;     /* nothing else is drawn; none = all */
+    const int32_t *bad_words; size_t n_bad_ints;       /* runs of tokens that are never completed: length, ids, length ... */
+    bool score_prompt;             /* report the logprob of every prompt token but the first */
+    int32_t num_prompt_logprobs;   /* and so many alternatives of each, 0..20 */
     int32_t priority;
     int64_t timeout_queue_ms, timeout_ttft_ms, timeout_total_ms;   /* 0 = the configured ones */
 };
@@ -89,7 +98,7 @@ struct engine_request {
     uint64_t group;                /* sequences of one prompt (n > 1) share it: their prompt is prefilled once */
     int64_t arrival_ms;            /* CLOCK_MONOTONIC, same host */
     int32_t priority;              /* lower first */
-    int32_t max_tokens;            /* generated tokens incl. those of `output`; context already applied; >= 1 */
+    int32_t max_tokens;            /* generated tokens incl. those of `output`; context already applied; >= 1 (score_prompt: 0) */
     int32_t min_tokens;
     bool ignore_eos;
     struct sampling_params sampling;
@@ -97,11 +106,16 @@ struct engine_request {
     uint32_t num_output;           /* tokens already generated elsewhere (resume); 0 for a fresh request */
     uint32_t num_stop_ids;         /* EOS is not in here: the engine knows the model's eos ids */
     uint32_t num_bias;
+    uint32_t num_allowed, num_bad_ints;
+    int32_t num_prompt_logprobs;   /* with score_prompt: alternatives of each prompt token */
+    bool score_prompt;             /* MSG_PROMPT_LOGPROBS for prompt tokens 1.. ; max_tokens may then be 0: nothing is drawn */
     uint8_t cache_domain[32];      /* prefix-cache domain: hash of API key name and cache_salt */
     const token_id *tokens;        /* num_prompt + num_output */
     const token_id *stop_ids;
     const token_id *bias_ids;
     const float *bias_values;
+    const token_id *allowed_ids;
+    const int32_t *bad_words;      /* length, ids, length, ids ... */
 };
 
 #endif

@@ -25,6 +25,7 @@ struct delta_token {
     float logprob;
     int32_t num_top;
     const struct token_logprob *top;       /* falling; valid during the callback */
+    int32_t rank;                          /* 1 = most likely; 0 when not asked */
 };
 
 /* What became visible of one choice. Valid during the callback only. */
@@ -36,6 +37,7 @@ struct text_delta {
     int32_t stop_index;                    /* FINISH_STOP_STRING: index into params->stop */
     token_id stop_token;                   /* FINISH_STOP_TOKEN */
     uint32_t num_generated;                /* tokens of this choice so far */
+    uint32_t prompt_begin;                 /* not 0: tokens are those of the prompt from here on, scored; no text, no end */
 };
 
 struct generation_usage { uint64_t prompt_tokens, completion_tokens, cached_tokens; };

@@ -52,6 +52,15 @@ static struct submission *allocate(const struct engine_request *req, int32_t max
     return sub;
 }
 
+static struct sha256 root_of(const struct engine_request *req, const struct submission_limits *limits)
+{
+    uint8_t domain[sizeof req->cache_domain] = { 0 };
+
+    if (!limits->group_domains) return prefix_domain_root(&limits->cache_root, req->cache_domain);
+    memcpy(domain, &req->group, sizeof req->group);
+    return prefix_domain_root(&limits->cache_root, domain);
+}
+
 struct submission *submission_new(const struct engine_request *req, const struct submission_limits *limits)
 {
     int64_t num_tokens = (int64_t)req->num_prompt + req->num_output;
@@ -65,24 +74,13 @@ struct submission *submission_new(const struct engine_request *req, const struct
     struct submission *sub = allocate(req, (int32_t)max_total, (int32_t)max_total / block_size);
     if (!sub) return NULL;
     sub->num_tokens = (int32_t)num_tokens;
-    sub->root = prefix_domain_root(&limits->cache_root, req->cache_domain);
+    sub->root = root_of(req, limits);
     if (!limits->hash_prompt) return sub;
     for (; sub->num_keys < sub->num_tokens / block_size; sub->num_keys++) {
         const struct sha256 *parent = sub->num_keys ? &sub->keys[sub->num_keys - 1] : &sub->root;
         sub->keys[sub->num_keys] = prefix_key(parent, sub->tokens + sub->num_keys * block_size, block_size);
     }
     return sub;
-}
-
-/* ---- order ---- */
-
-bool seq_before(const struct sequence *a, const struct sequence *b)
-{
-    const struct engine_request *x = &a->sub->req, *y = &b->sub->req;
-
-    if (x->priority != y->priority) return x->priority < y->priority;
-    if (x->arrival_ms != y->arrival_ms) return x->arrival_ms < y->arrival_ms;
-    return a->order < b->order;
 }
 
 /* ---- id_map ---- */
@@ -183,8 +181,15 @@ struct sequence *sequence_pool_take(struct sequence_pool *pool, struct submissio
         .num_tokens = sub->num_tokens,
         .slot = -1,
         .micro_batch = -1,
+        .num_stop_ids = (int32_t)sub->req.num_stop_ids,
+        .max_total = sub->max_total,
+        .ignore_eos = sub->req.ignore_eos,
+        .wants_logprobs = sub->req.sampling.num_logprobs >= 0,
+        .rank = (int64_t)((uint64_t)sub->req.arrival_ms + (uint64_t)sub->req.priority * PRIORITY_STEP_MS),
+        .priority = sub->req.priority,
         .has_penalties = sampling_has_penalties(&sub->req.sampling),
     };
+    seq->is_plain = !seq->has_penalties && !sub->req.num_bias && sub->req.min_tokens < 1;
     list_init(&seq->link);
     list_init(&seq->ring);
     id_map_put(&pool->by_id, seq->id, (int32_t)(seq - pool->all));

@@ -19,7 +19,8 @@
 struct submission_limits {
     int32_t max_model_len, block_size;
     struct sha256 cache_root;          /* of this process and model; domain and prompt are hashed under it */
-    bool hash_prompt;                  /* prefix caching on: compute the keys of the prompt's full blocks here */
+    bool hash_prompt;                  /* compute the keys of the prompt's full blocks here */
+    bool group_domains;                /* prefix caching off: only sequences of one group share blocks */
 };
 
 enum submission_kind { SUBMISSION_START, SUBMISSION_ABORT, SUBMISSION_REFUSED };
@@ -47,13 +48,12 @@ void submission_free(struct submission *sub);
 
 enum seq_state { SEQ_FREE, SEQ_WAITING, SEQ_RUNNING };
 
+/* What a step touches comes first. */
 struct sequence {
+    struct list link;                  /* in exactly one of: pool free list, scheduler waiting, scheduler running */
     uint64_t id;
     enum seq_state state;
     struct submission *sub;
-    struct list link;                  /* in exactly one of: pool free list, scheduler waiting, scheduler running */
-    struct list ring;                  /* fair policy: prompts that wait for tokens */
-    uint64_t order;                    /* number of arrival at this engine */
     token_id *tokens;                  /* [sub->max_total] */
     int32_t num_prompt, num_tokens;    /* num_tokens counts generated ones */
     int32_t num_computed;              /* tokens whose keys and values are in the blocks */
@@ -64,6 +64,14 @@ struct sequence {
     int32_t num_blocks;
     int32_t num_shared;                /* first blocks that came from the prefix cache at this admission */
     int32_t num_published;             /* first blocks that were offered to the prefix cache (or came from it) */
+    int32_t max_total, num_stop_ids;   /* copies of the submission's */
+    bool ignore_eos, wants_logprobs;
+    bool is_plain;                     /* its rows need no bias, masks or penalties, whatever comes */
+    struct list ring;                  /* fair policy: in one of the two lists of prompts with tokens to compute */
+    int64_t turn;                      /* fair policy: lower goes first */
+    int64_t rank;                      /* arrival and priority in one number, see seq_before */
+    uint64_t order;                    /* number of arrival at this engine */
+    int32_t priority;                  /* of the request */
     int32_t num_cached;                /* prompt tokens found at the first admission; reported in events */
     int64_t scheduled_ns;              /* when its first step began; 0 = not yet */
     uint64_t waiting_since;            /* step number, for aging */
@@ -81,8 +89,13 @@ static inline int32_t seq_num_left(const struct sequence *seq)
     return seq->num_tokens - seq->num_computed - seq->num_scheduled;
 }
 static inline int32_t seq_num_generated(const struct sequence *seq) { return seq->num_tokens - seq->num_prompt; }
-/* Runs before b: lower priority value, then earlier arrival. A total order that never changes: nothing can livelock. */
-bool seq_before(const struct sequence *a, const struct sequence *b);
+/* Runs before b. One step of priority is worth PRIORITY_STEP_MS of waiting: rank = arrival_ms + priority *
+ * PRIORITY_STEP_MS, so a low priority ages, and yet the order of two sequences never changes: nothing can livelock. */
+enum { PRIORITY_STEP_MS = 10000 };
+static inline bool seq_before(const struct sequence *a, const struct sequence *b)
+{
+    return a->rank != b->rank ? a->rank < b->rank : a->order < b->order;
+}
 
 /* 64-bit key -> index, open addressing, fixed capacity, never allocates after init. */
 struct id_map { uint64_t *keys; int32_t *values; uint32_t mask; uint32_t count; };

@@ -75,10 +75,16 @@ static bool send_choice(struct router *router, struct choice *choice, int replic
         .num_output = choice->num_log,
         .num_stop_ids = (uint32_t)params->n_stop_token_ids,
         .num_bias = (uint32_t)params->n_bias,
+        .num_allowed = (uint32_t)params->n_allowed,
+        .num_bad_ints = (uint32_t)params->n_bad_ints,
+        .num_prompt_logprobs = params->num_prompt_logprobs,
+        .score_prompt = params->score_prompt && (choice->num_scored + 1 < prompt->n || !choice->max_tokens),
         .tokens = router->scratch,
         .stop_ids = params->stop_token_ids,
         .bias_ids = params->bias_ids,
         .bias_values = params->bias_values,
+        .allowed_ids = params->allowed_ids,
+        .bad_words = params->bad_words,
     };
     req.sampling.choice = (uint32_t)(choice->index % params->n);
     memcpy(req.cache_domain, spec->cache_domain, sizeof req.cache_domain);

@@ -133,7 +133,7 @@ static bool hold_token(struct choice *choice, const struct token_event *event, c
         choice->cap_held = cap;
     }
     size_t i = choice->num_held++;
-    choice->held[i] = (struct delta_token){ .id = event->token, .logprob = event->logprob };
+    choice->held[i] = (struct delta_token){ .id = event->token, .logprob = event->logprob, .rank = event->rank };
     if (want_top && top) {
         choice->held[i].num_top = event->num_top;
         memcpy(choice->held_top + i * MAX_TOP_LOGPROBS, top, event->num_top * sizeof *top);
@@ -171,6 +171,7 @@ static void observe_finish(const struct choice *choice, uint8_t finish)
 {
     metric_add(M_REQUESTS_FINISHED, finish == FINISH_LENGTH ? FINISHED_LENGTH : FINISHED_STOP, 1);
     metric_observe(M_REQ_GENERATION_TOKENS, 0, choice->num_log);
+    if (!choice->num_log) return;
     metric_observe(M_E2E, 0, (double)(choice->last_ns - choice->gen->spec.arrival_ms * 1000000) / 1e9);
     metric_observe(M_DECODE, 0, (double)(choice->last_ns - choice->first_ns) / 1e9);
 }
@@ -232,17 +233,54 @@ static bool match_stops(struct router *router, struct choice *choice, size_t fre
     return true;
 }
 
+bool choice_has_work(const struct choice *choice)
+{
+    const struct generation_spec *spec = &choice->gen->spec;
+    return choice->max_tokens > 0 || (spec->params->score_prompt && spec->prompts[choice->prompt].n > 1);
+}
+
+static bool all_scored(const struct choice *choice)
+{
+    const struct generation_spec *spec = &choice->gen->spec;
+    return !spec->params->score_prompt || choice->num_scored + 1 >= spec->prompts[choice->prompt].n;
+}
+
 static bool event_is_sane(const struct router *router, const struct choice *choice, const struct token_event *event)
 {
     int32_t asked_top = choice->gen->spec.params->sampling.num_logprobs;
 
     if (event->finish > FINISH_ERROR) return false;
     if (event->finish == FINISH_ABORTED || event->finish == FINISH_ERROR) return event->num_top == 0;
-    if (event->num_top > (asked_top > 0 ? asked_top : 0) || isnan(event->logprob)) return false;
+    if (event->num_top > (asked_top > 0 ? asked_top : 0) || isnan(event->logprob) || !all_scored(choice)) return false;
+    if (!choice->max_tokens) return event->token == TOKEN_NONE && event->finish == FINISH_LENGTH && event->num_top == 0;
     /* an engine that goes on after the last token would leave the client waiting for ever */
     if (event->index == choice->max_tokens && event->finish == FINISH_NONE) return false;
     return event->token >= 0 && event->token < router->replicas[choice->replica].vocab_size &&
            event->index == choice->num_log + 1 && event->index <= choice->max_tokens;
+}
+
+/* A prompt is scored from its beginning on by every replica that gets it: what was told before is passed over. */
+bool choice_scored(struct choice *choice, const struct scored_token *scored, size_t n)
+{
+    struct generation *gen = choice->gen;
+    const struct prompt_tokens *prompt = &gen->spec.prompts[choice->prompt];
+    struct delta_token tokens[MAX_SCORED];
+    struct text_delta delta = { .choice = choice->index, .text = "", .stop_index = -1, .stop_token = TOKEN_NONE, .tokens = tokens };
+
+    BUG_ON(n > MAX_SCORED);
+    for (size_t i = 0; i < n; i++) {
+        const struct prompt_row_head *head = &scored[i].head;
+        bool known = head->position >= 1 && head->position < prompt->n && head->token == prompt->ids[head->position];
+        if (!known || !gen->spec.params->score_prompt || choice->num_log || isnan(head->logprob)) return false;
+        if (head->position <= choice->num_scored) continue;
+        if (head->position != choice->num_scored + 1 || head->n > (uint32_t)gen->spec.params->num_prompt_logprobs) return false;
+        choice->num_scored++;
+        if (!delta.num_tokens) delta.prompt_begin = head->position;
+        tokens[delta.num_tokens++] = (struct delta_token){ .id = head->token, .logprob = head->logprob, .rank = head->rank,
+                                                           .num_top = (int32_t)head->n, .top = scored[i].top };
+    }
+    if (delta.num_tokens) gen->spec.sink->delta(gen->spec.sink_arg, &delta, &gen->usage);
+    return true;
 }
 
 static void fail_choice(struct router *router, struct choice *choice, int code, const char *message)
@@ -288,6 +326,10 @@ bool choice_token(struct router *router, struct choice *choice, const struct tok
     if (!event_is_sane(router, choice, event)) return false;
     if (event->finish == FINISH_ERROR || event->finish == FINISH_ABORTED) {
         end_by_engine(router, choice, event);
+        return true;
+    }
+    if (event->token == TOKEN_NONE) {        /* only its prompt was wanted */
+        finish_choice(router, choice, 0, FINISH_LENGTH, -1);
         return true;
     }
     if (!log_token(router, choice, event, top)) {

@@ -249,7 +249,7 @@ static void admit(struct router *router, struct generation *gen)
     metric_add(M_PROMPT_TOKENS, 0, (int64_t)prompt_tokens);
     metric_observe(M_REQ_PROMPT_TOKENS, 0, (double)prompt_tokens);
     for (int32_t i = 0; i < gen->num_choices; i++) {
-        if (gen->choices[i].max_tokens == 0) finish_empty(gen, &gen->choices[i]);
+        if (!choice_has_work(&gen->choices[i])) finish_empty(gen, &gen->choices[i]);
         else enqueue(router, &gen->choices[i]);
     }
     if (gen->num_finished == gen->num_choices) generation_finish(router, gen);
@@ -469,6 +469,48 @@ static bool on_events(struct router *router, int replica, const uint8_t *payload
     return all_taken;
 }
 
+/* One row; *at moves behind it. */
+static bool read_scored(const struct replica_view *view, const uint8_t *payload, size_t len, size_t *at, struct scored_token *out)
+{
+    if (len - *at < sizeof out->head) return false;
+    memcpy(&out->head, payload + *at, sizeof out->head);
+    size_t bytes = out->head.n * sizeof out->top[0];
+    *at += sizeof out->head;
+    if (out->head.n > MAX_TOP_LOGPROBS || len - *at < bytes) return false;
+    memcpy(out->top, payload + *at, bytes);
+    *at += bytes;
+    for (uint32_t i = 0; i < out->head.n; i++) {
+        if (out->top[i].id < 0 || out->top[i].id >= view->vocab_size || isnan(out->top[i].logprob)) return false;
+    }
+    return true;
+}
+
+static bool pass_scored(struct router *router, int replica, const struct scored_token *scored, size_t n)
+{
+    struct choice *choice = NULL;
+
+    if (!n) return true;
+    if (!find_choice(router, replica, scored[0].head.id, &choice)) return false;
+    return !choice || choice_scored(choice, scored, n);
+}
+
+static bool on_prompt_logprobs(struct router *router, int replica, const uint8_t *payload, size_t len)
+{
+    struct scored_token scored[MAX_SCORED];
+    size_t n = 0;
+
+    for (size_t at = 0; at < len; n++) {
+        struct scored_token next;
+        if (!read_scored(&router->replicas[replica], payload, len, &at, &next)) return false;
+        if (n == MAX_SCORED || (n && next.head.id != scored[0].head.id)) {
+            if (!pass_scored(router, replica, scored, n)) return false;
+            n = 0;
+        }
+        scored[n] = next;
+    }
+    return pass_scored(router, replica, scored, n);
+}
+
 static void on_frame(void *arg, int replica, const struct frame_head *head, const void *payload)
 {
     struct router *router = arg;
@@ -478,6 +520,7 @@ static void on_frame(void *arg, int replica, const struct frame_head *head, cons
     switch (head->type) {
     case MSG_LOGPROBS: ok = keep_logprobs(&router->replicas[replica], payload, head->len); break;
     case MSG_EVENTS: ok = on_events(router, replica, payload, head->len); break;
+    case MSG_PROMPT_LOGPROBS: ok = on_prompt_logprobs(router, replica, payload, head->len); break;
     case MSG_STATS:
         ok = head->len == sizeof stats;
         if (!ok) break;

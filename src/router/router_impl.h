@@ -25,6 +25,8 @@
 enum { CHOICE_BITS = 10, MAX_GENERATION_CHOICES = 1 << CHOICE_BITS };     /* prompts x n <= 1,024 */
 _Static_assert((int)MAX_GENERATION_CHOICES >= (int)MAX_PROMPTS, "a choice index fits its bits");
 
+enum { MAX_SCORED = 32 };                                                 /* rows of MSG_PROMPT_LOGPROBS taken at once */
+
 enum choice_state { CHOICE_WAITING, CHOICE_SENT, CHOICE_FINISHED };
 
 struct choice {
@@ -35,6 +37,7 @@ struct choice {
     int32_t prompt;
     int32_t replica;               /* while SENT */
     uint32_t max_tokens;           /* resolved for its prompt; 0 = nothing to generate */
+    uint32_t num_scored;           /* prompt tokens 1..num_scored were reported with their logprobs */
     token_id *log;                 /* generated tokens, all of them: what a resume needs */
     uint32_t num_log, cap_log;
     struct detok detok;
@@ -124,6 +127,11 @@ struct generation *generation_new(const struct router *router, const struct gene
 void generation_free(struct generation *gen);
 /* A token (or the end) arrived for a choice. Returns false when the event breaks the protocol (the replica is to be killed). */
 bool choice_token(struct router *router, struct choice *choice, const struct token_event *event, const struct token_logprob *top);
+/* Prompt tokens of a choice were scored: rows of MSG_PROMPT_LOGPROBS that follow each other, all of this choice. False as above. */
+struct scored_token { struct prompt_row_head head; struct token_logprob top[MAX_TOP_LOGPROBS]; };
+bool choice_scored(struct choice *choice, const struct scored_token *scored, size_t n);
+/* There is something for an engine to do: tokens to make, or prompt tokens to score. */
+bool choice_has_work(const struct choice *choice);
 /* Ends a request from this side: aborts what its replicas still run, calls done(err), frees it. */
 void generation_fail(struct router *router, struct generation *gen, const struct err *err);
 /* All choices ended: done(NULL), freed. */
