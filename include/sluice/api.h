@@ -35,6 +35,8 @@ const struct generation_params *api_request_params(const struct api_request *gen
 /* params, prompts, n_prompts, cache_domain and session of spec; the rest is the caller's. Points into gen. */
 void api_request_fill_spec(const struct api_request *gen, struct generation_spec *spec);
 uint32_t api_request_num_choices(const struct api_request *gen);        /* prompts x n */
+/* Deltas must carry their tokens: of the answer, or of the prompt (scored ones). */
+bool api_request_wants_tokens(const struct api_request *gen, bool of_prompt);
 uint64_t api_request_prompt_tokens(const struct api_request *gen);      /* each prompt once */
 const char *api_request_id(const struct api_request *gen);              /* "cmpl-" or "chatcmpl-" + 32 hex */
 

@@ -17,8 +17,13 @@
 #include "base/hash.h"
 #include "base/sha256.h"
 #include "parse.h"
+#include "validate.h"
 
-enum { TOKENS_SLACK = 1 << 16 };      /* a prompt this far beyond the context is not tokenized to its end */
+enum {
+    TOKENS_SLACK = 1 << 16,       /* a prompt this far beyond the context is not tokenized to its end */
+    PROMPT_TOKEN_BYTES = 48, PROMPT_TOP_BYTES = 24,    /* of a scored prompt token in an answer, about */
+    TRUNCATED_MAX = 32 << 20,     /* the same for one that is to be truncated */
+};
 
 static double seconds_since(int64_t start_ns) { return (double)(clock_now_ns() - start_ns) / 1e9; }
 
@@ -47,11 +52,24 @@ static int check_context(struct api_request *gen, size_t n, struct err *err)
     return fail_context(gen, true, n, err);
 }
 
-static int encode(struct api_request *gen, const struct text_segment *segments, size_t n_segments,
-                  struct prompt_tokens *prompt,
-                  struct err *err)
+/* Cuts a prompt to what the request keeps of it. */
+static void truncate_prompt(const struct api_request *gen, const struct truncation *truncation, struct prompt_tokens *prompt)
 {
-    struct token_buf tokens = { .limit = (size_t)gen->gateway->max_model_len * 4 + TOKENS_SLACK };
+    int64_t room = gen->gateway->max_model_len, answer = gen->params->max_tokens, keep = truncation->keep;
+
+    /* without a limit of its own the answer needs one token at least */
+    if (keep < 0) keep = answer < 0 ? room - 1 : answer < room ? room - answer : 1;
+    if (!truncation->on || (int64_t)prompt->n <= keep) return;
+    if (!truncation->keep_first) prompt->ids += prompt->n - (size_t)keep;
+    prompt->n = (size_t)keep;
+}
+
+static int encode(struct api_request *gen, const struct text_segment *segments, size_t n_segments,
+                  const struct truncation *truncation, struct prompt_tokens *prompt, struct err *err)
+{
+    /* all of a prompt that is cut to its end has to be read */
+    size_t limit = truncation->on ? TRUNCATED_MAX : (size_t)gen->gateway->max_model_len * 4 + TOKENS_SLACK;
+    struct token_buf tokens = { .limit = limit };
     token_id bos = tokenizer_bos(gen->gateway->tokenizer);
     const char *where = gen->route == GENERATE_CHAT ? "messages" : "prompt";
     int64_t start_ns = clock_now_ns();
@@ -74,28 +92,54 @@ static int encode(struct api_request *gen, const struct text_segment *segments, 
     if (!prompt->ids) { rc = err_set(err, ERR_NO_MEMORY, "out of memory"); goto out; }
     if (tokens.len) memcpy(prompt->ids, tokens.ids, tokens.len * sizeof *prompt->ids);
     else prompt->ids[0] = bos;
+    truncate_prompt(gen, truncation, prompt);
 out:
     token_buf_release(&tokens);
     return rc;
 }
 
-static int tokenize_completion(struct api_request *gen, const struct completion_request *request, struct err *err)
+/* What echo puts before the answer: the string as it was sent; what ids or a cut prompt say. */
+static int keep_echo(struct api_request *gen, size_t i, const char *sent, size_t sent_len, bool as_sent, struct err *err)
+{
+    const struct prompt_tokens *prompt = &gen->prompts[i];
+    char *text = NULL;
+    size_t len = sent_len;
+    int rc = 0;
+
+    if (!as_sent) rc = tokenizer_decode(gen->gateway->tokenizer, prompt->ids, prompt->n, gen->params->skip_special_tokens, &text, &len, err);
+    if (rc < 0) return rc;
+    gen->echo[i].text = arena_strndup(&gen->arena, as_sent ? sent : text, len);
+    gen->echo[i].len = len;
+    free(text);
+    return gen->echo[i].text ? 0 : err_set(err, ERR_NO_MEMORY, "out of memory");
+}
+
+static int tokenize_completion(struct api_request *gen, const struct completion_request *request,
+                               const struct truncation *truncation, struct err *err)
 {
     int rc = 0;
 
     gen->n_prompts = request->n_prompts;
     gen->prompts = arena_array(&gen->arena, gen->n_prompts, sizeof *gen->prompts);
-    if (!gen->prompts) return err_set(err, ERR_NO_MEMORY, "out of memory");
+    if (gen->params->echo) gen->echo = arena_array(&gen->arena, gen->n_prompts, sizeof *gen->echo);
+    if (!gen->prompts || (gen->params->echo && !gen->echo)) return err_set(err, ERR_NO_MEMORY, "out of memory");
     for (size_t i = 0; rc == 0 && i < gen->n_prompts; i++) {
+        bool is_ids = request->prompts[i].is_ids;
         struct text_segment segment = { request->prompts[i].text, request->prompts[i].len,
             request->parse_special_tokens };
-        if (request->prompts[i].is_ids) gen->prompts[i] = request->prompts[i].ids;
-        else rc = encode(gen, &segment, 1, &gen->prompts[i], err);
+        if (is_ids) {
+            gen->prompts[i] = request->prompts[i].ids;
+            truncate_prompt(gen, truncation, &gen->prompts[i]);
+        } else {
+            rc = encode(gen, &segment, 1, truncation, &gen->prompts[i], err);
+        }
+        if (rc == 0 && gen->echo) rc = keep_echo(gen, i, segment.text, segment.len, !is_ids && !truncation->on, err);
     }
     return rc;
 }
 
-static int tokenize_chat(struct api_request *gen, const struct chat_request *request, struct err *err)
+static int tokenize_chat(struct api_request *gen, const struct chat_request *request, const struct truncation *truncation,
+                         struct err *err)
 {
     const struct gateway *gateway = gen->gateway;
     struct chat_template_vars vars = {
@@ -118,7 +162,7 @@ static int tokenize_chat(struct api_request *gen, const struct chat_request *req
     }
     gen->n_prompts = 1;
     gen->prompts = arena_array(&gen->arena, 1, sizeof *gen->prompts);
-    rc = gen->prompts ? encode(gen, prompt.segments, prompt.n_segments, gen->prompts, err)
+    rc = gen->prompts ? encode(gen, prompt.segments, prompt.n_segments, truncation, gen->prompts, err)
         : err_set(err, ERR_NO_MEMORY, "out of memory");
     chat_prompt_release(&prompt);
     return rc;
@@ -195,27 +239,45 @@ static uint64_t session_of(const struct cJSON *root)
 
 /* ---- the door ---- */
 
+/* Logprobs of prompts are the one thing whose size is known before: refused here rather than after the work. */
+static int check_response_size(const struct api_request *gen, struct err *err)
+{
+    const struct generation_params *params = gen->params;
+    uint64_t per_token = PROMPT_TOKEN_BYTES + (uint64_t)params->num_prompt_logprobs * PROMPT_TOP_BYTES;
+    uint64_t limit = (uint64_t)gen->gateway->config->max_response_bytes;
+
+    if (!params->score_prompt || params->stream || gen->prompt_tokens * (uint64_t)params->n <= limit / per_token) return 0;
+    return err_param(err, ERR_RESPONSE_LARGE, gen->prompt_logprobs >= 0 ? "prompt_logprobs" : "logprobs",
+                     "The logprobs of %" PRIu64 " prompt tokens would be larger than this server's max_response_bytes of %" PRIu64
+                     " bytes.", gen->prompt_tokens * (uint64_t)params->n, limit);
+}
+
 static int parse_route(struct api_request *gen, struct parse *parse)
 {
     struct completion_request *completion = arena_alloc(&gen->arena, sizeof *completion);
     struct chat_request *chat = arena_alloc(&gen->arena, sizeof *chat);
+    struct truncation truncation;
     int rc;
 
     if (!completion || !chat) return err_set(parse->err, ERR_NO_MEMORY, "out of memory");
     gen->params = gen->route == GENERATE_CHAT ? &chat->gen : &completion->gen;
     if ((rc = parse_params(parse, gen->params)) < 0) return rc;
+    int64_t asked = -1;
+    if (json_int64(json_get(parse->root, "prompt_logprobs"), &asked) == 0) gen->prompt_logprobs = (int32_t)asked;
+    gen->return_ids = read_bool(parse->root, "return_token_ids", false);
+    if ((rc = parse_truncation(parse, &truncation)) < 0) return rc;
     if (gen->route == GENERATE_CHAT) {
         if ((rc = parse_chat(parse, chat)) < 0) return rc;
-        rc = tokenize_chat(gen, chat, parse->err);
+        rc = tokenize_chat(gen, chat, &truncation, parse->err);
     } else {
         if ((rc = parse_completion(parse, completion)) < 0) return rc;
-        rc = tokenize_completion(gen, completion, parse->err);
+        rc = tokenize_completion(gen, completion, &truncation, parse->err);
     }
     for (size_t i = 0; rc == 0 && i < gen->n_prompts; i++) {
         rc = check_context(gen, gen->prompts[i].n, parse->err);
         gen->prompt_tokens += gen->prompts[i].n;
     }
-    return rc;
+    return rc < 0 ? rc : check_response_size(gen, parse->err);
 }
 
 int api_request_new(struct api_request **out, const struct gateway *gateway, enum generation_route route,
@@ -238,6 +300,7 @@ int api_request_new(struct api_request **out, const struct gateway *gateway, enu
         goto out;
     }
     parse.root = root;
+    gen->prompt_logprobs = -1;
     if ((rc = parse_route(gen, &parse)) < 0) goto out;
     gen->tokens_as_ids = cJSON_IsTrue(json_get(root, "return_tokens_as_token_ids"));
     gen->session = session_of(root);
@@ -262,6 +325,13 @@ const struct generation_params *api_request_params(const struct api_request *gen
 uint32_t api_request_num_choices(const struct api_request *gen)
 {
     return (uint32_t)(gen->n_prompts * (size_t)gen->params->n);
+}
+bool api_request_wants_tokens(const struct api_request *gen, bool of_prompt)
+{
+    const struct generation_params *params = gen->params;
+
+    if (of_prompt) return gen->prompt_logprobs >= 0 || (gen->echo && params->logprobs);
+    return params->logprobs || gen->return_ids || params->n > params->n_shown;
 }
 uint64_t api_request_prompt_tokens(const struct api_request *gen) { return gen->prompt_tokens; }
 const char *api_request_id(const struct api_request *gen) { return gen->id; }

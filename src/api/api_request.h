@@ -20,6 +20,9 @@ struct api_request {
     char id[48];
     int64_t created_s;
     bool tokens_as_ids;                    /* return_tokens_as_token_ids */
+    bool return_ids;                       /* return_token_ids */
+    int32_t prompt_logprobs;               /* prompt_logprobs asked with so many alternatives; -1 = not */
+    struct prompt_text { const char *text; size_t len; } *echo;    /* [n_prompts]; NULL unless echo */
     const char *head; size_t head_len;     /* "id":…,"object":…,…,"system_fingerprint":… of every frame */
     const char *body_head; size_t body_head_len;   /* the same with the object name of a whole body */
 };

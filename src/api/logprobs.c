@@ -95,18 +95,6 @@ static void put_top_object(const struct api_request *gen, const struct delta_tok
     buf_putc(out, '}');
 }
 
-/* Code points that a token adds to the text; none for a special token that is not shown. */
-static size_t token_points(const struct api_request *gen, token_id id)
-{
-    const char *bytes = "";
-    size_t len = 0, points = 0;
-
-    if (gen->params->skip_special_tokens && tokenizer_is_special(gen->gateway->tokenizer, id)) return 0;
-    tokenizer_token_bytes(gen->gateway->tokenizer, id, &bytes, &len);
-    for (size_t i = 0; i < len; i++) points += ((unsigned char)bytes[i] & 0xc0) != 0x80;
-    return points;
-}
-
 static void add_completion(const struct api_request *gen, size_t offset, const struct delta_token *token,
                            struct logprob_text *out)
 {
@@ -116,9 +104,14 @@ static void add_completion(const struct api_request *gen, size_t offset, const s
     put_token(gen, token->id, &out->tokens);
     buf_putc(&out->tokens, '"');
     buf_puts(&out->values, comma);
-    buf_float32(&out->values, token->logprob);
     buf_puts(&out->tops, comma);
-    put_top_object(gen, token, &out->tops);
+    if (token->num_top < 0) {
+        buf_puts(&out->values, "null");
+        buf_puts(&out->tops, "null");
+    } else {
+        buf_float32(&out->values, token->logprob);
+        put_top_object(gen, token, &out->tops);
+    }
     buf_printf(&out->offsets, "%s%zu", comma, offset);
 }
 
@@ -149,22 +142,99 @@ static void add_chat(const struct api_request *gen, const struct delta_token *to
     buf_puts(&out->tokens, "]}");
 }
 
-/* ---- doors ---- */
+/* ---- tokens over text ---- */
 
-void logprobs_add(const struct api_request *gen, struct choice *choice, const struct text_delta *delta,
-                  struct logprob_text *out)
+static size_t count_points(const char *text, size_t len)
 {
-    size_t offset = choice->points, end = choice->points + utf8_count(delta->text, delta->len);
+    size_t points = 0;
 
-    choice->points = end;
-    if (!gen->params->logprobs) return;
-    for (size_t i = 0; i < delta->num_tokens; i++) {
-        if (gen->route == GENERATE_CHAT) { add_chat(gen, &delta->tokens[i], out); continue; }
-        add_completion(gen, offset, &delta->tokens[i], out);
-        offset += token_points(gen, delta->tokens[i].id);
-        if (offset > end) offset = end;
-    }
+    for (size_t i = 0; i < len; i++) points += ((unsigned char)text[i] & 0xc0) != 0x80;
+    return points;
 }
+
+/* Bytes of the text that are this token's. Most tokens stand there as they are. One that is not shown (a special, a BOS) has
+ * none; one that could not be shown as it is (half a character, a space that was stripped) takes what is most alike. */
+static size_t token_span(const struct api_request *gen, const struct cursor *cursor, token_id id)
+{
+    const char *bytes = "", *here = cursor->text + cursor->at;
+    size_t len = 0, left = cursor->len - cursor->at, span = 0;
+
+    tokenizer_token_bytes(gen->gateway->tokenizer, id, &bytes, &len);
+    if (len <= left && memcmp(here, bytes, len) == 0) return len;
+    if (len > 1 && bytes[0] == ' ' && len - 1 <= left && memcmp(here, bytes + 1, len - 1) == 0) return len - 1;
+    if (tokenizer_is_special(gen->gateway->tokenizer, id)) return 0;
+    for (size_t points = count_points(bytes, len); points > 0 && span < left; points--) {
+        span++;
+        while (span < left && ((unsigned char)here[span] & 0xc0) == 0x80) span++;
+    }
+    return span;
+}
+
+void logprobs_token(const struct api_request *gen, struct choice *choice, struct cursor *cursor, const struct delta_token *token,
+                    struct logprob_text *out)
+{
+    size_t span = token_span(gen, cursor, token->id), offset = choice->points;
+
+    choice->points += count_points(cursor->text + cursor->at, span);
+    cursor->at += span;
+    if (!gen->params->logprobs) return;
+    if (gen->route == GENERATE_CHAT) add_chat(gen, token, out);
+    else add_completion(gen, offset, token, out);
+}
+
+void cursor_finish(struct choice *choice, struct cursor *cursor)
+{
+    choice->points += count_points(cursor->text + cursor->at, cursor->len - cursor->at);
+    cursor->at = cursor->len;
+}
+
+/* ---- prompts ---- */
+
+static void put_prompt_entry(const struct api_request *gen, token_id id, float logprob, int32_t rank, bool first, struct buf *out)
+{
+    buf_printf(out, "%s\"%d\":{\"logprob\":", first ? "" : ",", id);
+    buf_float32(out, logprob);
+    buf_printf(out, ",\"rank\":%d,\"decoded_token\":\"", rank);
+    put_token(gen, id, out);
+    buf_puts(out, "\"}");
+}
+
+void prompt_logprob_put(const struct api_request *gen, const struct delta_token *token, struct buf *out)
+{
+    int n = token->num_top < gen->prompt_logprobs ? token->num_top : gen->prompt_logprobs;
+    bool chosen = false;
+
+    buf_putc(out, '{');
+    for (int i = 0; i < n; i++) {
+        chosen |= token->top[i].id == token->id;
+        put_prompt_entry(gen, token->top[i].id, token->top[i].logprob, i + 1, i == 0, out);
+    }
+    if (!chosen) put_prompt_entry(gen, token->id, token->logprob, token->rank, n <= 0, out);
+    buf_putc(out, '}');
+}
+
+const struct prompt_tokens *choice_prompt(const struct api_request *gen, int32_t choice)
+{
+    return &gen->prompts[choice / gen->params->n];
+}
+
+bool echo_start(const struct api_request *gen, struct choice *choice, int32_t index, struct logprob_text *out)
+{
+    if (!gen->echo || choice->echo_started) return false;
+    const struct prompt_text *text = &gen->echo[index / gen->params->n];
+    struct delta_token first = { .id = choice_prompt(gen, index)->ids[0], .num_top = -1 };
+    choice->echo_started = true;
+    choice->echo = (struct cursor){ .text = text->text, .len = text->len };
+    if (gen->params->logprobs) logprobs_token(gen, choice, &choice->echo, &first, out);
+    return true;
+}
+
+void put_ids(const token_id *ids, size_t n, struct buf *out)
+{
+    for (size_t i = 0; i < n; i++) buf_printf(out, i ? ",%d" : "%d", ids[i]);
+}
+
+/* ---- doors ---- */
 
 void logprobs_put(const struct api_request *gen, const struct logprob_text *logprobs, struct buf *out)
 {

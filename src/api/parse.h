@@ -19,6 +19,9 @@ struct parse {
 
 /* Types, model, refusals, ranges, and every field of generation_params. */
 int parse_params(const struct parse *p, struct generation_params *gen);
+/* truncate_prompt_tokens: keep so many tokens (-1: what the context holds beside max_tokens), the last ones or the first. */
+struct truncation { bool on; int64_t keep; bool keep_first; };
+int parse_truncation(const struct parse *p, struct truncation *truncation);
 int parse_completion(const struct parse *p, struct completion_request *request);
 /* Normalises messages inside root: content parts become one string, `developer` becomes `system` where the template
  * does not know it. request->messages and ->chat_template_kwargs point into root. */

@@ -126,6 +126,26 @@ static int normalise_parts(const struct chat_parse *chat, struct cJSON *message,
 
 /* ---- tool calls ---- */
 
+/* Templates print arguments as an object; clients send them as the JSON text that they were given. */
+static int open_arguments(const struct chat_parse *chat, struct cJSON *function, const char *rest)
+{
+    struct json_limits limits = json_limits_request;
+    const char *text = "";
+    size_t len = 0;
+    struct cJSON *object = NULL;
+    struct err why = { 0 };
+
+    json_string(json_get(function, "arguments"), &text, &len);
+    if (len == 0) { text = "{}"; len = 2; }
+    if (json_parse(text, len, &limits, &object, &why) < 0 || !cJSON_IsObject(object)) {
+        json_free(object);
+        return why.code == ERR_NO_MEMORY ? parse_no_memory(chat->p) : fail_value(chat, rest, "it must be the text of a JSON object.");
+    }
+    if (cJSON_ReplaceItemInObjectCaseSensitive(function, "arguments", object)) return 0;
+    json_free(object);
+    return parse_no_memory(chat->p);
+}
+
 static int check_call(struct chat_parse *chat, const struct cJSON *call, int j)
 {
     char rest[64];
@@ -141,6 +161,8 @@ static int check_call(struct chat_parse *chat, const struct cJSON *call, int j)
     snprintf(rest, sizeof rest, ".tool_calls[%d].function.arguments", j);
     if (!cJSON_IsString(json_get(function, "arguments")))
         return fail_kind(chat, rest, "a string", json_get(function, "arguments"));
+    int rc = open_arguments(chat, cJSON_GetObjectItemCaseSensitive(call, "function"), rest);
+    if (rc < 0) return rc;
     if (!chat->in_use && str_map_init(&chat->call_ids, 16) < 0) return parse_no_memory(chat->p);
     chat->in_use = true;
     if (str_map_put(&chat->call_ids, id->valuestring, strlen(id->valuestring), 1, NULL) < 0)

@@ -10,10 +10,11 @@
 #include <cjson/cJSON.h>
 
 #include <sluice/json.h>
+#include <sluice/text.h>
 
 #include "validate.h"
 
-enum { COMPLETION_DEFAULT_TOKENS = 16, STOP_BYTES_MAX = 1024 };
+enum { COMPLETION_DEFAULT_TOKENS = 16, STOP_BYTES_MAX = 1024, MAX_BEST_OF = 20 };
 
 int parse_no_memory(const struct parse *p) { return err_set(p->err, ERR_NO_MEMORY, "out of memory"); }
 
@@ -41,7 +42,7 @@ static void set_defaults(const struct parse *p, struct generation_params *gen)
     struct sampling_params *sampling = &gen->sampling;
 
     *sampling = (struct sampling_params){ .temperature = 1, .top_p = 1, .repetition_penalty = 1, .num_logprobs = -1 };
-    gen->n = 1;
+    gen->n = gen->n_shown = 1;
     gen->skip_special_tokens = true;
     gen->add_special_tokens = p->route == GENERATE_COMPLETION;
     if (!model || strcmp(p->gateway->config->generation_config, "auto") != 0) return;
@@ -239,18 +240,136 @@ static int parse_rest(const struct parse *p, struct generation_params *gen)
     return 0;
 }
 
-/* best_of = n is the same as none; more is refused until it can be honoured. */
-static int parse_best_of(const struct parse *p, const struct generation_params *gen)
+/* More choices than are shown: the best ones by mean logprob are. The router makes all of them. */
+static int parse_best_of(const struct parse *p, struct generation_params *gen)
 {
     int64_t best_of = gen->n;
 
+    gen->n_shown = gen->n;
     if (p->route != GENERATE_COMPLETION) return 0;
-    int rc = read_int(json_get(p->root, "best_of"), "best_of", gen->n, 20, &best_of, p->err);
+    int rc = read_int(json_get(p->root, "best_of"), "best_of", gen->n, MAX_BEST_OF, &best_of, p->err);
     if (rc < 0 || best_of == gen->n) return rc;
     if (gen->stream)
         return err_param(p->err, ERR_VALUE, "best_of", "Invalid 'best_of': above 'n' it is not allowed with 'stream'.");
-    return err_param(p->err, ERR_UNSUPPORTED, "best_of",
-                     "Unsupported parameter: 'best_of' above 'n' is not supported by this server.");
+    gen->n = (int32_t)best_of;
+    if (gen->sampling.num_logprobs < 0) gen->sampling.num_logprobs = 0;
+    return 0;
+}
+
+/* ---- what may be drawn ---- */
+
+static int parse_allowed_ids(const struct parse *p, struct generation_params *gen)
+{
+    const struct cJSON *array = json_get(p->root, "allowed_token_ids");
+    token_id *ids = NULL;
+
+    if (!array) return 0;
+    int n = cJSON_GetArraySize(array);
+    if (n == 0) return fail_empty_array(p->err, "allowed_token_ids");
+    if (n > p->gateway->model->vocab_size)
+        return fail_array_long(p->err, "allowed_token_ids", p->gateway->model->vocab_size, n);
+    int rc = parse_token_ids(p, array, "allowed_token_ids", &ids, &gen->n_allowed);
+    gen->allowed_ids = ids;
+    return rc;
+}
+
+/* One way to write a word; the same tokens twice in a row are kept once. */
+static int add_bad_run(const struct parse *p, const char *text, size_t len, struct generation_params *gen, int32_t *runs,
+                       size_t *last)
+{
+    struct token_buf tokens = { .limit = MAX_BAD_WORD_BYTES + 1 };
+    struct text_segment segment = { .text = text, .len = len };
+    int rc = tokenizer_encode(p->gateway->tokenizer, &segment, 1, false, &tokens, p->err);
+
+    if (rc == 0 && tokens.len > 0) {
+        size_t bytes = tokens.len * sizeof *tokens.ids, at = gen->n_bad_ints;
+        bool again = *last < at && (size_t)runs[*last] == tokens.len && memcmp(&runs[*last + 1], tokens.ids, bytes) == 0;
+        if (!again) {
+            runs[at] = (int32_t)tokens.len;
+            memcpy(&runs[at + 1], tokens.ids, bytes);
+            gen->n_bad_ints += 1 + tokens.len;
+            *last = at;
+        }
+    }
+    token_buf_release(&tokens);
+    return rc;
+}
+
+static int add_bad_word(const struct parse *p, const struct cJSON *item, int i, struct generation_params *gen, int32_t *runs)
+{
+    char param[32], spaced[MAX_BAD_WORD_BYTES + 2];
+    const char *text = "";
+    size_t len = 0, skip = 0, last = SIZE_MAX;
+
+    snprintf(param, sizeof param, "bad_words[%d]", i);
+    if (json_string(item, &text, &len) < 0) return fail_type(p->err, param, "a string", item);
+    if (len == 0)
+        return err_param(p->err, ERR_EMPTY_STRING, "bad_words",
+                         "Invalid '%s': empty string. Expected a string with minimum length 1.", param);
+    if (len > MAX_BAD_WORD_BYTES)
+        return err_param(p->err, ERR_VALUE, "bad_words", "Invalid '%s': string of %zu bytes. Expected at most %d.", param, len,
+                         MAX_BAD_WORD_BYTES);
+    while (skip < len && text[skip] == ' ') skip++;
+    if (skip == len) return add_bad_run(p, text, len, gen, runs, &last);
+    spaced[0] = ' ';
+    memcpy(spaced + 1, text + skip, len - skip);
+    int rc = add_bad_run(p, spaced + 1, len - skip, gen, runs, &last);
+    return rc < 0 ? rc : add_bad_run(p, spaced, len - skip + 1, gen, runs, &last);
+}
+
+static int parse_bad_words(const struct parse *p, struct generation_params *gen)
+{
+    const struct cJSON *array = json_get(p->root, "bad_words"), *item;
+    int n = array ? cJSON_GetArraySize(array) : 0, i = 0, rc = 0;
+
+    if (n == 0) return 0;
+    if (n > MAX_BAD_WORDS) return fail_array_long(p->err, "bad_words", MAX_BAD_WORDS, n);
+    int32_t *runs = arena_array(p->arena, (size_t)n * 2 * (MAX_BAD_WORD_BYTES + 2), sizeof *runs);
+    if (!runs) return parse_no_memory(p);
+    cJSON_ArrayForEach(item, array) {
+        if ((rc = add_bad_word(p, item, i++, gen, runs)) < 0) return rc;
+    }
+    gen->bad_words = runs;
+    return 0;
+}
+
+/* ---- prompts ---- */
+
+/* Scores that are printed: of the prompt (prompt_logprobs), and of an echoed prompt (logprobs). The engine makes the larger
+ * number of alternatives once. */
+static int parse_prompt_logprobs(const struct parse *p, struct generation_params *gen)
+{
+    const struct cJSON *item = json_get(p->root, "prompt_logprobs");
+    int64_t count = 0;
+    int rc = read_int(item, "prompt_logprobs", 0, p->gateway->config->max_logprobs, &count, p->err);
+
+    if (rc < 0) return rc;
+    if (item && gen->stream)
+        return err_param(p->err, ERR_VALUE, "prompt_logprobs", "Invalid 'prompt_logprobs': it is not allowed with 'stream'.");
+    gen->echo = p->route == GENERATE_COMPLETION && read_bool(p->root, "echo", false);
+    bool echoed = gen->echo && gen->logprobs;
+    gen->score_prompt = item || echoed;
+    gen->num_prompt_logprobs = (int32_t)count;
+    if (echoed && gen->sampling.num_logprobs > count) gen->num_prompt_logprobs = gen->sampling.num_logprobs;
+    return 0;
+}
+
+int parse_truncation(const struct parse *p, struct truncation *truncation)
+{
+    const struct cJSON *keep = json_get(p->root, "truncate_prompt_tokens"), *side = json_get(p->root, "truncation_side");
+    int64_t n = 0;
+
+    *truncation = (struct truncation){ 0 };
+    bool right = side && strcmp(side->valuestring, "right") == 0;
+    if (side && !right && strcmp(side->valuestring, "left") != 0)
+        return err_param(p->err, ERR_VALUE, "truncation_side", "Invalid 'truncation_side': expected left or right.");
+    if (!keep) return 0;
+    if (json_int64(keep, &n) < 0) n = json_real(keep) < 0 ? INT64_MIN : INT64_MAX;
+    if (n < -1 || n == 0)
+        return err_param(p->err, ERR_INT_LOW, "truncate_prompt_tokens",
+                         "Invalid 'truncate_prompt_tokens': integer below minimum value. Expected -1 or a value >= 1.");
+    *truncation = (struct truncation){ .on = true, .keep = n, .keep_first = right };
+    return 0;
 }
 
 int parse_params(const struct parse *p, struct generation_params *gen)
@@ -268,6 +387,9 @@ int parse_params(const struct parse *p, struct generation_params *gen)
     if ((rc = parse_stop_token_ids(p, gen)) < 0) return rc;
     if ((rc = parse_logit_bias(p, gen)) < 0) return rc;
     if ((rc = parse_stream_options(p, gen)) < 0) return rc;
+    if ((rc = parse_prompt_logprobs(p, gen)) < 0) return rc;
     if ((rc = parse_best_of(p, gen)) < 0) return rc;
+    if ((rc = parse_allowed_ids(p, gen)) < 0) return rc;
+    if ((rc = parse_bad_words(p, gen)) < 0) return rc;
     return parse_rest(p, gen);
 }

@@ -61,7 +61,7 @@ int parse_completion(const struct parse *p, struct completion_request *request)
     if (request->n_prompts > MAX_PROMPTS)
         return fail_array_long(p->err, "prompt", MAX_PROMPTS, (long long)request->n_prompts);
     if (request->n_prompts * (size_t)request->gen.n > MAX_PROMPTS)
-        return err_param(p->err, ERR_ARRAY_LONG, "n",
+        return err_param(p->err, ERR_ARRAY_LONG, request->gen.n > request->gen.n_shown ? "best_of" : "n",
                          "Invalid 'n': %zu prompts with n = %d are %zu choices. Expected at most %d.",
                          request->n_prompts, request->gen.n, request->n_prompts * (size_t)request->gen.n, MAX_PROMPTS);
     request->prompts = arena_array(p->arena, request->n_prompts, sizeof *request->prompts);

@@ -62,6 +62,10 @@ static const struct field field_table[] = {
     { "logprobs",                   H,  F_BOOL,          0,         0,           false, HOME_BOOL,  GEN(logprobs) },
     { "top_logprobs",               H,  F_INT,           0,         TOPS,        false, HOME_NONE,  0 },
     { "prompt_logprobs",            CH, F_INT,           0,         TOPS,        false, HOME_NONE,  0 },
+    { "allowed_token_ids",          CH, F_ARRAY,         0,         0,           false, HOME_NONE,  0 },
+    { "bad_words",                  CH, F_ARRAY,         0,         0,           false, HOME_NONE,  0 },
+    { "truncate_prompt_tokens",     CH, F_INT,           0,         0,           false, HOME_NONE,  0 },
+    { "truncation_side",            CH, F_STRING,        0,         0,           false, HOME_NONE,  0 },
     { "logit_bias",                 CH, F_OBJECT,        0,         0,           false, HOME_NONE,  0 },
     { "stream",                     CH, F_BOOL,          0,         0,           false, HOME_BOOL,  GEN(stream) },
     { "stream_options",             CH, F_OBJECT,        0,         0,           false, HOME_NONE,  0 },
@@ -91,13 +95,8 @@ enum refuse_when { ALWAYS, WHEN_TRUE, WHEN_FILLED, WHEN_NOT_NEGATIVE };   /* nul
 struct refusal { const char *name; unsigned in; enum refuse_when when; const char *hint; };
 
 static const struct refusal refusal_table[] = {
-    { "echo", CH, WHEN_TRUE, NULL },
+    { "echo", H, WHEN_TRUE, NULL },
     { "suffix", C, WHEN_FILLED, NULL },
-    { "prompt_logprobs", CH, ALWAYS, NULL },
-    { "allowed_token_ids", CH, ALWAYS, NULL },
-    { "bad_words", CH, WHEN_FILLED, NULL },
-    { "truncate_prompt_tokens", CH, ALWAYS, NULL },
-    { "return_token_ids", CH, WHEN_TRUE, NULL },
     { "chat_template", CH, ALWAYS, "; the model's own template is used" },
     { "prompt_embeds", CH, ALWAYS, NULL },
     { "use_beam_search", CH, WHEN_TRUE, NULL },

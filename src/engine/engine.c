@@ -243,7 +243,8 @@ int engine_start(struct engine *engine, const struct engine_setup *setup, struct
     o = engine->scheduler.options;
     engine->vocab_size = o.vocab_size;
     engine->limits = (struct submission_limits){ .max_model_len = o.max_model_len, .block_size = o.block_size,
-        .cache_root = prefix_root(secret, setup->model_digest), .hash_prompt = o.enable_prefix_caching };
+        .cache_root = prefix_root(secret, setup->model_digest), .hash_prompt = o.enable_prefix_caching,
+        .group_domains = !o.enable_prefix_caching };
     /* all that can be alive at once: sequences, inbox, and what is being given back */
     size_t most = (size_t)o.max_sequences + 2 * INBOX_MESSAGES;
     if (alloc_flights(engine, o.max_num_seqs) < 0 || alloc_out(engine, o.max_num_seqs) < 0 ||

@@ -33,11 +33,16 @@ static const struct sha256 *key_of(const struct kv_cache *kv, struct sequence *s
     return &sub->keys[i];
 }
 
+static bool shares(const struct kv_cache *kv, const struct sequence *seq)
+{
+    return kv->prefix_caching || seq->sub->req.group;
+}
+
 struct kv_match kv_cache_match(const struct kv_cache *kv, struct sequence *seq)
 {
     struct kv_match match = { 0 };
 
-    if (!kv->prefix_caching) return match;
+    if (!shares(kv, seq)) return match;
     for (int32_t i = 0; i < (seq->num_tokens - 1) / kv->block_size; i++) {
         block_id block = prefix_cache_find(&kv->prefix, key_of(kv, seq, i));
         if (block == BLOCK_NONE) break;
@@ -80,8 +85,11 @@ int kv_cache_reserve(struct kv_cache *kv, struct sequence *seq, int32_t num_toke
 
 void kv_cache_publish(struct kv_cache *kv, struct sequence *seq)
 {
-    if (!kv->prefix_caching || seq->publish_off) return;
-    for (; seq->num_published < seq->num_computed / kv->block_size; seq->num_published++) {
+    int32_t full = seq->num_computed / kv->block_size;
+
+    if (seq->num_published >= full || seq->publish_off || !shares(kv, seq)) return;
+    if (!kv->prefix_caching && full > seq->num_prompt / kv->block_size) full = seq->num_prompt / kv->block_size;
+    for (; seq->num_published < full; seq->num_published++) {
         /* a block of equal content may be there already, computed side by side: then ours stays private */
         prefix_cache_insert(&kv->prefix, seq->blocks[seq->num_published], key_of(kv, seq, seq->num_published));
     }
@@ -103,6 +111,7 @@ void kv_cache_drop(struct kv_cache *kv, struct sequence *seq)
         BUG_ON(kv->ref_counts[block] < 1);
         if (--kv->ref_counts[block]) continue;
         kv->num_used--;
+        if (!kv->prefix_caching) prefix_cache_remove(&kv->prefix, block);
         if (kv->prefix.entries[block].indexed) prefix_cache_park(&kv->prefix, block);
         else kv->free_stack[kv->num_free++] = block;
     }

@@ -2,7 +2,8 @@
  * Flow: scheduler -> kv_cache -> step_plan.block_tables.      Thread: engine only, no locks.
  * Owns: block pool, prefix index. Borrows: sequences.         Metadata only: ids, never device pointers.
  * A block is free (no content), used (referenced by 1.. sequences) or cached (unreferenced, but its tokens can be
- * found). Invariants, asserted by kv_cache_check():
+ * found). Without prefix_caching only sequences of one group find each other's prompt blocks, and only while one of them
+ * holds them. Invariants, asserted by kv_cache_check():
  *   num_free + num_used + num_cached == num_blocks
  *   ref_count of a block == number of sequences whose table holds it
  *   ref_count >= 2  =>  the block is full and read-only; only blocks that no other sequence holds are written

@@ -10,8 +10,10 @@ static bool masks_ends(const struct sequence *seq) { return seq_num_generated(se
 struct row_need row_need_of(const struct sequence *seq, const struct eos_ids *eos)
 {
     const struct engine_request *req = &seq->sub->req;
-    struct row_need need = { .rows = 1, .bias = (int32_t)req->num_bias };
+    struct row_need need = { .rows = 1 };
 
+    if (seq->is_plain) return need;
+    need.bias = (int32_t)req->num_bias;
     if (masks_ends(seq)) need.bias += (int32_t)req->num_stop_ids + (req->ignore_eos ? 0 : eos->num);
     if (seq->has_penalties && !seq->history_sent) need.history_tokens = seq->num_tokens;
     return need;
@@ -62,7 +64,7 @@ static int32_t add_row(struct step_plan *plan, struct sequence *seq, int32_t b, 
         .num_generated = (uint32_t)seq_num_generated(seq), .bias_begin = (uint32_t)plan->num_bias,
         .use_penalties = seq->has_penalties, .params = seq->sub->req.sampling,
     };
-    add_biases(plan, seq, eos);
+    if (!seq->is_plain) add_biases(plan, seq, eos);
     row->bias_count = (uint32_t)plan->num_bias - row->bias_begin;
     if (seq->has_penalties && !seq->history_sent) {
         add_history(plan, seq);

@@ -4,18 +4,10 @@
 #include <string.h>
 
 #include "base/bug.h"
+#include "scheduler_impl.h"
 
-enum {
-    AGE_STEPS = 16,                    /* fair: a prompt's share grows by one quantum per so many steps */
-    QUANTUM_DIVISOR = 8,               /* fair: quantum = budget / this */
-    QUANTUM_MIN = 64,
-    PATIENCE_TURNS = 64,               /* fair: turns without room before the next room is reserved */
-    RING_SCAN = 64,                    /* fair: prompts looked at in vain before the step is closed */
-    OLDEST_EVERY = 8,                  /* priority: admissions between two that go by arrival */
-    /* bias entries of a plan per sequence; rows that ask for more wait for a later step */
-    ROW_BIAS_SHARE = 256,
-    WATERMARK_DIVISOR = 4,             /* one block kept for the growth of so many running sequences */
-};
+/* bias entries of a plan per sequence; rows that ask for more wait for a later step */
+enum { ROW_BIAS_SHARE = 256 };
 
 /* ---- start and end ---- */
 
@@ -74,7 +66,9 @@ int scheduler_init(struct scheduler *s, const struct scheduler_options *options,
 
     list_init(&s->waiting);
     list_init(&s->running);
-    list_init(&s->ring);
+    list_init(&s->prefilling.list);
+    list_init(&s->queue.list);
+    step_time_init(&s->step_time);
     if (o->max_num_seqs > o->max_num_batched_tokens) o->max_num_seqs = o->max_num_batched_tokens;
     if (o->max_sequences < o->max_num_seqs) o->max_sequences = o->max_num_seqs;
     if (o->max_model_len < 2 || o->max_num_seqs < 1 || o->num_plans < 1 || o->num_blocks < 1 || o->block_size < 1)
@@ -140,8 +134,7 @@ struct submission *scheduler_take_finished(struct scheduler *s)
 
 /* ---- lists and states ---- */
 
-/* From the back: what comes is mostly the newest. */
-static void insert_ordered(struct list *head, struct sequence *seq)
+void scheduler_insert(struct list *head, struct sequence *seq)
 {
     struct list *after = head->prev;
 
@@ -149,28 +142,33 @@ static void insert_ordered(struct list *head, struct sequence *seq)
     list_insert_before(after->next, &seq->link);
 }
 
-static bool in_ring(const struct sequence *seq) { return !list_empty(&seq->ring); }
-
-static void ring_enter(struct scheduler *s, struct sequence *seq, bool at_front)
+void turns_enter(struct scheduler *s, struct sequence *seq, bool at_front)
 {
-    if (s->options.policy != POLICY_FAIR || in_ring(seq)) return;
-    if (at_front) list_push_front(&s->ring, &seq->ring);
-    else list_push_back(&s->ring, &seq->ring);
-    s->num_in_ring++;
+    struct turns *turns = seq->state == SEQ_RUNNING ? &s->prefilling : &s->queue;
+
+    if (s->options.policy != POLICY_FAIR || in_turns(seq)) return;
+    seq->turn = at_front ? --s->first_turn : s->last_turn++;
+    if (at_front) list_push_front(&turns->list, &seq->ring);
+    else list_push_back(&turns->list, &seq->ring);
+    turns->num++;
 }
 
-static void ring_leave(struct scheduler *s, struct sequence *seq)
+void turns_leave(struct scheduler *s, struct sequence *seq)
 {
-    if (!in_ring(seq)) return;
+    if (!in_turns(seq)) return;
     list_remove(&seq->ring);
+    (seq->state == SEQ_RUNNING ? &s->prefilling : &s->queue)->num--;
     seq->deficit = 0;
-    s->num_in_ring--;
 }
 
-static void ring_rotate(struct scheduler *s, struct sequence *seq)
+void scheduler_start_leading(struct scheduler *s, struct sequence *seq)
 {
-    list_remove(&seq->ring);
-    list_push_back(&s->ring, &seq->ring);
+    uint64_t group = seq->sub->req.group;
+
+    if (!group || id_map_get(&s->leaders, group) >= 0) return;
+    if (seq->num_prompt - 1 - seq->num_computed < s->kv.block_size) return;
+    id_map_put(&s->leaders, group, (int32_t)(seq - s->pool.all));
+    seq->leads_group = true;
 }
 
 static void stop_leading(struct scheduler *s, struct sequence *seq)
@@ -194,27 +192,27 @@ static void leave_running(struct scheduler *s, struct sequence *seq)
     s->num_running--;
 }
 
-static void preempt(struct scheduler *s, struct sequence *seq)
+void scheduler_preempt(struct scheduler *s, struct sequence *seq)
 {
+    turns_leave(s, seq);
     leave_running(s, seq);
     seq->state = SEQ_WAITING;
     seq->waiting_since = s->step;
-    insert_ordered(&s->waiting, seq);
+    scheduler_insert(&s->waiting, seq);
     s->num_waiting++;
-    ring_leave(s, seq);
-    ring_enter(s, seq, true);
+    turns_enter(s, seq, true);
     s->stats.preemptions++;
 }
 
 static void end_sequence(struct scheduler *s, struct sequence *seq)
 {
+    turns_leave(s, seq);
     if (seq->state == SEQ_RUNNING) {
         leave_running(s, seq);
     } else {
         list_remove(&seq->link);
         s->num_waiting--;
     }
-    ring_leave(s, seq);
     if (s->reserved == seq) s->reserved = NULL;
     hand_back(s, seq->sub);
     sequence_pool_give(&s->pool, seq);
@@ -260,9 +258,9 @@ void scheduler_add(struct scheduler *s, struct submission *sub)
     }
     seq->order = s->num_arrivals++;
     seq->waiting_since = s->step;
-    insert_ordered(&s->waiting, seq);
+    scheduler_insert(&s->waiting, seq);
     s->num_waiting++;
-    ring_enter(s, seq, false);
+    turns_enter(s, seq, false);
 }
 
 void scheduler_abort(struct scheduler *s, uint64_t id)
@@ -278,25 +276,22 @@ void scheduler_abort(struct scheduler *s, uint64_t id)
 
 static enum finish_reason finish_of(const struct scheduler *s, const struct sequence *seq, token_id token)
 {
-    const struct engine_request *req = &seq->sub->req;
-
-    for (int i = 0; !req->ignore_eos && i < s->options.eos.num; i++) {
+    for (int i = 0; !seq->ignore_eos && i < s->options.eos.num; i++) {
         if (s->options.eos.ids[i] == token) return FINISH_EOS;
     }
-    for (uint32_t i = 0; i < req->num_stop_ids; i++) {
-        if (req->stop_ids[i] == token) return FINISH_STOP_TOKEN;
+    for (int32_t i = 0; i < seq->num_stop_ids; i++) {
+        if (seq->sub->req.stop_ids[i] == token) return FINISH_STOP_TOKEN;
     }
-    return seq->num_tokens == seq->sub->max_total ? FINISH_LENGTH : FINISH_NONE;
+    return seq->num_tokens == seq->max_total ? FINISH_LENGTH : FINISH_NONE;
 }
 
 static void commit_token(struct scheduler *s, struct sequence *seq, const struct result_row *row, int64_t now_ns)
 {
-    bool wants_logprobs = seq->sub->req.sampling.num_logprobs >= 0;
+    bool wants_logprobs = seq->wants_logprobs;
 
-    if (seq_num_generated(seq) == (int32_t)seq->sub->req.num_output)
-        s->stats.prompt_tokens += (uint64_t)seq->num_prompt;
+    if (seq->num_tokens == seq->num_known) s->stats.prompt_tokens += (uint64_t)seq->num_prompt;
     s->stats.generation_tokens++;
-    BUG_ON(seq->num_tokens >= seq->sub->max_total);
+    BUG_ON(seq->num_tokens >= seq->max_total);
     seq->tokens[seq->num_tokens++] = row->token;
     enum finish_reason finish = finish_of(s, seq, row->token);
     report(s,
@@ -328,6 +323,13 @@ static void commit_sequence(struct scheduler *s, struct sequence *seq, const str
     if (seq->aborting) end_without_token(s, seq, FINISH_ABORTED, 0);
     else if (bad) end_without_token(s, seq, FINISH_ERROR, ERR_INTERNAL);
     else if (row) commit_token(s, seq, row, now_ns);
+}
+
+void scheduler_measured(struct scheduler *s, const struct step_plan *plan, double step_ms)
+{
+    const struct batch *batch = &s->batches[plan->micro_batch];
+
+    if (s->options.itl_target_ms) step_time_learn(&s->step_time, plan->num_tokens, batch->num_keys, step_ms);
 }
 
 void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const struct step_result *result,
@@ -371,8 +373,7 @@ static int32_t check_list(const struct scheduler *s, const struct list *head, en
                (seq->slot >= 0 || seq->num_blocks || seq->num_computed || seq->num_scheduled || seq->leads_group));
         BUG_ON(state == SEQ_RUNNING && (seq->slot < 0 || seq->slot >= s->options.max_num_seqs));
         BUG_ON(seq->leads_group && id_map_get(&s->leaders, seq->sub->req.group) != (int32_t)(seq - s->pool.all));
-        bool wants_ring = s->options.policy == POLICY_FAIR && state == SEQ_WAITING;
-        BUG_ON(wants_ring && !in_ring(seq));
+        BUG_ON(s->options.policy == POLICY_FAIR && state == SEQ_WAITING && !in_turns(seq));
         prev = seq;
     }
     return n;
@@ -393,9 +394,23 @@ static void check_plans(const struct scheduler *s)
     BUG_ON(num_planned != num_scheduled);
 }
 
+static void check_turns(const struct turns *turns, enum seq_state state)
+{
+    const struct sequence *prev = NULL;
+    int32_t n = 0;
+
+    list_for_each(it, &turns->list) {
+        const struct sequence *seq = list_entry(it, struct sequence, ring);
+        BUG_ON(it->next->prev != it || seq->state != state || ++n > turns->num);
+        BUG_ON(prev && prev->turn >= seq->turn);
+        prev = seq;
+    }
+    BUG_ON(n != turns->num);
+}
+
 void scheduler_check(struct scheduler *s)
 {
-    int32_t n = 0, num_leaders = 0, num_ring = 0;
+    int32_t n = 0, num_leaders = 0;
 
     BUG_ON(check_list(s, &s->waiting, SEQ_WAITING) != s->num_waiting);
     BUG_ON(check_list(s, &s->running, SEQ_RUNNING) != s->num_running);
@@ -407,10 +422,9 @@ void scheduler_check(struct scheduler *s)
         s->check_seqs[n++] = seq;
         num_leaders += seq->leads_group;
     }
-    list_for_each(it, &s->ring) {
-        BUG_ON(list_entry(it, struct sequence, ring)->state == SEQ_FREE || ++num_ring > s->pool.num_used);
-    }
-    BUG_ON(num_ring != s->num_in_ring || num_leaders != (int32_t)s->leaders.count);
+    check_turns(&s->prefilling, SEQ_RUNNING);
+    check_turns(&s->queue, SEQ_WAITING);
+    BUG_ON(num_leaders != (int32_t)s->leaders.count);
     BUG_ON(s->reserved && s->reserved->state != SEQ_WAITING);
     check_plans(s);
     kv_cache_check(&s->kv, s->check_seqs, n, s->check_scratch);

@@ -5,18 +5,21 @@
  *
  * A step has a token budget. Sequences that decode come first, in the order of seq_before; what is left goes to prompts
  * in chunks, by policy:
- *   fair      deficit round robin over the prompts; a prompt's share grows while it waits (aging), and one that found
- *   no
- *             room for long gets the next room, whatever its size
+ *   fair      deficit round robin by the tokens of the prompts: a turn is worth one quantum (an eighth of the budget),
+ *             more after long waiting (aging, up to half of the budget). One that found no room for long gets the next
+ *             room, whatever its size
  *   fcfs      in order of arrival; the first that does not fit holds up the rest
- *   priority  lower value first, then arrival; a waiting one may push out running ones of strictly worse value; every
- *   eighth
- *             admission is given to the one that came first (aging)
- * A prompt gets at most long_prefill_chunk tokens per step until every other has had its turn.
+ *   priority  in the order of seq_before, where priority ages; a waiting one pushes out running ones that come after
+ *             it and have a strictly worse value, when that makes room for it
+ * A prompt gets at most long_prefill_chunk tokens per step until every other has had its turn. With itl_target_ms,
+ * prompts beside decodes get only as many tokens as the fitted step time (step_time.h) leaves under the target, but
+ * always a few.
  * Out of blocks: the worst sequence by seq_before that is not in a step gives its blocks back and is computed again
  * later (recompute preemption); it keeps its place. The best one can always push out all others and fits alone: no
  * deadlock, and because the order never changes, no livelock.
- * n > 1: sequences of a group wait until the first has computed the prompt, then find it in the prefix cache.
+ * n > 1: sequences of a group wait until the first has computed the prompt, then share its full blocks and compute what
+ * is left of the prompt (less than a block) each for itself.
+ * Throttled (memory is short): nobody is admitted while anything runs.
  * Pipelining: up to num_plans plans in flight; a sequence is in one of them at most.
  *
  * Invariants (scheduler_check): every sequence is waiting or running; running ones have a slot of their own; waiting
@@ -35,6 +38,7 @@
 #include "kv_cache.h"
 #include "plan_fill.h"
 #include "sequence.h"
+#include "step_time.h"
 
 enum scheduler_policy { POLICY_FAIR, POLICY_FCFS, POLICY_PRIORITY };
 
@@ -44,6 +48,7 @@ struct scheduler_options {
     int32_t num_blocks, block_size, vocab_size;
     int32_t num_plans;                 /* pipeline slots */
     int32_t long_prefill_chunk;        /* 0 = no limit */
+    int32_t itl_target_ms;             /* 0 = none */
     enum scheduler_policy policy;
     bool enable_prefix_caching;
     struct eos_ids eos;
@@ -61,6 +66,7 @@ struct batch {                         /* the sequences of one plan */
     struct sequence **seqs;            /* [max_num_seqs] in plan order */
     int32_t *rows;                     /* [max_num_seqs] row of each, -1 = none */
     int32_t num_seqs;
+    int64_t num_keys;                  /* step_time.h */
     bool in_flight;
 };
 
@@ -71,18 +77,26 @@ struct step_draft {
     int32_t max_seqs;                  /* a pipeline's share of the running ones */
     int32_t committed;                 /* blocks that running sequences still need for the tokens they have */
     int32_t admissions_left;
+    int32_t num_prompts;               /* running ones with more than one token to compute */
     int32_t chunk_cap;
     struct row_need used;
+    bool timed;                        /* itl_target_ms holds for this step: */
+    double ms_left;                    /* prompts may take so much, */
+    int32_t tokens_granted;            /* and so many tokens in any case */
     int64_t now_ns;
 };
+
+/* fair: prompts with tokens to compute, by turn. */
+struct turns { struct list list; int32_t num; };
 
 struct scheduler {
     struct scheduler_options options;
     struct kv_cache kv;
     struct sequence_pool pool;
     struct list waiting, running;      /* both in the order of seq_before */
-    struct list ring;                  /* fair: prompts with tokens to compute; first = whose turn it is */
-    int32_t num_waiting, num_running, num_in_ring;
+    int32_t num_waiting, num_running;
+    struct turns prefilling, queue;    /* fair: of the running and of the waiting ones */
+    int64_t first_turn, last_turn;     /* numbers given so far, downwards and upwards */
     struct sequence *reserved;         /* fair: the next room is for this one */
     struct id_map leaders;             /* group -> pool index of the sequence that computes its prompt */
     block_id *block_tables;            /* [max_num_seqs, max_blocks_per_seq] */
@@ -90,7 +104,9 @@ struct scheduler {
     int32_t num_free_slots;
     struct batch *batches;             /* [num_plans] */
     struct step_draft draft;
-    uint64_t step, num_arrivals, num_admissions;
+    struct step_time step_time;
+    bool throttled;
+    uint64_t step, num_arrivals;
     struct step_outcome *outcomes;     /* [max_num_seqs + SCHEDULER_MAX_NOTES] */
     int32_t num_outcomes;
     struct submission *finished;       /* list: no longer used here, to be freed by who made them */
@@ -114,6 +130,10 @@ static inline int32_t scheduler_num_sequences(const struct scheduler *s) { retur
 
 /* NULL: nothing to run until a plan in flight is committed or a request arrives. */
 const struct step_plan *scheduler_next_step(struct scheduler *s, int64_t now_ns);
+/* How long plan took on the ranks; before its commit. */
+void scheduler_measured(struct scheduler *s, const struct step_plan *plan, double step_ms);
+/* Memory is short: from the next step on, until false. */
+static inline void scheduler_throttle(struct scheduler *s, bool throttled) { s->throttled = throttled; }
 /* result must be the one of plan; now_ns: when the step ended. */
 void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const struct step_result *result,
                       int64_t now_ns);

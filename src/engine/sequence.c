@@ -183,6 +183,7 @@ struct sequence *sequence_pool_take(struct sequence_pool *pool, struct submissio
         .micro_batch = -1,
         .num_stop_ids = (int32_t)sub->req.num_stop_ids,
         .max_total = sub->max_total,
+        .num_known = sub->num_tokens,
         .ignore_eos = sub->req.ignore_eos,
         .wants_logprobs = sub->req.sampling.num_logprobs >= 0,
         .rank = (int64_t)((uint64_t)sub->req.arrival_ms + (uint64_t)sub->req.priority * PRIORITY_STEP_MS),

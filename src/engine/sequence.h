@@ -64,7 +64,8 @@ struct sequence {
     int32_t num_blocks;
     int32_t num_shared;                /* first blocks that came from the prefix cache at this admission */
     int32_t num_published;             /* first blocks that were offered to the prefix cache (or came from it) */
-    int32_t max_total, num_stop_ids;   /* copies of the submission's */
+    int32_t max_total, num_known;      /* tokens at most; tokens when it came */
+    int32_t num_stop_ids;
     bool ignore_eos, wants_logprobs;
     bool is_plain;                     /* its rows need no bias, masks or penalties, whatever comes */
     struct list ring;                  /* fair policy: in one of the two lists of prompts with tokens to compute */

@@ -75,8 +75,9 @@ static void on_delta(void *arg, const struct text_delta *delta, const struct gen
 
     BUG_ON(delta->choice < 0 || (uint32_t)delta->choice >= api_request_num_choices(ex->request));
     /* a frame that would show nothing is not worth a wake-up */
-    if (delta->len == 0 && delta->finish == FINISH_NONE && !(params->logprobs && delta->num_tokens)) return;
-    struct delta_record *record = record_new(delta, usage, params->logprobs);
+    bool with_tokens = delta->num_tokens && api_request_wants_tokens(ex->request, delta->prompt_begin != 0);
+    if (delta->len == 0 && delta->finish == FINISH_NONE && !with_tokens) return;
+    struct delta_record *record = record_new(delta, usage, with_tokens);
     pthread_mutex_lock(&ex->lock);
     if (!record && ex->done_err.code == 0) {
         err_set(&ex->done_err, ERR_NO_MEMORY, "out of memory");

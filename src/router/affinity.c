@@ -6,7 +6,10 @@
 
 #include "base/hash.h"
 
-enum { SLACK_TOKENS = 4096 };      /* a favourite may be this much busier than the idlest, plus a quarter */
+enum {
+    WAYS = 4,                      /* slots where a hash may stand: one cache line */
+    SLACK_TOKENS = 4096,           /* a favourite may be this much busier than the idlest, plus a quarter */
+};
 
 int affinity_init(struct affinity *affinity, int64_t block_size)
 {
@@ -29,6 +32,21 @@ static uint64_t next_hash(const struct affinity *affinity, const token_id *ids, 
 
 static uint64_t root_hash(const uint8_t domain[32]) { return hash_bytes(domain, 32, hash_process_seed()); }
 
+static struct affinity_slot *bucket(const struct affinity *affinity, uint64_t hash)
+{
+    return affinity->slots + hash % (AFFINITY_SLOTS / WAYS) * WAYS;
+}
+
+static uint32_t known_by(const struct affinity *affinity, uint64_t hash)
+{
+    const struct affinity_slot *ways = bucket(affinity, hash);
+
+    for (int i = 0; i < WAYS; i++) {
+        if (ways[i].hash == hash) return ways[i].replicas;
+    }
+    return 0;
+}
+
 uint32_t affinity_match(const struct affinity *affinity, const token_id *ids, size_t n, const uint8_t domain[32], uint32_t among,
                         size_t *matched)
 {
@@ -38,13 +56,26 @@ uint32_t affinity_match(const struct affinity *affinity, const token_id *ids, si
 
     for (size_t i = 0, blocks = num_blocks(affinity, n); i < blocks; i++) {
         hash = next_hash(affinity, ids, i, hash);
-        const struct affinity_slot *slot = &affinity->slots[hash % AFFINITY_SLOTS];
-        if (slot->hash != hash || !(slot->replicas & among)) break;
-        liked = slot->replicas & among;
+        uint32_t replicas = known_by(affinity, hash) & among;
+        if (!replicas) break;
+        liked = replicas;
         known++;
     }
     if (matched) *matched = known * affinity->block_size;
     return liked;
+}
+
+/* Its slot, or one that it takes: a free one, else any. */
+static struct affinity_slot *slot_of(struct affinity *affinity, uint64_t hash)
+{
+    struct affinity_slot *ways = bucket(affinity, hash), *slot = &ways[hash >> 62];
+
+    for (int i = WAYS - 1; i >= 0; i--) {
+        if (ways[i].hash == hash) return &ways[i];
+        if (!ways[i].replicas) slot = &ways[i];
+    }
+    *slot = (struct affinity_slot){ .hash = hash };
+    return slot;
 }
 
 void affinity_note(struct affinity *affinity, const token_id *ids, size_t n, const uint8_t domain[32], int replica)
@@ -53,9 +84,7 @@ void affinity_note(struct affinity *affinity, const token_id *ids, size_t n, con
 
     for (size_t i = 0, blocks = num_blocks(affinity, n); i < blocks; i++) {
         hash = next_hash(affinity, ids, i, hash);
-        struct affinity_slot *slot = &affinity->slots[hash % AFFINITY_SLOTS];
-        if (slot->hash != hash) *slot = (struct affinity_slot){ .hash = hash };
-        slot->replicas |= UINT32_C(1) << replica;
+        slot_of(affinity, hash)->replicas |= UINT32_C(1) << replica;
     }
 }
 

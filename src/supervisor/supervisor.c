@@ -22,7 +22,7 @@
 enum {
     BACKOFF_FIRST_MS = 1000,
     BACKOFF_MAX_MS = 60000,
-    BACKOFF_SERVED = 10,           /* a replica that served this many times its last backoff starts over */
+    BACKOFF_SERVED = 3,            /* a replica that served this many times its last backoff starts over */
     STALL_FACTOR = 20,             /* x the longest step seen */
     LONGEST_STEP_MS = 3600000,     /* the page is the engine's: more is not believed */
     HEARTBEAT_MS = 250,

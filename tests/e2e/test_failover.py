@@ -1,6 +1,6 @@
 """Failover: replicas die, stop or hang under load, and no stream repeats, drops or changes a token.
 
-SLUICE_FAULT_SECONDS   how long engines are killed, one every 2 s (default 20; 60 is the full proof)
+SLUICE_FAULT_SECONDS   how long engines are killed, one every 2 s (default 14; 60 is the full proof)
 """
 
 import concurrent.futures
@@ -14,7 +14,7 @@ import time
 
 from server import Server
 
-FAULT_SECONDS = float(os.environ.get("SLUICE_FAULT_SECONDS", "20"))
+FAULT_SECONDS = float(os.environ.get("SLUICE_FAULT_SECONDS", "14"))
 STREAMS = 100
 THREE = ("--data-parallel-size", "3", "--cpu-threads", "1", "--max-num-seqs", "64")
 
@@ -188,13 +188,13 @@ def start_streams(server, pool, count, make):
 
 
 def long_greedy(i):
-    return {**greedy(i), "max_tokens": 160}
+    return {**greedy(i), "max_tokens": 96}
 
 
 def test_stopped_engine_is_killed_and_its_streams_resumed():
-    with three_replicas("--replica-stall-timeout", "1s") as server, concurrent.futures.ThreadPoolExecutor(24) as pool:
-        expected = [job.result().result() for job in start_streams(server, pool, 24, long_greedy)]
-        jobs = start_streams(server, pool, 24, long_greedy)
+    with three_replicas("--replica-stall-timeout", "1s") as server, concurrent.futures.ThreadPoolExecutor(12) as pool:
+        expected = [job.result().result() for job in start_streams(server, pool, 12, long_greedy)]
+        jobs = start_streams(server, pool, 12, long_greedy)
         os.kill(server.engines()[0], signal.SIGSTOP)
         assert [job.result(timeout=120).result() for job in jobs] == expected
         assert server.metric("sluice_replica_restarts_total", cause="stall") == 1
@@ -203,13 +203,13 @@ def test_stopped_engine_is_killed_and_its_streams_resumed():
 
 
 def test_all_replicas_killed_at_once():
-    with three_replicas() as server, concurrent.futures.ThreadPoolExecutor(24) as pool:
-        expected = [job.result().result() for job in start_streams(server, pool, 24, long_greedy)]
-        jobs = start_streams(server, pool, 24, long_greedy)
+    with three_replicas() as server, concurrent.futures.ThreadPoolExecutor(12) as pool:
+        expected = [job.result().result() for job in start_streams(server, pool, 12, long_greedy)]
+        jobs = start_streams(server, pool, 12, long_greedy)
         for engine in server.engines():
             os.kill(engine, signal.SIGKILL)
         assert [job.result(timeout=120).result() for job in jobs] == expected
-        assert server.metric("sluice_streams_resumed_total") == 24
+        assert server.metric("sluice_streams_resumed_total") == 12
 
         # nobody is back before this deadline: the first restart comes after a second at least
         server.wait_until(lambda: server.metric("sluice_replica_up") == 3, 60, "all are back")
@@ -224,11 +224,11 @@ def test_all_replicas_killed_at_once():
 
 
 def hit_tokens(*flags):
-    """Prefix-hit tokens of 90 requests, nine of ten with one of six long beginnings."""
-    groups = [f"You are assistant number {g}. " + f"Rule {g}: always answer in {g + 3} words and mention the sea. " * 12 for g in range(6)]
+    """Prefix-hit tokens of 60 requests, nine of ten with one of six long beginnings."""
+    groups = [f"You are assistant number {g}. " + f"Rule {g}: always answer in {g + 3} words and mention the sea. " * 8 for g in range(6)]
 
     def body(i):
-        beginning = groups[i % 6] if i % 10 else f"Nothing like {i} {i * 7919} was asked before. " * 12
+        beginning = groups[i % 6] if i % 10 else f"Nothing like {i} {i * 7919} was asked before. " * 8
         return {"prompt": beginning + f" Question {i}?", "max_tokens": 2, "temperature": 0, "ignore_eos": True}
 
     with Server("--cpu-threads", "1", "--block-size", "16", *flags) as server:
@@ -237,7 +237,7 @@ def hit_tokens(*flags):
         for i in range(6):
             stream(server, {**body(i + 1), "prompt": groups[i]}).result()
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
-            for answer in pool.map(lambda i: stream(server, body(i)), range(90)):
+            for answer in pool.map(lambda i: stream(server, body(i)), range(60)):
                 answer.result()
         server.wait_idle()
         return server.metric("sluice_prefix_cache_hit_tokens_total")
@@ -246,5 +246,5 @@ def hit_tokens(*flags):
 def test_shared_prefixes_hit_as_on_one_replica():
     one, three = hit_tokens(), hit_tokens("--data-parallel-size", "3")
     print(f"\nprefix-hit tokens: one replica {one:.0f}, three {three:.0f}")
-    assert one > 10000
+    assert one > 5000
     assert three >= 0.95 * one

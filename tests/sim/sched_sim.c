@@ -177,6 +177,7 @@ static void land(struct sim *sim)
     struct in_flight flight = sim->flights[0];
 
     execute_some(sim, 1);
+    scheduler_measured(&sim->scheduler, flight.plan, 0.2 + 0.1 * flight.plan->num_tokens + sim_below(&sim->random, 3));
     scheduler_commit(&sim->scheduler, flight.plan, &sim->flights[0].result, sim->step);
     publish(sim);
     struct result_row *rows = sim->flights[0].result.rows;
@@ -189,6 +190,7 @@ static void one_step(struct sim *sim, bool arrivals)
     sim->step++;
     if (arrivals) arrive(sim);
     abort_some(sim);
+    if (sim_chance(&sim->random, 2)) scheduler_throttle(&sim->scheduler, !sim->scheduler.throttled);
     publish(sim);
     const struct step_plan *plan = scheduler_next_step(&sim->scheduler, sim->step);
     scheduler_check(&sim->scheduler);
@@ -219,6 +221,7 @@ static void choose_options(struct sim *sim)
         .num_blocks = least + (int32_t)sim_below(random, sim_chance(random, 50) ? 8 : (uint32_t)(6 * least)),
         .num_plans = 1 + (int32_t)sim_below(random, MAX_PLANS),
         .policy = (enum scheduler_policy)sim_below(random, 3),
+        .itl_target_ms = sim_chance(random, 25) ? 1 + (int32_t)sim_below(random, 20) : 0,
         .long_prefill_chunk = sim_chance(random, 50) ? (int32_t)sim_below(random, 40) : 0,
         .enable_prefix_caching = !sim_chance(random, 20),
         .eos = {{SIM_EOS}, 1},
@@ -236,7 +239,8 @@ static void run_episode(struct sim *sim, int64_t steps)
     if (scheduler_init(&sim->scheduler, &sim->options, &err) < 0) sim_fail(__FILE__, __LINE__, err.message);
     sim->options = sim->scheduler.options;
     sim->limits = (struct submission_limits){sim->options.max_model_len, sim->options.block_size,
-                                             prefix_root(secret, digest), sim_chance(&sim->random, 50)};
+                                             prefix_root(secret, digest), sim_chance(&sim->random, 50),
+                                             !sim->options.enable_prefix_caching};
     sim_device_init(&sim->device, sim->options.num_blocks, sim->options.block_size, sim->options.max_num_seqs,
                     sim->next_id);
     sim->device.bad_percent = sim_chance(&sim->random, 20) ? 1 : 0;
@@ -249,7 +253,7 @@ static void run_episode(struct sim *sim, int64_t steps)
     for (int i = 0; i < SIM_MAX_LIVE; i++) SIM_CHECK(!sim->requests[i].live);
     const struct engine_stats *stats = scheduler_stats(&sim->scheduler);
     SIM_CHECK(stats->blocks_used == 0 && stats->running == 0 && stats->waiting == 0 && !sim->scheduler.leaders.count);
-    SIM_CHECK(sim->options.enable_prefix_caching || stats->cache_hit_tokens == 0);
+    SIM_CHECK(sim->options.enable_prefix_caching || stats->blocks_cached == 0);
     sim->preemptions += stats->preemptions;
     for (int i = 0; i < MAX_PLANS; i++) free(sim->flights[i].result.rows);
     sim_device_release(&sim->device);

@@ -53,7 +53,7 @@ void sim_request_init(struct sim_request *r, struct sim_random *random, uint64_t
     *req = (struct engine_request){
         .id = id,
         .group = id,
-        .arrival_ms = (int64_t)id,
+        .arrival_ms = (int64_t)id * 1000,         /* far enough apart for priorities to age */
         .max_tokens = max_tokens,
         .num_prompt = (uint32_t)num_prompt,
         .priority = priorities ? (int32_t)sim_below(random, 3) : 0,

@@ -383,6 +383,174 @@ static void choices_of_one_prompt_compute_it_once(void **state)
     close_bench(&bench);
 }
 
+static struct engine_request urgent_request(uint64_t id, token_id first, uint32_t num_prompt, int32_t priority)
+{
+    struct engine_request req = test_request(id, first, num_prompt, 20);
+
+    req.priority = priority;
+    return req;
+}
+
+static void priority_pushes_out_only_when_that_makes_room(void **state)
+{
+    struct scheduler_options o = options();
+    struct bench bench;
+
+    (void)state;
+    o.policy = POLICY_PRIORITY;
+    o.max_model_len = 32;
+    o.num_blocks = 8;                                  /* of 4 tokens */
+    o.enable_prefix_caching = false;
+    open_bench(&bench, o);
+    struct engine_request req = urgent_request(1, 10, 14, 1);
+    scheduler_add(&bench.s, submission_new(&req, &test_limits));
+    req = urgent_request(2, 100, 6, 5);
+    scheduler_add(&bench.s, submission_new(&req, &test_limits));
+    step(&bench);
+    step(&bench);
+    assert_int_equal(bench.s.num_running, 2);          /* 4 and 2 blocks of 8 */
+    req = urgent_request(3, 200, 18, 1);               /* 5 blocks: too many even without the second */
+    scheduler_add(&bench.s, submission_new(&req, &test_limits));
+    step(&bench);
+    assert_int_equal(seq(&bench, 2)->state, SEQ_RUNNING);
+    assert_int_equal(seq(&bench, 3)->state, SEQ_WAITING);
+    scheduler_abort(&bench.s, 3);
+    req = urgent_request(4, 200, 4, 1);                /* fits when the second goes */
+    scheduler_add(&bench.s, submission_new(&req, &test_limits));
+    step(&bench);
+    assert_int_equal(seq(&bench, 1)->state, SEQ_RUNNING);
+    assert_int_equal(seq(&bench, 2)->state, SEQ_WAITING);
+    assert_int_equal(seq(&bench, 4)->state, SEQ_RUNNING);
+    close_bench(&bench);
+}
+
+static void a_low_priority_ages(void **state)
+{
+    struct scheduler_options o = options();
+    struct bench bench;
+
+    (void)state;
+    o.policy = POLICY_PRIORITY;
+    o.max_num_seqs = 1;
+    open_bench(&bench, o);
+    struct engine_request req = urgent_request(1, 10, 8, 2);
+    scheduler_add(&bench.s, submission_new(&req, &test_limits));
+    step(&bench);
+    req = urgent_request(2, 10, 8, 1);
+    req.arrival_ms = PRIORITY_STEP_MS + 2;             /* the first waits for longer than one step of priority is worth */
+    scheduler_add(&bench.s, submission_new(&req, &test_limits));
+    step(&bench);
+    assert_int_equal(seq(&bench, 1)->state, SEQ_RUNNING);
+    req = urgent_request(3, 10, 8, 0);
+    req.arrival_ms = PRIORITY_STEP_MS + 3;
+    scheduler_add(&bench.s, submission_new(&req, &test_limits));
+    step(&bench);
+    assert_int_equal(seq(&bench, 1)->state, SEQ_WAITING);      /* but for less than two */
+    assert_int_equal(seq(&bench, 3)->state, SEQ_RUNNING);
+    scheduler_abort(&bench.s, 3);
+    step(&bench);
+    assert_int_equal(seq(&bench, 1)->state, SEQ_RUNNING);      /* before 2, whose value is better */
+    close_bench(&bench);
+}
+
+static void fair_lets_small_prompts_pass_one_without_room_but_not_for_ever(void **state)
+{
+    struct scheduler_options o = options();
+    struct bench bench;
+    int steps = 0;
+
+    (void)state;
+    o.policy = POLICY_FAIR;
+    o.max_model_len = 32;
+    o.num_blocks = 8;
+    o.enable_prefix_caching = false;
+    open_bench(&bench, o);
+    add(&bench, 1, 10, 12, 20);
+    step(&bench);
+    add(&bench, 2, 100, 30, 2);                        /* the whole pool */
+    add(&bench, 3, 200, 4, 2);
+    step(&bench);
+    assert_int_equal(seq(&bench, 2)->state, SEQ_WAITING);
+    assert_int_equal(seq(&bench, 3)->state, SEQ_RUNNING);
+    for (uint64_t id = 4; seq(&bench, 2); id++) {      /* there are always small ones */
+        add(&bench, id, (token_id)(7 * id), 4, 2);
+        step(&bench);
+        assert_true(++steps < 300);
+    }
+    printf("STEPS %d pre %d\n", steps, (int)bench.s.stats.preemptions); assert_true(steps > 64);
+    close_bench(&bench);
+}
+
+static void throttled_nobody_is_admitted_while_one_runs(void **state)
+{
+    struct bench bench;
+
+    (void)state;
+    open_bench(&bench, options());
+    scheduler_throttle(&bench.s, true);
+    add(&bench, 1, 10, 8, 3);
+    add(&bench, 2, 100, 8, 3);
+    while (seq(&bench, 1)) {
+        assert_int_equal(step(&bench)->num_seqs, 1);   /* one at a time: slow, but nothing hangs */
+        assert_int_equal(seq(&bench, 2)->state, SEQ_WAITING);
+    }
+    step(&bench);
+    add(&bench, 3, 200, 8, 3);
+    step(&bench);
+    assert_int_equal(seq(&bench, 3)->state, SEQ_WAITING);
+    scheduler_throttle(&bench.s, false);
+    step(&bench);
+    assert_int_equal(bench.s.num_running, 2 - (seq(&bench, 2) == NULL));
+    assert_int_equal(seq(&bench, 3)->state, SEQ_RUNNING);
+    close_bench(&bench);
+}
+
+/* Eight choices of a prompt of 61 tokens: blocks of 4, so 15 full ones and one token more. */
+static void eight_choices(bool prefix_caching)
+{
+    struct scheduler_options o = options();
+    struct submission_limits limits = test_limits;
+    struct bench bench;
+    int32_t computed = 0, decodes = 0;
+
+    o.max_num_seqs = 8;
+    o.num_blocks = 64;
+    o.enable_prefix_caching = prefix_caching;
+    limits.group_domains = !prefix_caching;
+    open_bench(&bench, o);
+    for (uint64_t id = 1; id <= 8; id++) {
+        struct engine_request req = test_request(id, 10, 61, 3);
+        req.group = 9;
+        req.sampling.choice = (uint32_t)id - 1;
+        scheduler_add(&bench.s, submission_new(&req, &limits));
+    }
+    while (bench.s.num_running < 8) {
+        const struct step_plan *plan = step(&bench);
+        computed += plan->num_tokens;
+        decodes += bench.s.num_outcomes - (bench.s.num_running == 8 ? 7 : bench.s.num_outcomes > 0);
+    }
+    assert_int_equal(computed - decodes, 61 + 7);      /* one prefill, and the last token of seven more */
+    assert_int_equal(bench.s.kv.num_used, 15 + 8);     /* one set of full blocks, a last block each */
+    assert_int_equal(bench.s.kv.ref_counts[seq(&bench, 1)->blocks[0]], 8);
+    assert_int_equal(bench.s.kv.ref_counts[seq(&bench, 8)->blocks[15]], 1);
+    while (scheduler_num_sequences(&bench.s)) step(&bench);
+    assert_int_equal(bench.s.kv.num_used, 0);
+    assert_int_equal(bench.s.kv.num_free, prefix_caching ? 64 - 15 : 64);      /* nothing outlives the group */
+    close_bench(&bench);
+}
+
+static void eight_choices_cost_one_prefill(void **state)
+{
+    (void)state;
+    eight_choices(true);
+}
+
+static void eight_choices_cost_one_prefill_without_prefix_caching(void **state)
+{
+    (void)state;
+    eight_choices(false);
+}
+
 static void aborts_free_at_once_or_with_the_plan(void **state)
 {
     struct bench bench;
@@ -487,6 +655,12 @@ int main(void)
         cmocka_unit_test(a_resumed_sequence_goes_on_where_it_was),
         cmocka_unit_test(out_of_blocks_the_newest_gives_way_and_comes_back_first),
         cmocka_unit_test(priority_pushes_out_the_lower),
+        cmocka_unit_test(priority_pushes_out_only_when_that_makes_room),
+        cmocka_unit_test(a_low_priority_ages),
+        cmocka_unit_test(fair_lets_small_prompts_pass_one_without_room_but_not_for_ever),
+        cmocka_unit_test(throttled_nobody_is_admitted_while_one_runs),
+        cmocka_unit_test(eight_choices_cost_one_prefill),
+        cmocka_unit_test(eight_choices_cost_one_prefill_without_prefix_caching),
         cmocka_unit_test(choices_of_one_prompt_compute_it_once),
         cmocka_unit_test(aborts_free_at_once_or_with_the_plan),
         cmocka_unit_test(bad_numbers_end_one_sequence_only),

@@ -114,16 +114,29 @@ static void the_pool_is_bounded_and_ids_are_unique(void **state)
     sequence_pool_release(&pool);                      /* frees what is still inside */
 }
 
-static void order_is_priority_then_arrival(void **state)
+static void order_is_arrival_with_priority_worth_some_seconds(void **state)
 {
-    struct submission low = {.req = {.priority = 1, .arrival_ms = 1}}, high = {.req = {.priority = 0, .arrival_ms = 9}};
-    struct sequence a = { .sub = &low, .order = 1 }, b = { .sub = &high, .order = 2 }, c = { .sub = &high, .order = 3 };
+    struct submission_limits limits = test_limits;
+    struct sequence_pool pool;
+    struct sequence *seqs[4];
+    const int32_t priorities[] = { 1, 0, 0, 0 };
+    const int64_t arrivals[] = { 1, 9, 9, PRIORITY_STEP_MS + 2 };
 
     (void)state;
-    assert_true(seq_before(&b, &a));
-    assert_false(seq_before(&a, &b));
-    assert_true(seq_before(&b, &c));
-    assert_false(seq_before(&b, &b));
+    assert_int_equal(sequence_pool_init(&pool, 4), 0);
+    for (int i = 0; i < 4; i++) {
+        struct engine_request req = test_request((uint64_t)i + 1, 10, 4, 4);
+        req.priority = priorities[i];
+        req.arrival_ms = arrivals[i];
+        assert_non_null(seqs[i] = sequence_pool_take(&pool, submission_new(&req, &limits)));
+        seqs[i]->order = (uint64_t)i;
+    }
+    assert_true(seq_before(seqs[1], seqs[0]));         /* better value */
+    assert_false(seq_before(seqs[0], seqs[1]));
+    assert_true(seq_before(seqs[1], seqs[2]));         /* same value and time: who came first */
+    assert_false(seq_before(seqs[1], seqs[1]));
+    assert_true(seq_before(seqs[0], seqs[3]));         /* it has waited long enough */
+    sequence_pool_release(&pool);
 }
 
 int main(void)
@@ -134,7 +147,7 @@ int main(void)
         cmocka_unit_test(keys_depend_on_domain_and_every_token_before),
         cmocka_unit_test(id_map_survives_collisions_and_removal),
         cmocka_unit_test(the_pool_is_bounded_and_ids_are_unique),
-        cmocka_unit_test(order_is_priority_then_arrival),
+        cmocka_unit_test(order_is_arrival_with_priority_worth_some_seconds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

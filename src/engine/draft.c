@@ -1,0 +1,420 @@
+/* draft.c - puts the next step together: who is admitted, who gets how many tokens (the rules are in scheduler.h). */
+#include <string.h>
+
+#include "base/bug.h"
+#include "scheduler_impl.h"
+
+enum {
+    AGE_STEPS = 16,                    /* fair: a prompt's turn grows by one quantum per so many steps */
+    AGE_MOST = 4,                      /* fair: up to so many quanta */
+    QUANTUM_DIVISOR = 8,               /* fair: quantum = budget / this */
+    QUANTUM_MIN = 64,
+    PATIENCE_STEPS = 64,               /* fair: steps without room before the next room is reserved */
+    WAITING_SCAN = 64,                 /* waiting sequences looked at in vain before the step is closed */
+    WATERMARK_DIVISOR = 4,             /* one block kept for the growth of so many running sequences */
+    TOKENS_GRANTED = 16,               /* itl_target_ms: prompt tokens of a step even when there is no time for them */
+    TOKENS_UNMEASURED = 64,            /* itl_target_ms: prompt tokens of a step while step times are unknown */
+};
+static const double TARGET_SHARE = 0.9;        /* of itl_target_ms is planned with: the rest is noise */
+
+/* ---- admission ---- */
+
+/* Another of its group is computing blocks that seq would otherwise compute as well. */
+static bool held_by_group(const struct scheduler *s, const struct sequence *seq)
+{
+    int32_t leader = seq->sub->req.group ? id_map_get(&s->leaders, seq->sub->req.group) : -1;
+
+    return leader >= 0 && s->pool.all[leader].num_published < (seq->num_prompt - 1) / s->kv.block_size;
+}
+
+static bool may_admit(const struct scheduler *s)
+{
+    const struct step_draft *draft = &s->draft;
+
+    return s->num_free_slots && draft->admissions_left && draft->batch->num_seqs < draft->max_seqs &&
+           !(s->throttled && s->num_running);
+}
+
+/* Blocks for all tokens it has, beyond what running ones still need; a few more stay free for their growth. */
+static bool has_room(const struct scheduler *s, struct sequence *seq, int64_t freed, struct kv_match *match)
+{
+    int64_t kept = s->num_running ? 1 + s->num_running / WATERMARK_DIVISOR : 0;
+    int64_t room = kv_cache_available(&s->kv) + freed - s->draft.committed - kept;
+
+    if (room < 1) return false;
+    *match = kv_cache_match(&s->kv, seq);
+    return kv_blocks_for(&s->kv, seq->num_tokens) - match->num_hits + match->num_parked_hits <= room;
+}
+
+static void count_first_admission(struct scheduler *s, struct sequence *seq)
+{
+    seq->scheduled_ns = s->draft.now_ns;
+    seq->num_cached = seq->num_computed < seq->num_prompt ? seq->num_computed : seq->num_prompt;
+    s->stats.cache_hit_tokens += (uint64_t)seq->num_cached;
+    s->stats.cache_miss_tokens += (uint64_t)(seq->num_prompt - seq->num_cached);
+}
+
+static bool admit(struct scheduler *s, struct sequence *seq)
+{
+    struct step_draft *draft = &s->draft;
+    struct kv_match match;
+
+    if (!may_admit(s)) return false;
+    if (!has_room(s, seq, 0, &match)) {
+        seq->passed_over++;
+        return false;
+    }
+    list_remove(&seq->link);
+    s->num_waiting--;
+    if (in_turns(seq)) {               /* it has the lowest turn of all that can be served now */
+        list_remove(&seq->ring);
+        s->queue.num--;
+        list_push_front(&s->prefilling.list, &seq->ring);
+        s->prefilling.num++;
+    }
+    seq->slot = s->free_slots[--s->num_free_slots];
+    seq->blocks = s->block_tables + (int64_t)seq->slot * draft->batch->plan->caps.max_blocks_per_seq;
+    seq->state = SEQ_RUNNING;
+    seq->passed_over = 0;
+    scheduler_insert(&s->running, seq);
+    s->num_running++;
+    kv_cache_adopt(&s->kv, seq, &match);
+    draft->committed += kv_blocks_for(&s->kv, seq->num_tokens) - seq->num_blocks;
+    draft->admissions_left--;
+    draft->num_prompts++;
+    if (s->reserved == seq) s->reserved = NULL;
+    scheduler_start_leading(s, seq);
+    if (!seq->scheduled_ns) count_first_admission(s, seq);
+    return true;
+}
+
+/* ---- giving tokens ---- */
+
+/* The worst running sequence after `than` that is in no plan. */
+static struct sequence *pick_victim(struct scheduler *s, const struct sequence *than)
+{
+    for (struct list *it = s->running.prev; it != &s->running; it = it->prev) {
+        struct sequence *seq = list_entry(it, struct sequence, link);
+        if (seq == than) return NULL;
+        if (!seq->num_scheduled) return seq;
+    }
+    return NULL;
+}
+
+static void push_out(struct scheduler *s, struct sequence *victim)
+{
+    s->draft.committed -= kv_blocks_for(&s->kv, victim->num_tokens) - victim->num_blocks;
+    scheduler_preempt(s, victim);
+    s->draft.admissions_left = 0;          /* what was pushed out must not come back in the same step */
+}
+
+/* Blocks for `want` tokens more; fewer tokens when only those fit, 0 when not even one. */
+static int32_t reserve_tokens(struct scheduler *s, struct sequence *seq, int32_t want)
+{
+    int32_t held = seq->num_computed + seq->num_scheduled, before = seq->num_blocks;
+    struct sequence *victim;
+    int64_t room;
+
+    if (held + want <= before * s->kv.block_size) return want;
+    while ((room = ((int64_t)before + kv_cache_available(&s->kv)) * s->kv.block_size - held) < 1) {
+        if (!(victim = pick_victim(s, seq))) return 0;
+        push_out(s, victim);
+    }
+    if (want > room) want = (int32_t)room;
+    BUG_ON(kv_cache_reserve(&s->kv, seq, held + want) < 0);
+    s->draft.committed -= seq->num_blocks - before;
+    return want;
+}
+
+/* itl_target_ms: how many of `want` prompt tokens the decodes of this step can bear. */
+static int32_t bearable(const struct scheduler *s, const struct sequence *seq, int32_t want)
+{
+    const struct step_draft *draft = &s->draft;
+    int32_t held = seq->num_computed + seq->num_scheduled;
+    int32_t fits = step_time_ready(&s->step_time) ? step_time_fit(&s->step_time, draft->ms_left, held, want) : 0;
+
+    if (fits < draft->tokens_granted) fits = draft->tokens_granted;
+    return want < fits ? want : fits;
+}
+
+static void count_given(struct scheduler *s, const struct sequence *seq, int32_t given)
+{
+    struct step_draft *draft = &s->draft;
+    int64_t keys = step_time_keys(seq->num_computed + seq->num_scheduled, given);
+
+    draft->batch->num_keys += keys;
+    draft->budget -= given;
+    if (!draft->timed) return;
+    draft->ms_left -= step_time_of(&s->step_time, given, keys) - step_time_of(&s->step_time, 0, 0);
+    draft->tokens_granted = draft->tokens_granted > given ? draft->tokens_granted - given : 0;
+}
+
+/* Puts up to `want` more tokens of a running sequence into the step. Returns how many. */
+static int32_t give(struct scheduler *s, struct sequence *seq, int64_t want)
+{
+    struct step_draft *draft = &s->draft;
+    struct row_need need = row_need_of(seq, &s->options.eos);
+    int32_t left = seq_num_left(seq);
+    bool is_new = !seq->num_scheduled;
+
+    if (want > left) want = left;
+    if (want > draft->budget) want = draft->budget;
+    if (want > draft->chunk_cap - seq->num_scheduled) want = draft->chunk_cap - seq->num_scheduled;
+    if (want > 0 && draft->timed && !(want = bearable(s, seq, (int32_t)want))) draft->budget = 0;      /* no time left */
+    if (want == left && !row_need_fits(&draft->used, &need, &draft->batch->plan->caps)) want--;
+    if (want < 1 || (is_new && draft->batch->num_seqs == draft->max_seqs)) return 0;
+    int32_t given = reserve_tokens(s, seq, (int32_t)want);
+    if (!given) return 0;
+    if (is_new) {
+        draft->batch->seqs[draft->batch->num_seqs++] = seq;
+        seq->micro_batch = draft->batch->plan->micro_batch;
+    }
+    if (given == left) {
+        draft->used.rows += need.rows;
+        draft->used.bias += need.bias;
+        draft->used.history_tokens += need.history_tokens;
+    }
+    count_given(s, seq, given);
+    seq->num_scheduled += given;
+    return given;
+}
+
+static bool in_other_plan(const struct scheduler *s, const struct sequence *seq)
+{
+    return seq->num_scheduled && seq->micro_batch != s->draft.batch->plan->micro_batch;
+}
+
+static void give_decodes(struct scheduler *s)
+{
+    /* the current one is never pushed out by its own turn, so its link stays valid */
+    for (struct list *it = s->running.next; it != &s->running && s->draft.budget; it = it->next) {
+        struct sequence *seq = list_entry(it, struct sequence, link);
+        __builtin_prefetch(it->next->next);
+        int32_t left = seq_num_left(seq);
+        if (!seq->num_scheduled && left == 1) give(s, seq, 1);
+        else s->draft.num_prompts += left > 0;
+    }
+}
+
+/* Prompts may take what the decodes of the step leave of the target. */
+static void start_timing(struct scheduler *s)
+{
+    struct step_draft *draft = &s->draft;
+    const struct batch *batch = draft->batch;
+
+    if (!s->options.itl_target_ms || !batch->num_seqs) return;
+    draft->timed = true;
+    draft->ms_left = TARGET_SHARE * s->options.itl_target_ms -
+                     step_time_of(&s->step_time, s->options.max_num_batched_tokens - draft->budget, batch->num_keys);
+    draft->tokens_granted = step_time_ready(&s->step_time) ? TOKENS_GRANTED : TOKENS_UNMEASURED;
+}
+
+/* ---- fcfs and priority ---- */
+
+static void give_in_order(struct scheduler *s)
+{
+    int32_t num_held = 0;
+    struct list *first = s->draft.num_prompts ? s->running.next : &s->running;
+
+    for (struct list *it = first; it != &s->running && s->draft.budget; it = it->next) {
+        struct sequence *seq = list_entry(it, struct sequence, link);
+        if (seq_num_left(seq) && !in_other_plan(s, seq)) give(s, seq, INT32_MAX);
+    }
+    list_for_each_safe(it, tmp, &s->waiting) {
+        struct sequence *seq = list_entry(it, struct sequence, link);
+        if (!s->draft.budget || !may_admit(s)) return;
+        if (held_by_group(s, seq)) {
+            if (++num_held == WAITING_SCAN) return;
+            continue;
+        }
+        if (!admit(s, seq)) return;
+        give(s, seq, INT32_MAX);
+    }
+}
+
+/* The worst running one that `urgent` may push out: after it in the order, of a strictly worse value, in no plan. */
+static struct sequence *pick_for_urgent(struct scheduler *s, const struct sequence *urgent, struct list *from)
+{
+    for (struct list *it = from; it != &s->running; it = it->prev) {
+        struct sequence *seq = list_entry(it, struct sequence, link);
+        if (!seq_before(urgent, seq)) return NULL;
+        if (!seq->num_scheduled && seq->priority > urgent->priority) return seq;
+    }
+    return NULL;
+}
+
+/* Would it run if all that it may push out were gone? Shared blocks count for each holder, so this may say yes too
+ * often. */
+static bool worth_pushing(struct scheduler *s, struct sequence *urgent)
+{
+    struct sequence *victim = pick_for_urgent(s, urgent, s->running.prev);
+    int64_t freed = 0;
+    struct kv_match match;
+
+    while (victim) {
+        freed += kv_blocks_for(&s->kv, victim->num_tokens);
+        if (has_room(s, urgent, freed, &match)) return true;
+        victim = pick_for_urgent(s, urgent, victim->link.prev);
+    }
+    return false;
+}
+
+/* priority: the first that waits pushes out running ones of worse value, when that lets it run. */
+static void push_out_for_urgent(struct scheduler *s)
+{
+    struct sequence *victim;
+    struct kv_match match;
+
+    if (s->options.policy != POLICY_PRIORITY || list_empty(&s->waiting)) return;
+    struct sequence *urgent = list_entry(s->waiting.next, struct sequence, link);
+    if (held_by_group(s, urgent) || (s->num_free_slots && has_room(s, urgent, 0, &match))) return;
+    if (!worth_pushing(s, urgent)) return;
+    while (!s->num_free_slots || !has_room(s, urgent, 0, &match)) {
+        if (!(victim = pick_for_urgent(s, urgent, s->running.prev))) return;
+        push_out(s, victim);
+    }
+    s->draft.admissions_left = 1;
+}
+
+/* ---- fair ---- */
+
+static int64_t quantum_of(const struct scheduler *s, const struct sequence *seq)
+{
+    int64_t quantum = s->options.max_num_batched_tokens / QUANTUM_DIVISOR;
+    int64_t age = 1 + (int64_t)((s->step - seq->waiting_since) / AGE_STEPS);
+
+    if (quantum < QUANTUM_MIN) quantum = QUANTUM_MIN;
+    return quantum * (age < AGE_MOST ? age : AGE_MOST);
+}
+
+static void turn_ends(struct scheduler *s, struct sequence *seq)
+{
+    list_remove(&seq->ring);
+    list_push_back(&s->prefilling.list, &seq->ring);
+    seq->turn = s->last_turn++;
+}
+
+/* One turn of a running prompt. False when it could not use it. */
+static bool take_turn(struct scheduler *s, struct sequence *seq)
+{
+    if (!seq_num_left(seq)) {
+        turns_leave(s, seq);
+        return true;
+    }
+    if (in_other_plan(s, seq)) {
+        turn_ends(s, seq);
+        return false;
+    }
+    if (seq->deficit <= 0) seq->deficit += quantum_of(s, seq);
+    int32_t given = give(s, seq, seq->deficit);
+    seq->deficit -= given;
+    if (!seq_num_left(seq)) turns_leave(s, seq);
+    /* one that the budget interrupted goes on next step */
+    else if (!given || seq->deficit <= 0 || s->draft.budget) turn_ends(s, seq);
+    return given > 0;
+}
+
+/* A waiting prompt's turn has come. One that finds no room keeps its place; after long it gets the next room. */
+static bool let_in(struct scheduler *s, struct sequence *seq)
+{
+    if ((s->reserved && s->reserved != seq) || held_by_group(s, seq)) return false;
+    if (admit(s, seq)) return true;
+    if (seq->passed_over > PATIENCE_STEPS && !s->reserved) s->reserved = seq;
+    return false;
+}
+
+static struct sequence *at_turn(const struct turns *turns, struct list *it)
+{
+    return it == &turns->list ? NULL : list_entry(it, struct sequence, ring);
+}
+
+static void give_fair(struct scheduler *s)
+{
+    struct list *next = s->reserved ? &s->reserved->ring : s->queue.list.next;
+    int32_t running_in_vain = 0, waiting_in_vain = 0;
+
+    while (s->draft.budget) {
+        bool letting = waiting_in_vain < WAITING_SCAN && may_admit(s);
+        struct sequence *waiting = letting ? at_turn(&s->queue, next) : NULL;
+        struct sequence *seq = running_in_vain < s->prefilling.num ? at_turn(&s->prefilling, s->prefilling.list.next) : NULL;
+        if (waiting && (!seq || waiting->turn < seq->turn)) {
+            next = waiting->ring.next;
+            waiting_in_vain++;
+            if (!let_in(s, waiting)) continue;
+            waiting_in_vain = 0;
+            seq = waiting;
+        }
+        if (!seq) return;
+        running_in_vain = take_turn(s, seq) ? 0 : running_in_vain + 1;
+    }
+}
+
+/* ---- a step ---- */
+
+static struct batch *free_batch(struct scheduler *s)
+{
+    for (int32_t i = 0; i < s->options.num_plans; i++) {
+        if (!s->batches[i].in_flight) return &s->batches[i];
+    }
+    return NULL;
+}
+
+static void begin_draft(struct scheduler *s, struct batch *batch, int64_t now_ns)
+{
+    int32_t could_run = s->num_running + (s->num_waiting < s->num_free_slots ? s->num_waiting : s->num_free_slots);
+
+    s->draft = (struct step_draft){
+        .batch = batch, .budget = s->options.max_num_batched_tokens, .admissions_left = INT32_MAX, .now_ns = now_ns,
+        .max_seqs = (could_run + s->options.num_plans - 1) / s->options.num_plans,
+        .chunk_cap = s->options.long_prefill_chunk ? s->options.long_prefill_chunk : INT32_MAX,
+    };
+    list_for_each(it, &s->running) {
+        const struct sequence *seq = list_entry(it, struct sequence, link);
+        __builtin_prefetch(it->next->next);
+        s->draft.committed += kv_blocks_for(&s->kv, seq->num_tokens) - seq->num_blocks;
+    }
+    step_plan_reset(batch->plan);
+    batch->plan->step = s->step;
+    batch->plan->block_size = s->options.block_size;
+    batch->plan->micro_batch = (int32_t)(batch - s->batches);
+    batch->num_seqs = 0;
+    batch->num_keys = 0;
+}
+
+/* Sequences of one token first, each group in the order it was drafted. */
+static void fill_plan(struct scheduler *s, struct batch *batch)
+{
+    int32_t n = batch->num_seqs, at = 0;
+
+    for (int32_t i = 0; i < n; i++) {
+        struct sequence *seq = batch->seqs[i];
+        if (seq->num_scheduled != 1) continue;
+        /* longer ones move back by one, keeping their order */
+        memmove(&batch->seqs[at + 1], &batch->seqs[at], (size_t)(i - at) * sizeof *batch->seqs);
+        batch->seqs[at++] = seq;
+    }
+    for (int32_t i = 0; i < n; i++) batch->rows[i] = plan_fill_add(batch->plan, batch->seqs[i], &s->options.eos);
+    batch->plan->num_decode_seqs = at;
+}
+
+const struct step_plan *scheduler_next_step(struct scheduler *s, int64_t now_ns)
+{
+    struct batch *batch = free_batch(s);
+
+    if (!batch || !s->pool.num_used) return NULL;
+    s->step++;
+    begin_draft(s, batch, now_ns);
+    push_out_for_urgent(s);
+    give_decodes(s);
+    start_timing(s);
+    for (int pass = 0; pass < 2 && s->draft.budget; pass++) {
+        if (s->options.policy == POLICY_FAIR) give_fair(s);
+        else give_in_order(s);
+        if (s->draft.chunk_cap == INT32_MAX) break;
+        s->draft.chunk_cap = INT32_MAX;    /* second pass: what nobody else wanted */
+    }
+    if (!batch->num_seqs) return NULL;
+    fill_plan(s, batch);
+    batch->in_flight = true;
+    return batch->plan;
+}

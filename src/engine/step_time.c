@@ -1,0 +1,72 @@
+#include "step_time.h"
+
+/* Terms of about the same size keep the fit well-conditioned. */
+static const double TOKENS_UNIT = 256, KEYS_UNIT = 65536;
+static const double FORGET = 0.99;             /* a measurement 100 steps old weighs a third */
+static const double COV_START = 1e4;           /* nothing is known: the first measurements decide */
+
+enum { MIN_SEEN = 16 };
+
+void step_time_init(struct step_time *t)
+{
+    *t = (struct step_time){ 0 };
+    for (int i = 0; i < STEP_TIME_TERMS; i++) t->cov[i][i] = COV_START;
+}
+
+bool step_time_ready(const struct step_time *t) { return t->num_seen >= MIN_SEEN; }
+
+static double value_of(const struct step_time *t, const double x[STEP_TIME_TERMS])
+{
+    double ms = 0;
+
+    for (int i = 0; i < STEP_TIME_TERMS; i++) ms += t->terms[i] * x[i];
+    return ms > 0 ? ms : 0;
+}
+
+double step_time_of(const struct step_time *t, int64_t tokens, int64_t keys)
+{
+    return value_of(t, (double[]){ 1, (double)tokens / TOKENS_UNIT, (double)keys / KEYS_UNIT });
+}
+
+/* How far the measurement moves the fit: at most by what was expected, or 1 ms. */
+static double error_of(const struct step_time *t, double expected, double ms)
+{
+    double most = expected > 1 ? expected : 1, error = ms - expected;
+
+    return step_time_ready(t) && error > most ? most : error;
+}
+
+void step_time_learn(struct step_time *t, int64_t tokens, int64_t keys, double ms)
+{
+    const double x[STEP_TIME_TERMS] = { 1, (double)tokens / TOKENS_UNIT, (double)keys / KEYS_UNIT };
+    double px[STEP_TIME_TERMS] = { 0 }, weight = FORGET, trace = 0;
+
+    if (!(ms >= 0) || ms > 1e9) return;
+    for (int i = 0; i < STEP_TIME_TERMS; i++) {
+        for (int j = 0; j < STEP_TIME_TERMS; j++) px[i] += t->cov[i][j] * x[j];
+        weight += px[i] * x[i];
+        trace += t->cov[i][i];
+    }
+    double error = error_of(t, value_of(t, x), ms);
+    /* nothing is forgotten in directions that nothing is learned about, or the fit would blow up there */
+    double forget = trace > STEP_TIME_TERMS * COV_START / FORGET ? 1 : FORGET;
+    for (int i = 0; i < STEP_TIME_TERMS; i++) {
+        t->terms[i] += px[i] / weight * error;
+        for (int j = 0; j <= i; j++) t->cov[i][j] = t->cov[j][i] = (t->cov[i][j] - px[i] * px[j] / weight) / forget;
+    }
+    t->num_seen++;
+}
+
+int32_t step_time_fit(const struct step_time *t, double ms, int64_t held, int32_t want)
+{
+    double per_token = t->terms[1] > 0 ? t->terms[1] / TOKENS_UNIT : 0;
+    double per_key = t->terms[2] > 0 ? t->terms[2] / KEYS_UNIT : 0;
+    int32_t low = 0, high = want;
+
+    while (low < high) {
+        int32_t n = low + (high - low + 1) / 2;
+        if (per_token * n + per_key * (double)step_time_keys(held, n) <= ms) low = n;
+        else high = n - 1;
+    }
+    return low;
+}
