@@ -5,7 +5,7 @@
  *   step        the ops of a whole forward of R decode rows or a prefill of T tokens, without sampling
  *   pack        fp32 -> panels, all 135M weights
  *   onednn      the same bf16 products by oneDNN, where it is installed
- * usage: cpu_kernels_bench [threads] [portable|avx2|avx512|avx512_bf16] [what] */
+ * usage: cpu_kernels_bench [threads] [portable|avx2|avx512|avx512_bf16] [what] [bf16|kept]; kept: weights as in a Q4_1 file */
 #include <inttypes.h>
 #include <math.h>
 #include <stdatomic.h>
@@ -33,6 +33,7 @@ struct bench {
     const struct backend_ops *ops;
     struct backend *b;
     int threads;
+    bool kept;                             /* q4_1 layers and a q8_0 head instead of bf16 */
     struct layer layers[LAYERS];
     struct weight head;
     float *x, *qkv, *attn, *ffn_in, *ffn_out, *logits, *cos_sin, *residual;
@@ -128,9 +129,33 @@ static void read_slice(struct bench *bench, void *arg, int slice)
 
 static struct weight store(struct bench *bench, enum weight_kind kind, int64_t rows, int64_t cols, const float *src)
 {
-    struct weight w = { rows, cols, bench->ops->carve(bench->b, bench->ops->weight_bytes(kind, rows, cols)) };
+    struct weight w = { .rows = rows, .cols = cols, .data = bench->ops->carve(bench->b, bench->ops->weight_bytes(kind, rows, cols)) };
     bench->ops->weight_store(bench->b, &w, kind, 0, rows, src);
     return w;
+}
+
+/* Any bits with small scales: what the model's file holds, as far as time goes. */
+static struct weight store_kept(struct bench *bench, enum dtype dtype, int64_t rows, int64_t cols)
+{
+    size_t bytes = bench->ops->kept_bytes(dtype, rows, cols), row_bytes = (size_t)dtype_row_bytes(dtype, cols);
+    struct weight w = { .rows = rows, .cols = cols, .data = bench->ops->carve(bench->b, bytes), .kept = dtype };
+    uint8_t *blocks = must(malloc((size_t)rows * row_bytes));
+    uint32_t state = 777;
+    for (size_t i = 0; i < (size_t)rows * row_bytes; i++) {
+        state = state * 1664525u + 1013904223u;
+        blocks[i] = (uint8_t)(state >> 24);
+    }
+    for (size_t at = 0; at < (size_t)rows * row_bytes; at += (size_t)dtype_block_bytes(dtype))
+        blocks[at + 1] = 0x1c, blocks[at + 3] = dtype == DTYPE_Q4_1 ? 0x9c : blocks[at + 3];
+    bench->ops->store_kept(bench->b, &w, 0, rows, blocks);
+    free(blocks);
+    return w;
+}
+
+static struct weight matrix(struct bench *bench, int64_t rows, int64_t cols, const float *src)
+{
+    if (bench->kept && bench->ops->kept_bytes) return store_kept(bench, rows == VOCAB ? DTYPE_Q8_0 : DTYPE_Q4_1, rows, cols);
+    return store(bench, WEIGHT_MATRIX, rows, cols, src);
 }
 
 struct pack_job { struct bench *bench; struct weight *w; const float *src; };
@@ -158,7 +183,7 @@ static void pack_all(struct bench *bench, void *arg, int unused)
     bench->ops->parallel_for(bench->b, VOCAB, 256, pack_part, &job);
 }
 
-static void bench_init(struct bench *bench, const struct backend_ops *ops, int threads, int isa)
+static void bench_init(struct bench *bench, const struct backend_ops *ops, int threads, int isa, bool kept)
 {
     struct err err = { 0 };
     struct backend_options options = { .threads = threads, .kv_dtype = DTYPE_BF16, .max_tokens = MAX_T, .max_seqs = MAX_SEQS,
@@ -166,22 +191,22 @@ static void bench_init(struct bench *bench, const struct backend_ops *ops, int t
     float *src = must(malloc((size_t)VOCAB * HIDDEN * sizeof(float)));
     size_t kv_bytes = (size_t)MAX_SEQS * MAX_CONTEXT * KV_HEADS * DIM * 2;
 
-    *bench = (struct bench){ .ops = ops, .threads = threads };
+    *bench = (struct bench){ .ops = ops, .threads = threads, .kept = kept };
     if (ops->open(&bench->b, &options, &err) < 0) die(err.message);
     if (isa >= 0 && backend_cpu_fast_force_isa(bench->b, (enum cpu_isa)isa) < 0) die("not on this machine");
     if (ops->reserve(bench->b, ((size_t)800 << 20) + 2 * LAYERS * kv_bytes, &err) < 0) die(err.message);
     fill(src, (size_t)VOCAB * HIDDEN, 0.1f);
     for (int l = 0; l < LAYERS; l++) {
         struct layer *layer = &bench->layers[l];
-        layer->qkv = store(bench, WEIGHT_MATRIX, QKV, HIDDEN, src);
-        layer->o = store(bench, WEIGHT_MATRIX, HIDDEN, HIDDEN, src);
-        layer->gate_up = store(bench, WEIGHT_MATRIX, 2 * FFN, HIDDEN, src);
-        layer->down = store(bench, WEIGHT_MATRIX, HIDDEN, FFN, src);
+        layer->qkv = matrix(bench, QKV, HIDDEN, src);
+        layer->o = matrix(bench, HIDDEN, HIDDEN, src);
+        layer->gate_up = matrix(bench, 2 * FFN, HIDDEN, src);
+        layer->down = matrix(bench, HIDDEN, FFN, src);
         layer->norm = store(bench, WEIGHT_VECTOR, 1, HIDDEN, src);
         layer->kv.k = ops->carve(bench->b, kv_bytes);
         layer->kv.v = ops->carve(bench->b, kv_bytes);
     }
-    bench->head = store(bench, WEIGHT_MATRIX, VOCAB, HIDDEN, src);
+    bench->head = matrix(bench, VOCAB, HIDDEN, src);
     free(src);
     bench->x = must(malloc(MAX_T * HIDDEN * sizeof(float)));
     bench->residual = must(malloc(MAX_T * HIDDEN * sizeof(float)));
@@ -508,9 +533,10 @@ int main(int argc, char **argv)
     static struct bench bench;
 
     for (int i = 0; argc > 2 && i < 4; i++) if (strcmp(argv[2], isas[i]) == 0) isa = i;
-    bench_init(&bench, isa < 0 && argc > 2 && strcmp(argv[2], "ref") == 0 ? &backend_cpu_ref : &backend_cpu_fast, threads, isa);
+    bench_init(&bench, isa < 0 && argc > 2 && strcmp(argv[2], "ref") == 0 ? &backend_cpu_ref : &backend_cpu_fast, threads, isa,
+               argc > 4 && strcmp(argv[4], "kept") == 0);
     if (all || strcmp(what, "bandwidth") == 0) bench_bandwidth(&bench);
-    if (all || strcmp(what, "pack") == 0) bench_pack(&bench);
+    if (!bench.kept && (all || strcmp(what, "pack") == 0)) bench_pack(&bench);
     if (all || strcmp(what, "step") == 0) bench_steps(&bench);
     if (all || strcmp(what, "matmul") == 0) bench_matmuls(&bench);
     if (all || strcmp(what, "ops") == 0) bench_small_ops(&bench);

@@ -6,11 +6,12 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'TEXT'
-usage: scripts/test.sh [--asan | --tsan] [--unit]
+usage: scripts/test.sh [--asan | --tsan] [--unit | --layouts]
 
   --asan   build with AddressSanitizer and UBSan (build-asan/)
   --tsan   build with ThreadSanitizer (build-tsan/)
   --unit   the C tests only: no Python, no model, no server
+  --layouts  the end-to-end tests two times more: TP 2 x PP 2, and 3 replicas
 
 Else: the C tests (ctest), comparisons with Python references (tests/golden/*_parity.py; not with a sanitizer), tests of a
 running server (pytest tests/e2e), and the stored inputs of the fuzz targets where clang is installed (not with --unit).
@@ -18,12 +19,13 @@ The last line is "N passed, N failed".
 TEXT
 }
 
-preset=release build=build unit_only=false
+preset=release build=build unit_only=false layouts=false
 while [ $# -gt 0 ]; do
     case $1 in
     --asan) preset=asan build=build-asan ;;
     --tsan) preset=tsan build=build-tsan ;;
     --unit) unit_only=true ;;
+    --layouts) layouts=true ;;
     --help | -h) usage; exit 0 ;;
     *) die "unknown argument '$1'; --help" ;;
     esac
@@ -91,11 +93,31 @@ run_golden() {
 run_e2e() {
     local report=$PWD/$build/pytest.xml
     ls tests/e2e/test_*.py >/dev/null 2>&1 || return 0
+    # tests/e2e/test_proxies.py runs where these are; a machine of one's own is left as it is
+    if [ -n "${CI:-}" ]; then install_missing "nginx-light file:/usr/sbin/nginx" "haproxy file:/usr/sbin/haproxy"; fi
     say "wire and end to end: pytest tests/http tests/e2e"
     rm -f "$report"
     SLUICE_BIN_DIR=$PWD/$build/bin SLUICE_START_SECONDS=600 .venv/bin/python -m pytest tests/http/bad_input.py tests/e2e -q --junitxml "$report" || true
     [ -s "$report" ] || die "pytest wrote no report"
     count $(python3 scripts/test_counts.py pytest "$report")
+}
+
+# Every test of a running server again, with flags that all of them start it with.
+run_layouts() {
+    local flags report=$PWD/$build/pytest-layout.xml
+    for flags in "--tensor-parallel-size 2 --pipeline-parallel-size 2" "--data-parallel-size 3"; do
+        say "end to end with $flags"
+        rm -f "$report"
+        SLUICE_ARGS="$flags --cpu-threads 1" SLUICE_BIN_DIR=$PWD/$build/bin SLUICE_START_SECONDS=600 \
+            .venv/bin/python -m pytest tests/e2e -q --junitxml "$report" || true
+        [ -s "$report" ] || die "pytest wrote no report"
+        count $(python3 scripts/test_counts.py pytest "$report")
+    done
+}
+
+run_layouts_check() {
+    say "layouts of ranks on $model"
+    if "$build/tests/layouts_check" "$model"; then count 1 0; else echo "FAILED layouts_check" >&2; count 0 1; fi
 }
 
 run_fuzz_corpora() {
@@ -122,9 +144,11 @@ if ! $unit_only; then
     make_venv
     if [ "$preset" = release ]; then
         run_golden
+        run_layouts_check
         run_fuzz_corpora
     fi
     run_e2e
+    if $layouts; then run_layouts; fi
 fi
 [ $((passed + failed)) -gt 0 ] || die "no test ran"
 echo "$passed passed, $failed failed" | tee "$build/test-summary.txt"

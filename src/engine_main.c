@@ -1,8 +1,8 @@
 /* engine_main.c - program sluice-engine: one replica. Started by sluiced with a socket at descriptor 3 (and the
  * heartbeat page at 4); loads the model, builds the ranks, says READY, runs until it is stopped or the socket closes.
+ * sluice-engine replay [--dump] TRACE: the steps that --trace recorded, again or as text.
  * Exit: 0 asked to, 70 internal fault, 78 bad configuration or model (the reason is on stderr and in MSG_FAILED). */
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,65 +17,15 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "engine/engine.h"
+#include "engine/replay.h"
 
 static void leave(int exit_code) { _exit(exit_code); }
 
 static int exit_code_of(int code) { return code == ERR_CONFIG || code == ERR_MODEL_FILE ? EXIT_CONFIG : EXIT_FAULT; }
 
-static int cores(void)
-{
-    cpu_set_t set;
-
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-}
-
 static enum scheduler_policy policy_of(const char *name)
 {
     return !strcmp(name, "fcfs") ? POLICY_FCFS : !strcmp(name, "priority") ? POLICY_PRIORITY : POLICY_FAIR;
-}
-
-/* The configured context, at most what the model was made for. */
-static int context_of(const struct config *config, const struct model_config *model, int32_t *max_model_len,
-                      struct err *err)
-{
-    if (config->max_model_len > model->max_position_embeddings)
-        return err_set(err, ERR_CONFIG, "--max-model-len: %lld is above the model's %d",
-                       (long long)config->max_model_len, model->max_position_embeddings);
-    *max_model_len = config->max_model_len ? (int32_t)config->max_model_len : model->max_position_embeddings;
-    return 0;
-}
-
-static int ranks_options_of(struct ranks_options *o, const struct config *config, int32_t max_model_len,
-                            int layers[MAX_PP], struct err *err)
-{
-    int64_t num_ranks = config->tensor_parallel_size * config->pipeline_parallel_size * config->data_parallel_size;
-    bool fast = strcmp(config->cpu_kernels, "ref") != 0;
-
-    if (!strcmp(config->device, "cuda"))
-        return err_set(err, ERR_CONFIG, "--device: this sluice-engine was built without CUDA");
-    for (size_t i = 0; i < config->pp_layer_partition.n && i < MAX_PP; i++)
-        layers[i] = (int)strtol(config->pp_layer_partition.items[i], NULL, 10);
-    *o = (struct ranks_options){
-        .ops = fast ? &backend_cpu_fast : &backend_cpu_ref,
-        .tp_size = (int)config->tensor_parallel_size,
-        .pp_size = (int)config->pipeline_parallel_size,
-        .layer_partition = config->pp_layer_partition.n ? layers : NULL,
-        .threads = (int32_t)config->cpu_threads,
-        .kv_dtype = !strcmp(config->kv_cache_dtype, "auto")  ? (fast ? DTYPE_BF16 : DTYPE_F32)
-                    : !strcmp(config->kv_cache_dtype, "f32") ? DTYPE_F32
-                                                             : DTYPE_BF16,
-        .max_num_seqs = (int32_t)config->max_num_seqs,
-        .max_num_batched_tokens = (int32_t)config->max_num_batched_tokens,
-        .max_model_len = max_model_len,
-        .block_size = (int32_t)config->block_size,
-        .headroom = config->headroom,
-        .kv_cache_bytes = (uint64_t)config->kv_cache_memory_bytes,
-        .num_blocks_override = (int32_t)config->num_gpu_blocks_override,
-        .seed = (uint64_t)config->seed,
-    };
-    if (!o->threads) o->threads = (int32_t)(cores() / num_ranks);
-    if (o->threads < 1) o->threads = 1;
-    return 0;
 }
 
 static void setup_of(struct engine_setup *setup, const struct config *config, const struct model_source *src,
@@ -92,6 +42,7 @@ static void setup_of(struct engine_setup *setup, const struct config *config, co
         /* the gateway counts requests, each of up to MAX_PROMPTS sequences; it stays below this by far more than one */
         .max_sequences = (int32_t)(config->max_num_seqs + config->max_queue_requests + MAX_PROMPTS),
         .long_prefill_chunk = (int32_t)config->long_prefill_chunk,
+        .itl_target_ms = (int32_t)config->itl_target_ms,
         .policy = policy_of(config->scheduling_policy),
         .enable_prefix_caching = config->enable_prefix_caching,
         .eos.num = model->num_eos_token_ids,
@@ -100,21 +51,38 @@ static void setup_of(struct engine_setup *setup, const struct config *config, co
     model_source_digest(src, setup->model_digest);
 }
 
+/* Each replica has a file of its own. */
+static int trace_path_of(struct engine_setup *setup, const struct config *config, struct err *err)
+{
+    if (!config->trace || !config->trace[0]) return 0;
+    int n = config->data_parallel_size > 1
+                ? snprintf(setup->trace_path, sizeof setup->trace_path, "%s.%d", config->trace, (int)getpid())
+                : snprintf(setup->trace_path, sizeof setup->trace_path, "%s", config->trace);
+    if (n < 0 || (size_t)n >= sizeof setup->trace_path)
+        return err_set(err, ERR_CONFIG, "--trace: the path is too long");
+    setup->trace_bytes = (uint64_t)config->trace_bytes;
+    return 0;
+}
+
 /* Loads what config says. src and ranks are the caller's to close. */
 static int load(struct engine *engine, const struct config *config, struct model_source **src,
                 struct engine_setup *setup, struct err *err)
 {
     struct ranks_options options;
-    int32_t max_model_len = 0;
     int layers[MAX_PP] = { 0 };
     int rc;
 
     if (!config->model || !config->model[0]) return err_set(err, ERR_CONFIG, "--model: no model given");
     if ((rc = model_source_open(src, config->model, load_format_from_name(config->load_format), err)) < 0) return rc;
-    if ((rc = context_of(config, model_source_config(*src), &max_model_len, err)) < 0) return rc;
-    if ((rc = ranks_options_of(&options, config, max_model_len, layers, err)) < 0) return rc;
-    setup_of(setup, config, *src, max_model_len);
-    return ranks_start(&setup->ranks, *src, &options, engine_progress, engine, err);
+    if (!strcmp(config->device, "cuda"))
+        return err_set(err, ERR_CONFIG, "--device: this sluice-engine was built without CUDA");
+    if ((rc = ranks_options_of(&options, layers, config, model_source_config(*src), err)) < 0) return rc;
+    setup_of(setup, config, *src, options.max_model_len);
+    if ((rc = ranks_start(&setup->ranks, *src, &options, engine_progress, engine, err)) < 0) return rc;
+    setup->free_memory = host_memory_bytes;
+    uint64_t num_ranks = (uint64_t)(options.tp_size * options.pp_size);
+    setup->headroom_bytes = ranks_memory_plan(setup->ranks, 0)->headroom_bytes * num_ranks;
+    return trace_path_of(setup, config, err);
 }
 
 static int serve(struct engine *engine, const struct config *config, struct err *err)
@@ -129,7 +97,11 @@ static int serve(struct engine *engine, const struct config *config, struct err 
     src = NULL;
     setup.load_ms = clock_now_ms() - began_ms;
     if ((rc = engine_start(engine, &setup, err)) < 0) goto out;
-    if ((rc = engine_run(engine)) < 0) err_set(err, rc, "the ranks failed: %s", err_name(rc));
+    if ((rc = engine_run(engine)) < 0) {
+        /* A rank may hang in a call for ever: nothing it touches can be freed, so the process ends here. */
+        engine_fail(engine, EXIT_FAULT, ranks_failure(setup.ranks));
+        leave(EXIT_FAULT);
+    }
 out:
     if (src) model_source_close(src);
     if (setup.ranks) ranks_stop(setup.ranks);
@@ -157,6 +129,7 @@ int main(int argc, char **argv)
         puts("sluice-engine 0.1.0");
         return 0;
     }
+    if (argc > 1 && !strcmp(argv[1], "replay")) return replay_main(argc - 2, argv + 2);
     int rc = config_load(&config, argc - 1, argv + 1, &help, &err);
     if (help) {
         config_release(&config);

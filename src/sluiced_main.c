@@ -13,6 +13,7 @@
 #include <sluice/gateway.h>
 #include <sluice/loader.h>
 #include <sluice/metrics.h>
+#include <sluice/parallel.h>
 #include <sluice/router.h>
 #include <sluice/text.h>
 #include <sluice/version.h>
@@ -73,6 +74,15 @@ static int load_text_side(struct daemon *d, struct err *err)
     if (rc < 0 || !d->chat_template_text) return rc;
     rc = chat_template_compile(&d->chat_template, d->chat_template_text, len, err);
     return rc < 0 ? err_prefix(err, "chat template") : 0;
+}
+
+/* The engines would refuse it too, but only after they were spawned. */
+static int check_layout(const struct daemon *d, struct err *err)
+{
+    struct layout layout;
+
+    layout_of_config(&layout, &d->config);
+    return layout_check(&layout, model_source_config(d->source), err);
 }
 
 static void make_fingerprint(struct daemon *d)
@@ -242,7 +252,7 @@ int main(int argc, char **argv)
         rc = EXIT_CONFIG;
         goto out;
     }
-    if (load_text_side(&d, &err) < 0) {
+    if (load_text_side(&d, &err) < 0 || check_layout(&d, &err) < 0) {
         rc = refuse(&err);
         goto out;
     }

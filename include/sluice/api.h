@@ -68,6 +68,7 @@ int  reply_model(const struct gateway *gateway, const char *id, size_t len, stru
 bool reply_health(const struct gateway *gateway, struct buf *out);    /* true = ready (200), else 503 */
 void reply_load(const struct gateway *gateway, struct buf *out);
 void reply_version(const struct gateway *gateway, struct buf *out);
+void reply_openapi(const struct gateway *gateway, struct buf *out);    /* GET /openapi.json */
 void reply_tokenizer_info(const struct gateway *gateway, struct buf *out);
 
 #endif

@@ -22,7 +22,8 @@ struct backend;                    /* opaque, per rank */
 /* A weight in the backend's own layout (packed panels on the fast CPU path). rows = outputs N, cols = inputs K. */
 struct weight {
     int64_t rows, cols;            /* a vector has rows = 1 */
-    void *data;                    /* device memory of weight_bytes() bytes; NULL = absent */
+    void *data;                    /* device memory of weight_bytes() or kept_bytes() bytes; NULL = absent */
+    enum dtype kept;               /* the block format of the file it is kept in; DTYPE_F32 (0): the backend's own form */
 };
 enum weight_kind { WEIGHT_MATRIX, WEIGHT_VECTOR };   /* WEIGHT_MATRIX serves matmul and embed alike (tied head) */
 
@@ -97,6 +98,10 @@ struct backend_ops {
     /* Weights: bytes in the backend's layout; store converts n_rows rows of fp32 starting at row (any order, any thread). */
     size_t (*weight_bytes)(enum weight_kind kind, int64_t rows, int64_t cols);
     void   (*weight_store)(struct backend *b, struct weight *w, enum weight_kind kind, int64_t row, int64_t n_rows, const float *src);
+    /* Matrices kept as the file has them, nothing lost and fewer bytes read. kept_bytes: 0 = not this format or width: store
+     * fp32 instead. store_kept: n_rows rows of blocks into w (w->kept = dtype), as weight_store. NULL: keeps nothing. */
+    size_t (*kept_bytes)(enum dtype dtype, int64_t rows, int64_t cols);
+    void   (*store_kept)(struct backend *b, struct weight *w, int64_t row, int64_t n_rows, const void *src);
     /* Plan to device, results back: on the CPU upload returns the plan itself. */
     const struct step_plan *(*upload)(struct backend *b, const struct step_plan *plan);
     void  (*synchronize)(struct backend *b);

@@ -7,6 +7,7 @@
 #ifndef SLUICE_COMM_H
 #define SLUICE_COMM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,6 +28,7 @@ struct comm_ops {
     int (*recv)(struct comm *c, void *data, int64_t bytes, int peer);
     int (*barrier)(struct comm *c);
     void (*abort)(struct comm *c);      /* any thread: every present and later call of the group answers ERR_ENDED */
+    bool (*waiting)(const struct comm *c);   /* any thread: this rank is inside a call and waits for others */
 };
 
 struct comm_group;  /* shared by the ranks of a comm_cpu group */
@@ -37,6 +39,8 @@ enum { MAX_COMM_RANKS = 64 };
  * comm_cpu_free, which no rank may still be using. No call allocates after comm_cpu_new. */
 int  comm_cpu_new(struct comm_group **out, int size, int64_t timeout_ms, struct err *err);
 struct comm *comm_cpu_rank(struct comm_group *group, int rank);
+/* Before the first call: waits of this group sleep at once. For when more threads than cores would spin. */
+void comm_cpu_no_spin(struct comm_group *group);
 void comm_cpu_free(struct comm_group *group);
 extern const struct comm_ops comm_cpu_ops;
 

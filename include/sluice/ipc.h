@@ -51,6 +51,9 @@ struct engine_stats {
     uint32_t running, waiting;                 /* sequences */
     uint32_t blocks_total, blocks_used, blocks_cached;   /* cached: unreferenced but reusable; free = total - used - cached */
     float last_step_ms;
+    uint32_t throttled;                        /* 1: memory is short, nobody is admitted while anything runs */
+    uint32_t reserved_;
+    uint64_t free_bytes, headroom_bytes;       /* memory; below headroom_bytes it is short. 0 = not watched */
 };
 
 /* One token's top logprobs in MSG_LOGPROBS: head, then n token_logprob. */

@@ -36,6 +36,7 @@ const struct cJSON *json_get_raw(const struct cJSON *object, const char *key);
 /* "string", "integer", "number", "boolean", "object", "array", "null", as in messages, without article. */
 const char *json_kind(const struct cJSON *item);
 bool json_is_int(const struct cJSON *item);             /* a number without fraction: 16 and 16.0, not true, not "16" */
+bool json_is_written_real(const struct cJSON *item);    /* a number with fraction or exponent: 1.0, 1e3; Python prints these as floats */
 int  json_int64(const struct cJSON *item, int64_t *value);  /* exact; ERR_TYPE when not an integer or outside int64 */
 bool json_is_big_int(const struct cJSON *item);          /* an integer outside +-2^53 */
 /* Bytes of a string; *text points into the document, has *len bytes (NULs among them where \u0000 stood) and a NUL

@@ -44,6 +44,10 @@ enum metric {
     M_CANCEL_LATENCY,         /* histogram sluice_cancel_latency_seconds */
     M_REQ_PROMPT_TOKENS, M_REQ_GENERATION_TOKENS,         /* histograms sluice_request_{prompt,generation}_tokens */
     M_STREAM_RESUME,          /* histogram sluice_stream_resume_seconds */
+    M_TPOT,                   /* histogram sluice_tpot_seconds: mean gap of a choice's tokens */
+    M_STEP_TOKENS,            /* histogram sluice_step_tokens: tokens of an engine's step, as its events say */
+    M_QUEUE_OLDEST,           /* gauge   sluice_queue_oldest_seconds */
+    M_INFERENCE, M_PARAMS_N, M_PARAMS_MAX_TOKENS, M_MAX_GENERATION,      /* histograms of vllm: names only */
     METRIC_COUNT
 };
 

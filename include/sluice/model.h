@@ -33,10 +33,12 @@ struct model_env {
     struct model_limits limits;
 };
 
-/* Device bytes of this shard: terms of the memory plan. Same arithmetic that model_load carves by. */
+/* Device bytes of this shard: terms of the memory plan. Same arithmetic that model_load carves by.
+ * src: the files, whose matrices a backend may keep as they are; NULL: unknown, all in the backend's own form. */
 struct model_bytes { uint64_t weights, activations, rope_table, kv_per_block; };
 int model_bytes(struct model_bytes *bytes, const struct model_config *config, const struct shard *shard,
-                const struct backend_ops *ops, enum dtype kv_dtype, const struct model_limits *limits, struct err *err);
+                const struct backend_ops *ops, enum dtype kv_dtype, const struct model_limits *limits,
+                const struct model_source *src, struct err *err);
 
 /* Called with the bytes of weights stored since the last call (as fp32), from any of the backend's threads. */
 typedef void model_progress(void *arg, uint64_t bytes);

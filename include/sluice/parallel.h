@@ -1,4 +1,5 @@
-/* parallel.h - who computes what: ranks, stages, ranges. Pure arithmetic, no device, no threads, no state.
+/* parallel.h - who computes what: ranks, stages, ranges. Arithmetic, no threads, no state; only gpus_visible looks at
+ * the machine.
  * rank = ((dp * pp_size) + pp_stage) * tp_size + tp_rank. A partition is a list of ranges, not a division: remainders
  * go to the first ranks. Up to tp_size == num_key_value_heads a rank owns whole KV heads with all their query heads;
  * above it each KV head is held by several ranks that share its query heads out. On every rank the query heads
@@ -35,8 +36,24 @@ struct shard {
     bool has_embedding, has_head;        /* first, last stage */
 };
 
+struct config;                           /* config.h */
+
+/* How a model is spread, as configured: dp_size replicas of tp_size x pp_size ranks. */
+struct layout {
+    int tp_size, pp_size, dp_size;
+    int layers[MAX_PP];                  /* of each stage, when told */
+    bool told;                           /* pp_layer_partition was given; else stages by cost */
+    int num_devices;                     /* GPUs to place the ranks on; 0: no limit (CPU) or unknown */
+};
+void layout_of_config(struct layout *layout, const struct config *config);
+static inline const int *layout_layers(const struct layout *layout) { return layout->told ? layout->layers : NULL; }
+/* Before anything loads: ERR_CONFIG in one line with the numbers and the nearest layout that is possible. */
+int layout_check(const struct layout *layout, const struct model_config *config, struct err *err);
+/* GPUs that a process started here may use: CUDA_VISIBLE_DEVICES, else the device files. 0: none or unknown. */
+int gpus_visible(void);
+
 /* layer_partition: pp_size counts that sum to num_hidden_layers, or NULL: stages balanced by weights + head +
- * embedding. ERR_CONFIG with the numbers and the nearest possible layout. */
+ * embedding. Errors as layout_check. */
 int shard_of(struct shard *shard, const struct model_config *config, int tp_size, int pp_size, int tp_rank,
              int pp_stage, const int *layer_partition, struct err *err);
 

@@ -1,7 +1,9 @@
 /* rank.h - the ranks of one engine: threads that hold a shard each and run the same step_plan together.
  * Flow: engine thread -> ranks_execute(plan) -> every rank: forward -> last stage, tp_rank 0: sample -> step_result.
  * Thread: engine thread only, unless said. Owns rank threads, backends, models, KV memory. No allocation after
- * ranks_start. Also the home of step_plan.c: layout and check of a plan. */
+ * ranks_start. A rank that fails or stalls ends them all: one "rank_failed" line in the log names rank and step, every
+ * later call answers the error, and no thread waits for the one that is gone.
+ * Also the home of step_plan.c: layout and check of a plan. */
 #ifndef SLUICE_RANK_H
 #define SLUICE_RANK_H
 
@@ -16,6 +18,8 @@
 #include <sluice/step_plan.h>
 
 struct ranks;
+struct comm_ops;                           /* comm.h */
+struct config;                             /* config.h */
 
 enum { MAX_RANKS = MAX_TP * MAX_PP };
 
@@ -31,7 +35,18 @@ struct ranks_options {
     uint64_t kv_cache_bytes;               /* > 0: KV memory of all ranks together instead of what is free */
     int32_t num_blocks_override;           /* > 0: this many blocks whatever the memory */
     uint64_t seed;                         /* dummy weights */
+    int64_t stall_timeout_ms;              /* no plan ended for so long, nor for RANKS_STALL_FACTOR x the longest: the
+                                              ranks have failed; 0 = 5 minutes */
+    const struct comm_ops *comm_ops;       /* over ends of comm_cpu; NULL = comm_cpu itself */
+    int64_t (*now_ns)(void);               /* of step_result.stages, on the rank's thread; NULL = CLOCK_MONOTONIC */
+    const struct model_source *src;        /* for the plan: the files, matrices of which may be kept as they are; NULL =
+                                              not known: counted in the backend's own form. ranks_start sets it */
 };
+enum { RANKS_STALL_FACTOR = 18 };
+
+/* What the configuration asks of one replica of this model. layers: storage that options points into. ERR_CONFIG. */
+int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const struct config *config,
+                     const struct model_config *model, struct err *err);
 
 /* The plan of one rank's memory; every term in bytes. Arithmetic only: `sluice plan` uses it without a device. */
 struct memory_plan {
@@ -49,19 +64,34 @@ struct memory_plan {
 int  memory_plan_make(struct memory_plan *plan, const struct model_config *config, const struct shard *shard,
                       const struct ranks_options *options, uint64_t device_bytes, struct err *err);
 void memory_plan_print(const struct memory_plan *plan, FILE *out);
+
+/* One rank of the plan, and all of them: plans[tp_size * pp_size], the number of blocks the same on each. host_bytes:
+ * of all together. ERR_CONFIG: an impossible layout, or what memory_plan_make refuses. */
+struct rank_plan { struct shard shard; struct memory_plan memory; };
+int  ranks_plan(struct rank_plan *plans, const struct model_config *config, const struct ranks_options *options,
+                uint64_t host_bytes, struct err *err);
+/* The table of them, a line at a time: line -1 is the heading, line n_ranks the sum. No newline. */
+enum { RANK_LINE_MAX = 256 };
+void ranks_plan_line(char line[RANK_LINE_MAX], const struct rank_plan *plans, int num_ranks, int i);
 /* Host memory this process may still take: MemAvailable, or what its cgroup leaves if that is less. 0: unknown. */
 uint64_t host_memory_bytes(void);
 
-/* Loads every shard and starts the rank threads. progress: share of the weights read, 0..1, from any thread.
+/* Logs the plan's table (level info when there are several ranks, else debug), loads every shard and starts the
+ * threads. progress: share of the weights read, 0..1, from any thread.
  * src is not used after the return. Errors: ERR_CONFIG, ERR_MODEL_FILE, ERR_NO_MEMORY, ERR_IO. */
 int  ranks_start(struct ranks **out, const struct model_source *src, const struct ranks_options *options,
                  void (*progress)(void *arg, double share), void *progress_arg, struct err *err);
-void ranks_stop(struct ranks *ranks);                    /* joins and frees; plans still in flight are finished first */
+/* Plans still in flight are finished first. Joins and frees; a rank that hangs for a second more is left behind with all
+ * that it may still touch: then the process has to end. */
+void ranks_stop(struct ranks *ranks);
 int32_t ranks_num_blocks(const struct ranks *ranks);     /* same on every rank */
 int32_t ranks_num_slots(const struct ranks *ranks);      /* pipeline slots: plans in flight at once = pp_size */
 int32_t ranks_max_rows(const struct ranks *ranks);       /* rows of logits one plan may have */
 const struct memory_plan *ranks_memory_plan(const struct ranks *ranks, int rank);
 const char *ranks_describe(const struct ranks *ranks);   /* "cpu-fast, AVX-512 BF16, 2 threads" */
+
+/* Which rank failed at which step, "rank 2 (stage 1, tp 0) stalled at step 17: ..."; "" while all is well. */
+const char *ranks_failure(const struct ranks *ranks);
 
 /* Runs one plan to its end: result->rows filled (caller's memory, at least num_rows). 0 or the error that ends the
  * engine: after one, every later call answers it too. No plan may be in flight. */

@@ -25,6 +25,7 @@ struct sampling_row {
     token_id target;               /* >= 0: no draw; report this token's logprob and rank (prompt logprobs) */
     uint32_t num_generated;        /* tokens generated before this one: Philox counter */
     uint32_t bias_begin, bias_count;   /* in bias_ids/bias_values: logit_bias; -INFINITY masks (min_tokens, EOS) */
+    uint32_t allow_begin, allow_count; /* in bias_ids: when not empty, every other id is masked */
     uint32_t use_penalties;        /* 0/1 */
     struct sampling_params params;
 };
@@ -92,11 +93,18 @@ struct result_row {
     struct token_logprob top[MAX_TOP_LOGPROBS];
 };
 
+enum { MAX_STAGES = 8 };
+
+/* When one pipeline stage worked on the step: from its input at hand to its output ready, CLOCK_MONOTONIC. */
+struct stage_time { int64_t begin_ns, end_ns; };
+
 struct step_result {
     uint64_t step;
     int32_t num_rows;
     int32_t rc;                    /* 0, or the error that ends the engine */
     struct result_row *rows;       /* [max_rows], allocated once */
+    int32_t num_stages;
+    struct stage_time stages[MAX_STAGES];    /* as tp_rank 0 of each saw it */
 };
 
 #endif

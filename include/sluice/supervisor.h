@@ -24,7 +24,8 @@ enum replica_state { REPLICA_STARTING, REPLICA_READY, REPLICA_DOWN, REPLICA_STOP
 struct supervisor_events {
     void (*progress)(void *arg, int replica, double share);                       /* weights loaded, 0..1 */
     void (*ready)(void *arg, int replica, const struct msg_ready *info);
-    void (*lost)(void *arg, int replica, const struct err *why);                  /* was READY; a restart is under way */
+    /* Was READY; a restart is under way. crashed: by its own doing (exit, fault, stall, bad frames), not by somebody's SIGKILL. */
+    void (*lost)(void *arg, int replica, const struct err *why, bool crashed);
     /* Cannot start: EXIT_CONFIG when its configuration or model was refused. It is tried again by backoff all the same. */
     void (*refused)(void *arg, int replica, int exit_code, const char *message);
     /* Has the router work there? No step with work pending for too long is a stall, whatever the engine's own page says. */

@@ -12,8 +12,8 @@
 /* The insides of the logprob arrays, comma separated. Chat uses `tokens` alone for its objects. */
 struct logprob_text { struct buf tokens, values, tops, offsets; size_t n; };
 
-/* Text that tokens are laid over: where the next token begins. */
-struct cursor { const char *text; size_t len, at; };
+/* Text that tokens are laid over: where the next token begins, and (streams) how much of it is out. */
+struct cursor { const char *text; size_t len, at, shown; };
 
 struct choice {
     bool role_sent, echo_started;

@@ -47,6 +47,16 @@ static bool has_text(const struct cJSON *item, const char *text)
     return cJSON_IsString(item) && strcmp(item->valuestring, text) == 0;
 }
 
+/* Never fails: the key moves from the old value to the new one. (cJSON's replacing by name copies it, and goes on without a name
+ * when memory is out.) */
+static void replace_value(struct cJSON *object, struct cJSON *old, struct cJSON *value)
+{
+    free(value->string);
+    value->string = old->string;
+    old->string = NULL;
+    cJSON_ReplaceItemViaPointer(object, old, value);
+}
+
 /* ---- content ---- */
 
 /* A text part; every other type is refused without looking at what it points to. */
@@ -116,11 +126,7 @@ static int normalise_parts(const struct chat_parse *chat, struct cJSON *message,
         text = cJSON_DetachItemFromObjectCaseSensitive(parts->child, "text");
     else if ((rc = join_parts(chat, parts, &text)) < 0)
         return rc;
-    /* ReplaceItemViaPointer keeps no key: the new item takes the old one's. */
-    free(text->string);
-    text->string = parts->string;
-    parts->string = NULL;
-    cJSON_ReplaceItemViaPointer(message, parts, text);
+    replace_value(message, parts, text);
     return 0;
 }
 
@@ -141,9 +147,8 @@ static int open_arguments(const struct chat_parse *chat, struct cJSON *function,
         json_free(object);
         return why.code == ERR_NO_MEMORY ? parse_no_memory(chat->p) : fail_value(chat, rest, "it must be the text of a JSON object.");
     }
-    if (cJSON_ReplaceItemInObjectCaseSensitive(function, "arguments", object)) return 0;
-    json_free(object);
-    return parse_no_memory(chat->p);
+    replace_value(function, cJSON_GetObjectItemCaseSensitive(function, "arguments"), object);
+    return 0;
 }
 
 static int check_call(struct chat_parse *chat, const struct cJSON *call, int j)
@@ -206,12 +211,19 @@ static int check_role(const struct chat_parse *chat, struct cJSON *message, cons
         if (!has_text(*role, known[i])) continue;
         if (i != 1 || chat->keep_developer) return 0;
         struct cJSON *system = cJSON_CreateString("system");
-        if (!system || !cJSON_ReplaceItemInObjectCaseSensitive(message, "role", system))
-            return parse_no_memory(chat->p);
+        if (!system) return parse_no_memory(chat->p);
+        replace_value(message, cJSON_GetObjectItemCaseSensitive(message, "role"), system);
         *role = json_get(message, "role");
         return 0;
     }
     return fail_value(chat, ".role", "expected one of system, developer, user, assistant, tool.");
+}
+
+static int check_content(const struct chat_parse *chat, struct cJSON *message, struct cJSON *content)
+{
+    if (cJSON_IsString(content)) return 0;
+    if (cJSON_IsArray(content)) return normalise_parts(chat, message, content);
+    return fail_kind(chat, ".content", "a string or an array of parts", content);
 }
 
 static int check_message(struct chat_parse *chat, struct cJSON *message)
@@ -224,6 +236,10 @@ static int check_message(struct chat_parse *chat, struct cJSON *message)
     struct cJSON *content = cJSON_GetObjectItemCaseSensitive(message, "content");
     if (has_text(role, "assistant")) {
         if ((rc = check_assistant(chat, message)) < 0) return rc;
+        if (content && !cJSON_IsNull(content)) return check_content(chat, message, content);
+        /* with tool calls: to templates it is empty text, which all of them can print */
+        cJSON_DeleteItemFromObjectCaseSensitive(message, "content");
+        return cJSON_AddStringToObject(message, "content", "") ? 0 : parse_no_memory(chat->p);
     } else if (!content || cJSON_IsNull(content)) {
         char param[PARAM_BYTES];
         name_param(chat, param, ".content");
@@ -232,9 +248,7 @@ static int check_message(struct chat_parse *chat, struct cJSON *message)
                          "Invalid '%s': null is allowed for an assistant with tool_calls only.", param);
     }
     if (has_text(role, "tool") && (rc = check_tool(chat, message)) < 0) return rc;
-    if (!content || cJSON_IsNull(content) || cJSON_IsString(content)) return 0;
-    if (cJSON_IsArray(content)) return normalise_parts(chat, message, content);
-    return fail_kind(chat, ".content", "a string or an array of parts", content);
+    return check_content(chat, message, content);
 }
 
 static int check_messages(const struct parse *p, struct cJSON *messages)

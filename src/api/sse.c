@@ -87,6 +87,8 @@ static void text_frame(struct answer *answer, int32_t index, const char *text, s
     }
     buf_puts(out, "}]");
     close_frame(answer, usage, out);
+    /* half an object must not go out: the stream ends instead */
+    if (logprob_text_failed(&answer->frame) || answer->frame_ids.failed) out->failed = true;
     logprob_text_reset(&answer->frame);
     buf_reset(&answer->frame_ids);
 }
@@ -99,25 +101,27 @@ static size_t text_piece(const char *text, size_t len)
     return len;
 }
 
-/* Shows text[from..to) with the numbers gathered in answer->frame, in as many events as it takes. */
-static void flush_frames(struct answer *answer, int32_t index, const struct cursor *cursor, size_t from,
-                         const struct generation_usage *usage, struct buf *out)
+/* Shows what the cursor has passed, with the numbers gathered in answer->frame, in as many events as it takes. Half a
+ * character waits. */
+static void flush_frames(struct answer *answer, int32_t index, struct cursor *cursor, const struct generation_usage *usage,
+                         struct buf *out)
 {
+    if (cursor->at < cursor->len && ((unsigned char)cursor->text[cursor->at] & 0xc0) == 0x80) return;
+    if (cursor->shown == cursor->at && answer->frame.n == 0 && answer->frame_ids.len == 0) return;
     do {
-        size_t piece = text_piece(cursor->text + from, cursor->at - from);
-        if (piece == 0 && answer->frame.n == 0 && answer->frame_ids.len == 0) return;
-        text_frame(answer, index, cursor->text + from, piece, usage, out);
-        from += piece;
-    } while (from < cursor->at);
+        size_t piece = text_piece(cursor->text + cursor->shown, cursor->at - cursor->shown);
+        text_frame(answer, index, cursor->text + cursor->shown, piece, usage, out);
+        cursor->shown += piece;
+    } while (cursor->shown < cursor->at);
 }
 
-/* Tokens over the text that cursor has left. complete: the text ends with them. */
-static void token_frames(struct answer *answer, const struct text_delta *delta, struct cursor *cursor, bool complete,
+/* Tokens over the text that the cursor has left. */
+static void token_frames(struct answer *answer, const struct text_delta *delta, struct cursor *cursor,
                          const struct generation_usage *usage, struct buf *out)
 {
     const struct api_request *gen = answer->gen;
     struct choice *choice = &answer->choices[delta->choice];
-    size_t from = cursor->at, n = api_request_wants_tokens(gen, false) ? delta->num_tokens : 0;
+    size_t n = api_request_wants_tokens(gen, delta->prompt_begin != 0) ? delta->num_tokens : 0;
 
     for (size_t i = 0; i < n; i++) {
         logprobs_token(gen, choice, cursor, &delta->tokens[i], &answer->frame);
@@ -125,16 +129,9 @@ static void token_frames(struct answer *answer, const struct text_delta *delta, 
             if (answer->frame_ids.len) buf_putc(&answer->frame_ids, ',');
             put_ids(&delta->tokens[i].id, 1, &answer->frame_ids);
         }
-        bool whole = cursor->at == cursor->len || ((unsigned char)cursor->text[cursor->at] & 0xc0) != 0x80;
-        if (!whole || logprob_text_bytes(&answer->frame) + answer->frame_ids.len < LOGPROBS_PER_FRAME) continue;
-        flush_frames(answer, delta->choice, cursor, from, usage, out);
-        from = cursor->at;
+        if (logprob_text_bytes(&answer->frame) + answer->frame_ids.len >= LOGPROBS_PER_FRAME)
+            flush_frames(answer, delta->choice, cursor, usage, out);
     }
-    if (complete) cursor_finish(choice, cursor);
-    /* a prompt's character may be cut between two deltas: its first half waits */
-    bool whole = cursor->at == cursor->len || ((unsigned char)cursor->text[cursor->at] & 0xc0) != 0x80;
-    if (whole) flush_frames(answer, delta->choice, cursor, from, usage, out);
-    else cursor->at = from;
 }
 
 static void last_frame(const struct answer *answer, int32_t index, const struct generation_usage *usage,
@@ -160,15 +157,15 @@ void answer_frames(struct answer *answer, const struct text_delta *delta, const 
     first_frames(answer, delta->choice, usage, out);
     echo_start(gen, choice, delta->choice, &answer->frame);
     if (delta->prompt_begin) {
-        token_frames(answer, delta, &choice->echo, false, usage, out);
+        token_frames(answer, delta, &choice->echo, usage, out);
+        flush_frames(answer, delta->choice, &choice->echo, usage, out);
         return;
     }
-    if (choice->echo.at < choice->echo.len || answer->frame.n) {
-        static const struct generation_usage none;
-        struct text_delta rest = { .choice = delta->choice, .prompt_begin = 1 };
-        token_frames(answer, &rest, &choice->echo, true, usage ? usage : &none, out);
-    }
-    token_frames(answer, delta, &cursor, true, usage, out);
+    cursor_finish(choice, &choice->echo);
+    flush_frames(answer, delta->choice, &choice->echo, usage, out);
+    token_frames(answer, delta, &cursor, usage, out);
+    cursor_finish(choice, &cursor);
+    flush_frames(answer, delta->choice, &cursor, usage, out);
     if (delta->finish == FINISH_NONE) return;
     choice->finish = delta->finish;
     choice->stop_index = delta->stop_index;

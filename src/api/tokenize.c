@@ -45,8 +45,6 @@ static int encode_messages(const struct parse *p, struct token_buf *tokens)
     const struct cJSON *tools = json_get(p->root, "tools");
     int rc;
 
-    if (!cJSON_IsArray(json_get(p->root, "messages")))
-        return fail_type(p->err, "messages", "an array", json_get(p->root, "messages"));
     if (tools)
         return err_param(p->err, ERR_UNSUPPORTED, "tools",
                          "Unsupported parameter: 'tools' is not supported by this server.");
@@ -100,7 +98,8 @@ static int check_flags(const struct parse *p)
         const struct cJSON *flag = json_get(p->root, tokenize_flags[i]);
         if (flag && !cJSON_IsBool(flag)) return fail_type(p->err, tokenize_flags[i], "a boolean", flag);
     }
-    const struct cJSON *kwargs = json_get(p->root, "chat_template_kwargs");
+    const struct cJSON *kwargs = json_get(p->root, "chat_template_kwargs"), *messages = json_get(p->root, "messages");
+    if (messages && !cJSON_IsArray(messages)) return fail_type(p->err, "messages", "an array", messages);
     return kwargs && !cJSON_IsObject(kwargs) ? fail_type(p->err, "chat_template_kwargs", "an object", kwargs) : 0;
 }
 

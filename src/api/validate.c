@@ -11,6 +11,8 @@
 #include <sluice/api.h>
 #include <sluice/json.h>
 
+#include "base/buf.h"
+
 enum field_type { F_INT, F_REAL, F_BOOL, F_STRING, F_ARRAY, F_OBJECT, F_TEXT_OR_ARRAY };
 enum field_home { HOME_NONE, HOME_INT32, HOME_INT64, HOME_FLOAT, HOME_BOOL };
 
@@ -400,4 +402,72 @@ int validate_no_nul(const struct cJSON *root, struct err *err)
                              "Invalid value: \\u0000 is allowed in 'prompt' and message 'content' only.");
     }
     return 0;
+}
+
+/* ---- the document ---- */
+
+/* What the type of a row does not say. */
+static const struct { const char *name, *schema; } schema_table[] = {
+    { "prompt", "\"anyOf\":[{\"type\":\"string\"},{\"type\":\"array\",\"minItems\":1,\"maxItems\":1024,\"items\":{\"type\":\"string\"}},"
+                "{\"type\":\"array\",\"minItems\":1,\"items\":{\"type\":\"integer\",\"minimum\":0}},{\"type\":\"array\",\"minItems\":1,"
+                "\"items\":{\"type\":\"array\",\"minItems\":1,\"items\":{\"type\":\"integer\",\"minimum\":0}}}]" },
+    { "messages", "\"type\":\"array\",\"minItems\":1,\"items\":{\"type\":\"object\",\"required\":[\"role\"],\"properties\":{\"role\":"
+                  "{\"enum\":[\"system\",\"developer\",\"user\",\"assistant\",\"tool\"]},\"content\":{\"type\":[\"string\",\"array\",\"null\"]}}}" },
+    { "stop", "\"anyOf\":[{\"type\":\"string\",\"minLength\":1},{\"type\":\"array\",\"maxItems\":16,\"items\":{\"type\":\"string\",\"minLength\":1}},"
+              "{\"type\":\"null\"}]" },
+    { "seed", "\"type\":[\"integer\",\"null\"],\"minimum\":-9223372036854775808,\"maximum\":9223372036854775807" },
+    { "logit_bias", "\"type\":[\"object\",\"null\"],\"maxProperties\":1024,\"additionalProperties\":{\"type\":\"number\",\"minimum\":-100,\"maximum\":100}" },
+    { "stream_options", "\"type\":[\"object\",\"null\"],\"properties\":{\"include_usage\":{\"type\":[\"boolean\",\"null\"]},"
+                        "\"continuous_usage_stats\":{\"type\":[\"boolean\",\"null\"]}}" },
+    { "response_format", "\"type\":[\"object\",\"null\"],\"required\":[\"type\"],\"properties\":{\"type\":{\"enum\":[\"text\"]}}" },
+    { "truncation_side", "\"enum\":[\"left\",\"right\",null]" },
+    { "truncate_prompt_tokens", "\"type\":[\"integer\",\"null\"],\"minimum\":-1" },
+    { "reasoning_effort", "\"enum\":[\"none\",\"minimal\",\"low\",\"medium\",\"high\",\"xhigh\",\"max\",null]" },
+    { "cache_salt", "\"type\":[\"string\",\"null\"],\"minLength\":1,\"maxLength\":1024" },
+    { "stop_token_ids", "\"type\":[\"array\",\"null\"],\"maxItems\":1024,\"items\":{\"type\":\"integer\",\"minimum\":0}" },
+    { "allowed_token_ids", "\"type\":[\"array\",\"null\"],\"minItems\":1,\"items\":{\"type\":\"integer\",\"minimum\":0}" },
+    { "bad_words", "\"type\":[\"array\",\"null\"],\"maxItems\":256,\"items\":{\"type\":\"string\",\"minLength\":1,\"maxLength\":256}" },
+    { "chat_template_kwargs", "\"type\":[\"object\",\"null\"],\"maxProperties\":16" },
+    { "suffix", "\"type\":[\"string\",\"null\"],\"maxLength\":0" },
+    { "tools", "\"type\":\"null\"" },
+};
+
+static const char *special_schema(const char *name)
+{
+    for (size_t i = 0; i < sizeof schema_table / sizeof schema_table[0]; i++) {
+        if (strcmp(schema_table[i].name, name) == 0) return schema_table[i].schema;
+    }
+    return NULL;
+}
+
+static void put_bounds(const struct field *field, struct buf *out)
+{
+    if (field->max <= field->min) {
+        if (field->type == F_INT) buf_puts(out, ",\"minimum\":0,\"maximum\":20");      /* logprobs of all kinds */
+        return;
+    }
+    buf_printf(out, ",\"%s\":%.17g", field->above_min ? "exclusiveMinimum" : "minimum", field->min);
+    if (field->max < ANY_TOP) buf_printf(out, ",\"maximum\":%.17g", field->max);
+}
+
+static void put_schema(const struct field *field, struct buf *out)
+{
+    static const char *const types[] = { [F_INT] = "integer", [F_REAL] = "number", [F_BOOL] = "boolean", [F_STRING] = "string",
+        [F_ARRAY] = "array", [F_OBJECT] = "object", [F_TEXT_OR_ARRAY] = "string" };
+    const char *special = special_schema(field->name);
+
+    buf_printf(out, ",\"%s\":{", field->name);
+    if (special) buf_puts(out, special);
+    else buf_printf(out, "\"type\":[\"%s\",\"null\"]", types[field->type]);
+    if (!special && (field->type == F_INT || field->type == F_REAL)) put_bounds(field, out);
+    buf_putc(out, '}');
+}
+
+void validate_put_schema(unsigned in, struct buf *out)
+{
+    for (int i = 0; i < NUM_FIELDS; i++) {
+        bool refused = strcmp(field_table[i].name, "echo") == 0 && in == H;
+        if (!(field_table[i].in & in) || strcmp(field_table[i].name, "model") == 0 || refused) continue;
+        put_schema(&field_table[i], out);
+    }
 }

@@ -12,6 +12,7 @@
 #include <sluice/err.h>
 #include <sluice/request.h>
 
+struct buf;
 struct cJSON;
 
 /* Wrong JSON types of known fields: ERR_TYPE. in: enum generation_route. */
@@ -22,6 +23,9 @@ int validate_supported(const struct cJSON *root, unsigned in, struct err *err);
 int validate_ranges(const struct cJSON *root, unsigned in, struct generation_params *gen, struct err *err);
 /* \u0000 anywhere but in prompt and messages[].content: ERR_VALUE. */
 int validate_no_nul(const struct cJSON *root, struct err *err);
+
+/* ,"name":{schema} of every field of the route but `model`, for the OpenAPI document. */
+void validate_put_schema(unsigned in, struct buf *out);
 
 /* Errors with the texts of one kind. param is the field ("messages[3].role"). */
 int fail_type(struct err *err, const char *param, const char *expected, const struct cJSON *found);

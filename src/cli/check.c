@@ -7,6 +7,7 @@
 
 #include <sluice/config.h>
 #include <sluice/loader.h>
+#include <sluice/rank.h>
 
 #include "say.h"
 
@@ -48,6 +49,41 @@ static void print_model(const struct config *config, const struct model_source *
     if (bf16) printf("  %-26s %" PRId64 " bytes (bf16)\n", "KV cache per token", kv_bytes_per_token(model, DTYPE_BF16));
 }
 
+/* On a GPU that is not here the room for KV is unknown: the column shows what one full context takes. */
+static bool size_unknown_room(const struct config *config, struct ranks_options *options, uint64_t *host_bytes)
+{
+    bool unknown = strcmp(config->device, "cuda") == 0;
+
+    if (!unknown) return false;
+    *host_bytes = UINT64_MAX / 4;
+    if (options->kv_cache_bytes || options->num_blocks_override > 0) return true;
+    options->num_blocks_override = (options->max_model_len + options->block_size - 1) / options->block_size;
+    return true;
+}
+
+static int print_ranks(const struct config *config, const struct model_config *model, struct err *err)
+{
+    struct rank_plan plans[MAX_RANKS];
+    struct ranks_options options;
+    uint64_t host_bytes = host_memory_bytes();
+    char line[RANK_LINE_MAX];
+    int layers[MAX_PP] = { 0 };
+    int rc = ranks_options_of(&options, layers, config, model, err);
+
+    if (rc < 0) return rc;
+    int num_ranks = options.tp_size * options.pp_size;
+    bool unknown = size_unknown_room(config, &options, &host_bytes);
+    if ((rc = ranks_plan(plans, model, &options, host_bytes, err)) < 0) return rc;
+    printf("\nlayout: %d replica%s of %d rank%s, tp %d x pp %d, %s%s\n", (int)config->data_parallel_size,
+           config->data_parallel_size > 1 ? "s" : "", num_ranks, num_ranks > 1 ? "s" : "", options.tp_size,
+           options.pp_size, options.ops->name, unknown ? "; KV of one full context, GPU memory is not known here" : "");
+    for (int i = -1; i <= num_ranks; i++) {
+        ranks_plan_line(line, plans, num_ranks, i);
+        printf("  %s\n", line);
+    }
+    return 0;
+}
+
 int cli_check(int argc, char **argv)
 {
     struct config config = { 0 };
@@ -57,7 +93,8 @@ int cli_check(int argc, char **argv)
 
     if (wants_help(argc, argv)) {
         config_print_help(stdout, "usage: sluice check [MODEL] [options]\n\n"
-                          "Prints every option with its value and origin; with a model also what its files hold.\n"
+                          "Prints every option with its value and origin; with a model also what its files\n"
+                          "hold and what each rank of the layout would take.\n"
                           "Exit code 78 and one line on stderr when sluiced would refuse to start.");
         return say_done("check");
     }
@@ -66,7 +103,10 @@ int cli_check(int argc, char **argv)
     config_print(&config, stdout);
     config_warn(&config);
     if (config.model[0]) rc = model_source_open(&source, config.model, load_format_from_name(config.load_format), &err);
-    if (source) print_model(&config, source);
+    if (source) {
+        print_model(&config, source);
+        rc = print_ranks(&config, model_source_config(source), &err);
+    }
     model_source_close(source);
     config_release(&config);
     fflush(stdout);   /* the report before the verdict */

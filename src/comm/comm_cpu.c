@@ -22,6 +22,7 @@ struct comm {
     struct comm_group *group;
     int rank;
     const void *published;                         /* written before a barrier, read by peers until the next */
+    atomic_bool waiting;                           /* says who is not the reason when a step does not end */
 } __attribute__((aligned(64)));
 
 struct mailbox {
@@ -56,19 +57,18 @@ static void group_abort(struct comm_group *group)
 }
 
 /* Until *word differs from `from`, the group is aborted or the time is up (which aborts it). */
-static int wait_change(struct comm_group *group, _Atomic uint32_t *word, uint32_t from)
+static int wait_change(struct comm *c, _Atomic uint32_t *word, uint32_t from)
 {
+    struct comm_group *group = c->group;
     int64_t deadline = 0;
-    while (atomic_load(word) == from) {
-        if (atomic_load(&group->aborted)) return ERR_ENDED;
+    if (atomic_load(word) == from) atomic_store_explicit(&c->waiting, true, memory_order_relaxed);
+    while (atomic_load(word) == from && !atomic_load(&group->aborted)) {
         int64_t now = clock_now_ns();
         if (deadline == 0) deadline = now + group->timeout_ns;
-        if (now >= deadline) {
-            group_abort(group);
-            return ERR_ENDED;
-        }
-        futex_wait(word, from, group->spins, deadline - now);
+        if (now >= deadline) group_abort(group);
+        else futex_wait(word, from, group->spins, deadline - now);
     }
+    atomic_store_explicit(&c->waiting, false, memory_order_relaxed);
     return atomic_load(&group->aborted) ? ERR_ENDED : 0;
 }
 
@@ -78,7 +78,7 @@ static int cpu_barrier(struct comm *c)
     uint32_t generation = atomic_load(&group->generation);
     if (atomic_load(&group->aborted)) return ERR_ENDED;
     if (atomic_fetch_add(&group->arrived, 1) + 1 < (uint32_t)group->size) {
-        return wait_change(group, &group->generation, generation);
+        return wait_change(c, &group->generation, generation);
     }
     atomic_store(&group->arrived, 0);
     atomic_fetch_add(&group->generation, 1);
@@ -152,14 +152,14 @@ static int cpu_send(struct comm *c, const void *data, int64_t bytes, int peer)
     box->data = data;
     box->bytes = bytes;
     if (!mailbox_turn(box, MAILBOX_EMPTY, MAILBOX_FULL)) return ERR_ENDED;
-    return wait_change(c->group, &box->state, MAILBOX_FULL);
+    return wait_change(c, &box->state, MAILBOX_FULL);
 }
 
 static int cpu_recv(struct comm *c, void *data, int64_t bytes, int peer)
 {
     BUG_ON(peer < 0 || peer >= c->group->size || peer == c->rank);
     struct mailbox *box = mailbox_of(c->group, peer, c->rank);
-    int rc = wait_change(c->group, &box->state, MAILBOX_EMPTY);
+    int rc = wait_change(c, &box->state, MAILBOX_EMPTY);
     if (rc < 0) return rc;
     if (box->bytes != bytes) {                     /* the ranks disagree about the step: nothing they hold is right */
         group_abort(c->group);
@@ -172,6 +172,11 @@ static int cpu_recv(struct comm *c, void *data, int64_t bytes, int peer)
 static void cpu_abort(struct comm *c)
 {
     group_abort(c->group);
+}
+
+static bool cpu_waiting(const struct comm *c)
+{
+    return atomic_load_explicit(&c->waiting, memory_order_relaxed);
 }
 
 int comm_cpu_new(struct comm_group **out, int size, int64_t timeout_ms, struct err *err)
@@ -202,6 +207,11 @@ struct comm *comm_cpu_rank(struct comm_group *group, int rank)
     return &group->ends[rank];
 }
 
+void comm_cpu_no_spin(struct comm_group *group)
+{
+    group->spins = 0;
+}
+
 void comm_cpu_free(struct comm_group *group)
 {
     if (!group) return;
@@ -219,4 +229,5 @@ const struct comm_ops comm_cpu_ops = {
     .recv = cpu_recv,
     .barrier = cpu_barrier,
     .abort = cpu_abort,
+    .waiting = cpu_waiting,
 };

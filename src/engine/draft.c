@@ -5,6 +5,7 @@
 #include "scheduler_impl.h"
 
 enum {
+    PREFETCH = 4,                      /* sequences ahead */
     AGE_STEPS = 16,                    /* fair: a prompt's turn grows by one quantum per so many steps */
     AGE_MOST = 4,                      /* fair: up to so many quanta */
     QUANTUM_DIVISOR = 8,               /* fair: quantum = budget / this */
@@ -35,11 +36,26 @@ static bool may_admit(const struct scheduler *s)
            !(s->throttled && s->num_running);
 }
 
+/* Blocks that running ones still need for the tokens they have. Most steps admit nobody and need not know. */
+static int64_t committed_blocks(struct scheduler *s)
+{
+    struct step_draft *draft = &s->draft;
+
+    if (draft->committed_known) return draft->committed;
+    draft->committed = 0;
+    for (int32_t i = 0; i < s->num_running; i++) {
+        const struct sequence *seq = s->running[i];
+        draft->committed += kv_blocks_for(&s->kv, seq->num_tokens) - seq->num_blocks;
+    }
+    draft->committed_known = true;
+    return draft->committed;
+}
+
 /* Blocks for all tokens it has, beyond what running ones still need; a few more stay free for their growth. */
-static bool has_room(const struct scheduler *s, struct sequence *seq, int64_t freed, struct kv_match *match)
+static bool has_room(struct scheduler *s, struct sequence *seq, int64_t freed, struct kv_match *match)
 {
     int64_t kept = s->num_running ? 1 + s->num_running / WATERMARK_DIVISOR : 0;
-    int64_t room = kv_cache_available(&s->kv) + freed - s->draft.committed - kept;
+    int64_t room = kv_cache_available(&s->kv) + freed - committed_blocks(s) - kept;
 
     if (room < 1) return false;
     *match = kv_cache_match(&s->kv, seq);
@@ -52,6 +68,15 @@ static void count_first_admission(struct scheduler *s, struct sequence *seq)
     seq->num_cached = seq->num_computed < seq->num_prompt ? seq->num_computed : seq->num_prompt;
     s->stats.cache_hit_tokens += (uint64_t)seq->num_cached;
     s->stats.cache_miss_tokens += (uint64_t)(seq->num_prompt - seq->num_cached);
+}
+
+/* In the order of seq_before, mostly at the end. */
+static void running_insert(struct scheduler *s, struct sequence *seq)
+{
+    int32_t at = s->num_running++;
+
+    for (; at && seq_before(seq, s->running[at - 1]); at--) s->running[at] = s->running[at - 1];
+    s->running[at] = seq;
 }
 
 static bool admit(struct scheduler *s, struct sequence *seq)
@@ -76,10 +101,9 @@ static bool admit(struct scheduler *s, struct sequence *seq)
     seq->blocks = s->block_tables + (int64_t)seq->slot * draft->batch->plan->caps.max_blocks_per_seq;
     seq->state = SEQ_RUNNING;
     seq->passed_over = 0;
-    scheduler_insert(&s->running, seq);
-    s->num_running++;
+    running_insert(s, seq);
     kv_cache_adopt(&s->kv, seq, &match);
-    draft->committed += kv_blocks_for(&s->kv, seq->num_tokens) - seq->num_blocks;
+    draft->committed += kv_blocks_for(&s->kv, seq->num_tokens) - seq->num_blocks;      /* has_room made it known */
     draft->admissions_left--;
     draft->num_prompts++;
     if (s->reserved == seq) s->reserved = NULL;
@@ -93,10 +117,8 @@ static bool admit(struct scheduler *s, struct sequence *seq)
 /* The worst running sequence after `than` that is in no plan. */
 static struct sequence *pick_victim(struct scheduler *s, const struct sequence *than)
 {
-    for (struct list *it = s->running.prev; it != &s->running; it = it->prev) {
-        struct sequence *seq = list_entry(it, struct sequence, link);
-        if (seq == than) return NULL;
-        if (!seq->num_scheduled) return seq;
+    for (int32_t i = s->num_running - 1; i >= 0 && s->running[i] != than; i--) {
+        if (!s->running[i]->num_scheduled) return s->running[i];
     }
     return NULL;
 }
@@ -149,6 +171,16 @@ static void count_given(struct scheduler *s, const struct sequence *seq, int32_t
     draft->tokens_granted = draft->tokens_granted > given ? draft->tokens_granted - given : 0;
 }
 
+/* From the first token that is to be scored on, each takes a row: as many as the step has left. */
+static int32_t scorable(const struct step_draft *draft, const struct sequence *seq, int32_t want)
+{
+    int32_t held = seq->num_computed + seq->num_scheduled, rows = draft->batch->plan->caps.max_rows - draft->used.rows;
+    int32_t without = held < seq->num_scored ? seq->num_scored - held : 0;
+
+    if (seq_num_scores(seq, held, want) <= rows) return want;
+    return without + rows;
+}
+
 /* Puts up to `want` more tokens of a running sequence into the step. Returns how many. */
 static int32_t give(struct scheduler *s, struct sequence *seq, int64_t want)
 {
@@ -160,7 +192,12 @@ static int32_t give(struct scheduler *s, struct sequence *seq, int64_t want)
     if (want > left) want = left;
     if (want > draft->budget) want = draft->budget;
     if (want > draft->chunk_cap - seq->num_scheduled) want = draft->chunk_cap - seq->num_scheduled;
-    if (want > 0 && draft->timed && !(want = bearable(s, seq, (int32_t)want))) draft->budget = 0;      /* no time left */
+    if (want > 0 && draft->timed) {
+        want = bearable(s, seq, (int32_t)want);
+        if (!want) draft->budget = 0;  /* no time left */
+    }
+    if (seq->num_to_score) want = scorable(draft, seq, (int32_t)want);
+    need.rows += seq_num_scores(seq, seq->num_computed + seq->num_scheduled, (int32_t)want);
     if (want == left && !row_need_fits(&draft->used, &need, &draft->batch->plan->caps)) want--;
     if (want < 1 || (is_new && draft->batch->num_seqs == draft->max_seqs)) return 0;
     int32_t given = reserve_tokens(s, seq, (int32_t)want);
@@ -169,8 +206,9 @@ static int32_t give(struct scheduler *s, struct sequence *seq, int64_t want)
         draft->batch->seqs[draft->batch->num_seqs++] = seq;
         seq->micro_batch = draft->batch->plan->micro_batch;
     }
+    draft->used.rows += seq_num_scores(seq, seq->num_computed + seq->num_scheduled, given);
     if (given == left) {
-        draft->used.rows += need.rows;
+        draft->used.rows += !seq->only_scores;
         draft->used.bias += need.bias;
         draft->used.history_tokens += need.history_tokens;
     }
@@ -184,15 +222,32 @@ static bool in_other_plan(const struct scheduler *s, const struct sequence *seq)
     return seq->num_scheduled && seq->micro_batch != s->draft.batch->plan->micro_batch;
 }
 
+/* What nearly all decodes are: one row that needs nothing, and a place left in the last block. */
+static bool give_plain(struct scheduler *s, struct sequence *seq)
+{
+    struct step_draft *draft = &s->draft;
+    struct batch *batch = draft->batch;
+
+    if (!seq->is_plain || seq->num_tokens > seq->num_blocks * s->kv.block_size) return false;
+    if (batch->num_seqs == draft->max_seqs || draft->used.rows == batch->plan->caps.max_rows) return false;
+    batch->seqs[batch->num_seqs++] = seq;
+    batch->num_keys += seq->num_tokens;
+    seq->micro_batch = batch->plan->micro_batch;
+    seq->num_scheduled = 1;
+    draft->used.rows++;
+    draft->budget--;
+    return true;
+}
+
 static void give_decodes(struct scheduler *s)
 {
-    /* the current one is never pushed out by its own turn, so its link stays valid */
-    for (struct list *it = s->running.next; it != &s->running && s->draft.budget; it = it->next) {
-        struct sequence *seq = list_entry(it, struct sequence, link);
-        __builtin_prefetch(it->next->next);
+    /* only later ones are pushed out by a turn */
+    for (int32_t i = 0; i < s->num_running && s->draft.budget; i++) {
+        struct sequence *seq = s->running[i];
+        if (i + PREFETCH < s->num_running) __builtin_prefetch(s->running[i + PREFETCH]);
         int32_t left = seq_num_left(seq);
-        if (!seq->num_scheduled && left == 1) give(s, seq, 1);
-        else s->draft.num_prompts += left > 0;
+        if (seq->num_scheduled || left != 1) s->draft.num_prompts += left > 0;
+        else if (!give_plain(s, seq)) give(s, seq, 1);
     }
 }
 
@@ -214,10 +269,9 @@ static void start_timing(struct scheduler *s)
 static void give_in_order(struct scheduler *s)
 {
     int32_t num_held = 0;
-    struct list *first = s->draft.num_prompts ? s->running.next : &s->running;
 
-    for (struct list *it = first; it != &s->running && s->draft.budget; it = it->next) {
-        struct sequence *seq = list_entry(it, struct sequence, link);
+    for (int32_t i = 0; s->draft.num_prompts && i < s->num_running && s->draft.budget; i++) {
+        struct sequence *seq = s->running[i];
         if (seq_num_left(seq) && !in_other_plan(s, seq)) give(s, seq, INT32_MAX);
     }
     list_for_each_safe(it, tmp, &s->waiting) {
@@ -232,29 +286,28 @@ static void give_in_order(struct scheduler *s)
     }
 }
 
-/* The worst running one that `urgent` may push out: after it in the order, of a strictly worse value, in no plan. */
-static struct sequence *pick_for_urgent(struct scheduler *s, const struct sequence *urgent, struct list *from)
+/* Index, at `from` or before, of the worst running one that `urgent` may push out: after it in the order, of a strictly
+ * worse value, in no plan. -1: none. */
+static int32_t pick_for_urgent(const struct scheduler *s, const struct sequence *urgent, int32_t from)
 {
-    for (struct list *it = from; it != &s->running; it = it->prev) {
-        struct sequence *seq = list_entry(it, struct sequence, link);
-        if (!seq_before(urgent, seq)) return NULL;
-        if (!seq->num_scheduled && seq->priority > urgent->priority) return seq;
+    for (int32_t i = from; i >= 0 && seq_before(urgent, s->running[i]); i--) {
+        if (!s->running[i]->num_scheduled && s->running[i]->priority > urgent->priority) return i;
     }
-    return NULL;
+    return -1;
 }
 
 /* Would it run if all that it may push out were gone? Shared blocks count for each holder, so this may say yes too
  * often. */
 static bool worth_pushing(struct scheduler *s, struct sequence *urgent)
 {
-    struct sequence *victim = pick_for_urgent(s, urgent, s->running.prev);
+    int32_t victim = pick_for_urgent(s, urgent, s->num_running - 1);
     int64_t freed = 0;
     struct kv_match match;
 
-    while (victim) {
-        freed += kv_blocks_for(&s->kv, victim->num_tokens);
+    while (victim >= 0) {
+        freed += kv_blocks_for(&s->kv, s->running[victim]->num_tokens);
         if (has_room(s, urgent, freed, &match)) return true;
-        victim = pick_for_urgent(s, urgent, victim->link.prev);
+        victim = pick_for_urgent(s, urgent, victim - 1);
     }
     return false;
 }
@@ -262,7 +315,6 @@ static bool worth_pushing(struct scheduler *s, struct sequence *urgent)
 /* priority: the first that waits pushes out running ones of worse value, when that lets it run. */
 static void push_out_for_urgent(struct scheduler *s)
 {
-    struct sequence *victim;
     struct kv_match match;
 
     if (s->options.policy != POLICY_PRIORITY || list_empty(&s->waiting)) return;
@@ -270,8 +322,9 @@ static void push_out_for_urgent(struct scheduler *s)
     if (held_by_group(s, urgent) || (s->num_free_slots && has_room(s, urgent, 0, &match))) return;
     if (!worth_pushing(s, urgent)) return;
     while (!s->num_free_slots || !has_room(s, urgent, 0, &match)) {
-        if (!(victim = pick_for_urgent(s, urgent, s->running.prev))) return;
-        push_out(s, victim);
+        int32_t victim = pick_for_urgent(s, urgent, s->num_running - 1);
+        if (victim < 0) return;
+        push_out(s, s->running[victim]);
     }
     s->draft.admissions_left = 1;
 }
@@ -336,7 +389,8 @@ static void give_fair(struct scheduler *s)
     while (s->draft.budget) {
         bool letting = waiting_in_vain < WAITING_SCAN && may_admit(s);
         struct sequence *waiting = letting ? at_turn(&s->queue, next) : NULL;
-        struct sequence *seq = running_in_vain < s->prefilling.num ? at_turn(&s->prefilling, s->prefilling.list.next) : NULL;
+        bool going_on = running_in_vain < s->prefilling.num;
+        struct sequence *seq = going_on ? at_turn(&s->prefilling, s->prefilling.list.next) : NULL;
         if (waiting && (!seq || waiting->turn < seq->turn)) {
             next = waiting->ring.next;
             waiting_in_vain++;
@@ -368,11 +422,6 @@ static void begin_draft(struct scheduler *s, struct batch *batch, int64_t now_ns
         .max_seqs = (could_run + s->options.num_plans - 1) / s->options.num_plans,
         .chunk_cap = s->options.long_prefill_chunk ? s->options.long_prefill_chunk : INT32_MAX,
     };
-    list_for_each(it, &s->running) {
-        const struct sequence *seq = list_entry(it, struct sequence, link);
-        __builtin_prefetch(it->next->next);
-        s->draft.committed += kv_blocks_for(&s->kv, seq->num_tokens) - seq->num_blocks;
-    }
     step_plan_reset(batch->plan);
     batch->plan->step = s->step;
     batch->plan->block_size = s->options.block_size;
@@ -393,7 +442,7 @@ static void fill_plan(struct scheduler *s, struct batch *batch)
         memmove(&batch->seqs[at + 1], &batch->seqs[at], (size_t)(i - at) * sizeof *batch->seqs);
         batch->seqs[at++] = seq;
     }
-    for (int32_t i = 0; i < n; i++) batch->rows[i] = plan_fill_add(batch->plan, batch->seqs[i], &s->options.eos);
+    plan_fill(batch->plan, batch->seqs, n, &s->options.eos, batch->rows);
     batch->plan->num_decode_seqs = at;
 }
 

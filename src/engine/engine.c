@@ -15,12 +15,15 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/ring.h"
+#include "headroom.h"
+#include "trace.h"
 
 enum {
     OUTBOX_BYTES = 4 << 20,
     INBOX_MESSAGES = SCHEDULER_MAX_NOTES,
     INTERVAL_NS = 100000000,           /* MSG_PROGRESS, MSG_STATS */
     FLUSH_MS = 1000,
+    HEADROOM_MS = 1000,
 };
 
 /* One plan on the ranks. */
@@ -39,11 +42,15 @@ struct engine {
     /* engine thread only */
     struct ranks *ranks;
     struct scheduler scheduler;
+    struct headroom_watch *headroom;   /* NULL: memory is not watched */
+    struct trace *trace;               /* NULL: none is written */
     struct step_result *results;       /* [num_slots], by micro batch */
     struct flight *flights;            /* [num_slots], oldest first */
     int32_t num_slots, num_flights;
     int rank_error;                    /* ends the loop */
     uint64_t longest_step_ns;
+    int64_t landed_ns;                 /* when the last step ended, */
+    double landed_ms;                  /* and what it took */
     struct buf out;                    /* frames of this step; grown before READY, never after */
     int64_t told_ns;                   /* last MSG_STATS */
     bool stats_stale;                  /* something happened since */
@@ -195,7 +202,7 @@ static int alloc_out(struct engine *engine, int32_t max_num_seqs)
 {
     size_t events = ((size_t)max_num_seqs + SCHEDULER_MAX_NOTES) * sizeof(struct token_event);
     size_t rows =
-        (size_t)max_num_seqs * (sizeof(struct logprob_row_head) + MAX_TOP_LOGPROBS * sizeof(struct token_logprob));
+        (size_t)max_num_seqs * (sizeof(struct prompt_row_head) + MAX_TOP_LOGPROBS * sizeof(struct token_logprob));
     size_t bytes = events + rows + sizeof(struct engine_stats) + 64;
 
     BUG_ON(bytes > OUTBOX_BYTES);
@@ -250,6 +257,12 @@ int engine_start(struct engine *engine, const struct engine_setup *setup, struct
     if (alloc_flights(engine, o.max_num_seqs) < 0 || alloc_out(engine, o.max_num_seqs) < 0 ||
         ring_init(&engine->give_back, most) < 0)
         return err_set(err, ERR_NO_MEMORY, "engine: no memory for %d sequences", o.max_num_seqs);
+    if (setup->free_memory && (rc = headroom_open(&engine->headroom, setup->headroom_bytes, setup->free_memory,
+                                                  HEADROOM_MS, err)) < 0)
+        return rc;
+    if (setup->trace_path[0] &&
+        (rc = trace_open(&engine->trace, setup->trace_path, setup->trace_bytes, &o, err)) < 0)
+        return rc;
     atomic_store(&engine->ready, true);
     engine->stats_stale = true;
     tell_ready(engine, setup);
@@ -258,8 +271,21 @@ int engine_start(struct engine *engine, const struct engine_setup *setup, struct
 
 /* ---- the loop ---- */
 
+static void watch_memory(struct engine *engine)
+{
+    if (!engine->headroom) return;
+    bool throttled = headroom_throttled(engine->headroom);
+    if (throttled == engine->scheduler.throttled) return;
+    scheduler_throttle(&engine->scheduler, throttled);
+    engine->stats_stale = true;
+}
+
 static void put_stats(struct engine *engine)
 {
+    struct engine_stats *stats = &engine->scheduler.stats;
+
+    if (engine->headroom) headroom_gauges(engine->headroom, &stats->free_bytes, &stats->headroom_bytes);
+    stats->throttled = engine->scheduler.throttled;
     ipc_put(&engine->out, MSG_STATS, scheduler_stats(&engine->scheduler), sizeof(struct engine_stats));
     engine->told_ns = clock_now_ns();
     engine->stats_stale = false;
@@ -285,6 +311,24 @@ static void put_logprobs(struct engine *engine)
     }
 }
 
+static void put_scores(struct engine *engine)
+{
+    const struct scheduler *s = &engine->scheduler;
+    struct frame_head head = { .type = MSG_PROMPT_LOGPROBS };
+
+    for (int32_t i = 0; i < s->num_scores; i++)
+        head.len += (uint32_t)(sizeof(struct prompt_row_head) + (size_t)s->scores[i].row->num_top * sizeof(struct token_logprob));
+    if (!head.len) return;
+    buf_append(&engine->out, &head, sizeof head);      /* a row is a multiple of 8 bytes: no padding */
+    for (int32_t i = 0; i < s->num_scores; i++) {
+        const struct result_row *row = s->scores[i].row;
+        struct prompt_row_head prompt_row = { .id = s->scores[i].id, .position = s->scores[i].position, .token = row->token,
+                                              .logprob = row->logprob, .rank = row->rank, .n = (uint32_t)row->num_top };
+        buf_append(&engine->out, &prompt_row, sizeof prompt_row);
+        buf_append(&engine->out, row->top, (size_t)row->num_top * sizeof(struct token_logprob));
+    }
+}
+
 static void put_events(struct engine *engine)
 {
     const struct scheduler *s = &engine->scheduler;
@@ -303,6 +347,7 @@ static void engine_publish(struct engine *engine)
     struct submission *sub;
     bool idle = !scheduler_num_sequences(&engine->scheduler);
 
+    put_scores(engine);
     put_logprobs(engine);
     put_events(engine);
     scheduler_clear_outcomes(&engine->scheduler);
@@ -322,6 +367,7 @@ static void engine_receive(struct engine *engine)
     struct submission *sub = idle ? ring_pop_wait(&engine->inbox) : ring_pop(&engine->inbox);
 
     for (int n = 1; sub; n++) {
+        trace_submission(engine->trace, sub);
         scheduler_add(&engine->scheduler, sub);
         engine->stats_stale = true;
         sub = n < SCHEDULER_MAX_NOTES ? ring_pop(&engine->inbox) : NULL;
@@ -352,7 +398,12 @@ static const struct step_result *land(struct engine *engine, struct flight *flig
         return NULL;
     }
     BUG_ON(result->step != flight->plan->step);
-    took_ns = (uint64_t)(clock_now_ns() - flight->began_ns);
+    int64_t now_ns = clock_now_ns();
+    took_ns = (uint64_t)(now_ns - flight->began_ns);
+    /* what it took alone: in a pipeline it also waited for the one before */
+    int64_t since_ns = flight->began_ns > engine->landed_ns ? flight->began_ns : engine->landed_ns;
+    engine->landed_ms = (double)(now_ns - since_ns) / 1e6;
+    engine->landed_ns = now_ns;
     engine->scheduler.stats.last_step_ms = (float)took_ns / 1e6f;
     engine->stats_stale = true;
     if (took_ns > engine->longest_step_ns) engine->longest_step_ns = took_ns;
@@ -372,15 +423,36 @@ static const struct step_result *execute(struct engine *engine, const struct ste
     return land(engine, flight);
 }
 
+static const struct step_plan *plan_next(struct engine *engine)
+{
+    bool idle = !scheduler_num_sequences(&engine->scheduler) && !engine->num_flights;
+    int64_t now_ns = clock_now_ns();
+
+    if (idle && trace_wants_start(engine->trace)) trace_restart(engine->trace, &engine->scheduler);
+    const struct step_plan *plan = scheduler_next_step(&engine->scheduler, now_ns);
+    trace_step(engine->trace, &engine->scheduler, plan, now_ns);
+    return plan;
+}
+
+static void commit(struct engine *engine, const struct step_plan *plan, const struct step_result *result)
+{
+    int64_t now_ns = clock_now_ns();
+
+    trace_result(engine->trace, plan, result, engine->landed_ms, now_ns);
+    scheduler_measured(&engine->scheduler, plan, engine->landed_ms);
+    scheduler_commit(&engine->scheduler, plan, result, now_ns);
+}
+
 int engine_run(struct engine *engine)
 {
     pthread_setname_np(pthread_self(), "engine-step");
     while (!atomic_load(&engine->stopping) && !engine->rank_error) {
         struct flight flight;
         engine_receive(engine);
-        const struct step_plan *plan = scheduler_next_step(&engine->scheduler, clock_now_ns());
+        watch_memory(engine);
+        const struct step_plan *plan = plan_next(engine);
         const struct step_result *result = execute(engine, plan, &flight);
-        if (result) scheduler_commit(&engine->scheduler, flight.plan, result, clock_now_ns());
+        if (result) commit(engine, flight.plan, result);
         engine_publish(engine);
     }
     pthread_setname_np(pthread_self(), "engine-end");
@@ -400,6 +472,8 @@ void engine_close(struct engine *engine)
     while (engine->give_back.slots && (sub = ring_pop(&engine->give_back))) submission_free(sub);
     ring_release(&engine->inbox);
     ring_release(&engine->give_back);
+    headroom_close(engine->headroom);
+    trace_close(engine->trace);
     scheduler_release(&engine->scheduler);
     for (int32_t i = 0; engine->results && i < engine->num_slots; i++) free(engine->results[i].rows);
     free(engine->results);

@@ -23,6 +23,11 @@ struct engine_setup {
     /* num_blocks, num_plans come from the ranks; max_model_len may shrink to the blocks */
     struct scheduler_options scheduler;
     uint8_t model_digest[32];
+    /* headroom.h; NULL: memory is not watched */
+    uint64_t (*free_memory)(void);
+    uint64_t headroom_bytes;
+    char trace_path[4096];             /* "": no trace */
+    uint64_t trace_bytes;
     int64_t load_ms;
 };
 

@@ -43,7 +43,9 @@ struct kv_match kv_cache_match(const struct kv_cache *kv, struct sequence *seq)
     struct kv_match match = { 0 };
 
     if (!shares(kv, seq)) return match;
-    for (int32_t i = 0; i < (seq->num_tokens - 1) / kv->block_size; i++) {
+    /* a block that is found gives no logits: what has still to be scored is computed */
+    int32_t usable = seq->num_scored + 1 < seq->num_to_score ? seq->num_scored : seq->num_tokens - 1;
+    for (int32_t i = 0; i < usable / kv->block_size; i++) {
         block_id block = prefix_cache_find(&kv->prefix, key_of(kv, seq, i));
         if (block == BLOCK_NONE) break;
         match.num_hits++;
@@ -116,6 +118,14 @@ void kv_cache_drop(struct kv_cache *kv, struct sequence *seq)
         else kv->free_stack[kv->num_free++] = block;
     }
     seq->num_computed = seq->num_shared = seq->num_published = 0;
+}
+
+void kv_cache_forget(struct kv_cache *kv)
+{
+    BUG_ON(kv->num_used);
+    while (prefix_cache_evict(&kv->prefix) != BLOCK_NONE) continue;
+    for (int32_t i = 0; i < kv->num_blocks; i++) kv->free_stack[i] = kv->num_blocks - 1 - i;
+    kv->num_free = kv->num_blocks;
 }
 
 static void check_sequence(const struct kv_cache *kv, const struct sequence *seq, int32_t *refs)

@@ -52,6 +52,8 @@ void kv_cache_publish(struct kv_cache *kv, struct sequence *seq);
 void kv_cache_distrust(struct kv_cache *kv, struct sequence *seq);
 /* Gives every block of seq back. Idempotent; full blocks stay in the prefix index until evicted. */
 void kv_cache_drop(struct kv_cache *kv, struct sequence *seq);
+/* Forgets all cached blocks, when none is in use. */
+void kv_cache_forget(struct kv_cache *kv);
 /* Aborts with the first broken invariant. seqs: every sequence that holds blocks. */
 void kv_cache_check(const struct kv_cache *kv, struct sequence *const *seqs, int32_t num_seqs,
                     int32_t *scratch /* [num_blocks] */);

@@ -5,15 +5,17 @@
 
 #include "base/bug.h"
 
+enum { PREFETCH = 6 };                 /* sequences ahead */
+
 static bool masks_ends(const struct sequence *seq) { return seq_num_generated(seq) < seq->sub->req.min_tokens; }
 
 struct row_need row_need_of(const struct sequence *seq, const struct eos_ids *eos)
 {
     const struct engine_request *req = &seq->sub->req;
-    struct row_need need = { .rows = 1 };
+    struct row_need need = { .rows = !seq->only_scores };
 
     if (seq->is_plain) return need;
-    need.bias = (int32_t)req->num_bias;
+    need.bias = (int32_t)req->num_bias + (int32_t)req->num_allowed + seq->sub->num_bad_runs;
     if (masks_ends(seq)) need.bias += (int32_t)req->num_stop_ids + (req->ignore_eos ? 0 : eos->num);
     if (seq->has_penalties && !seq->history_sent) need.history_tokens = seq->num_tokens;
     return need;
@@ -32,11 +34,32 @@ static void add_bias(struct step_plan *plan, token_id id, float value)
     plan_bias_values(plan)[plan->num_bias++] = value;
 }
 
+/* The run's last token is masked when the tokens before it were just generated. */
+static bool run_is_near(const struct sequence *seq, const int32_t *run, int32_t len)
+{
+    size_t before = (size_t)len - 1;
+
+    return seq_num_generated(seq) >= len - 1 &&
+           memcmp(seq->tokens + seq->num_tokens - before, run, before * sizeof *run) == 0;
+}
+
+static void add_bad_words(struct step_plan *plan, const struct sequence *seq)
+{
+    const struct engine_request *req = &seq->sub->req;
+
+    for (uint32_t at = 0; at < req->num_bad_ints; at += 1 + (uint32_t)req->bad_words[at]) {
+        const int32_t *run = &req->bad_words[at + 1];
+        int32_t len = req->bad_words[at];
+        if (run_is_near(seq, run, len)) add_bias(plan, run[len - 1], -INFINITY);
+    }
+}
+
 static void add_biases(struct step_plan *plan, const struct sequence *seq, const struct eos_ids *eos)
 {
     const struct engine_request *req = &seq->sub->req;
 
     for (uint32_t i = 0; i < req->num_bias; i++) add_bias(plan, req->bias_ids[i], req->bias_values[i]);
+    add_bad_words(plan, seq);
     if (!masks_ends(seq)) return;
     for (uint32_t i = 0; i < req->num_stop_ids; i++) add_bias(plan, req->stop_ids[i], -INFINITY);
     for (int i = 0; !req->ignore_eos && i < eos->num; i++) add_bias(plan, eos->ids[i], -INFINITY);
@@ -66,11 +89,38 @@ static int32_t add_row(struct step_plan *plan, struct sequence *seq, int32_t b, 
     };
     if (!seq->is_plain) add_biases(plan, seq, eos);
     row->bias_count = (uint32_t)plan->num_bias - row->bias_begin;
+    row->allow_begin = (uint32_t)plan->num_bias;
+    row->allow_count = seq->is_plain ? 0 : seq->sub->req.num_allowed;
+    for (uint32_t i = 0; i < row->allow_count; i++) add_bias(plan, seq->sub->req.allowed_ids[i], 0);
     if (seq->has_penalties && !seq->history_sent) {
         add_history(plan, seq);
         seq->history_sent = true;
     }
     return plan->num_rows++;
+}
+
+/* A row for each prompt token that the scheduled ones predict and that was not scored before. */
+static void add_scores(struct step_plan *plan, const struct sequence *seq, int32_t b)
+{
+    int32_t n = seq_num_scores(seq, seq->num_computed, seq->num_scheduled);
+    int32_t first = seq->num_computed < seq->num_scored ? seq->num_scored : seq->num_computed;
+    int32_t token = plan_cu_seqlens_q(plan)[b] + first - seq->num_computed;
+
+    BUG_ON(plan->num_rows + n > plan->caps.max_rows);
+    for (int32_t i = 0; i < n; i++) {
+        plan_rows(plan)[plan->num_rows++] = (struct sampling_row){
+            .token = token + i, .seq = b, .slot = seq->slot, .target = seq->tokens[first + i + 1],
+            .bias_begin = (uint32_t)plan->num_bias, .allow_begin = (uint32_t)plan->num_bias, .params = seq->sub->req.sampling,
+        };
+        plan_rows(plan)[plan->num_rows - 1].params.num_logprobs = seq->sub->req.num_prompt_logprobs;
+    }
+}
+
+static void copy_table(block_id *to, const block_id *from, int32_t n, int32_t max_blocks)
+{
+    memcpy(to, from, (size_t)n * sizeof *to);
+    /* behind what an earlier plan put here it is BLOCK_NONE already */
+    for (int32_t i = n; i < max_blocks && to[i] != BLOCK_NONE; i++) to[i] = BLOCK_NONE;
 }
 
 int32_t plan_fill_add(struct step_plan *plan, struct sequence *seq, const struct eos_ids *eos)
@@ -91,9 +141,74 @@ int32_t plan_fill_add(struct step_plan *plan, struct sequence *seq, const struct
     plan_cu_seqlens_q(plan)[b + 1] = plan->num_tokens;
     plan_context_lens(plan)[b] = context;
     plan_seq_slots(plan)[b] = seq->slot;
-    memcpy(table, seq->blocks, (size_t)num_table * sizeof *table);
-    for (int32_t i = num_table; i < max_blocks; i++) table[i] = BLOCK_NONE;
+    copy_table(table, seq->blocks, num_table, max_blocks);
     if (q_len > plan->max_q_len) plan->max_q_len = q_len;
     if (context > plan->max_context_len) plan->max_context_len = context;
-    return context == seq->num_tokens ? add_row(plan, seq, b, eos) : -1;
+    if (seq->num_to_score) add_scores(plan, seq, b);
+    return context == seq->num_tokens && !seq->only_scores ? add_row(plan, seq, b, eos) : -1;
+}
+
+/* Where the next sequence of one plain token goes: the arrays' addresses, worked out once. */
+struct decode_fill {
+    token_id *input_ids;
+    int32_t *positions, *cu_seqlens_q, *context_lens, *seq_slots;
+    int64_t *slot_mapping;
+    block_id *tables;
+    struct sampling_row *rows;
+    int32_t max_blocks, block_size;
+};
+
+static struct decode_fill decode_fill_of(const struct step_plan *plan)
+{
+    return (struct decode_fill){
+        .input_ids = plan_input_ids(plan), .positions = plan_positions(plan), .cu_seqlens_q = plan_cu_seqlens_q(plan),
+        .context_lens = plan_context_lens(plan), .seq_slots = plan_seq_slots(plan),
+        .slot_mapping = plan_slot_mapping(plan),
+        .tables = plan_block_tables(plan), .rows = plan_rows(plan), .max_blocks = plan->caps.max_blocks_per_seq,
+        .block_size = plan->block_size,
+    };
+}
+
+/* plan_fill_add for what most of a step is: the counts of plan are b, tokens and rows. */
+static void fill_decode(const struct decode_fill *f, const struct sequence *seq, int32_t b, int32_t t, int32_t r)
+{
+    int32_t pos = seq->num_computed, last = pos / f->block_size;
+
+    f->input_ids[t] = seq->tokens[pos];
+    f->positions[t] = pos;
+    f->slot_mapping[t] = (int64_t)seq->blocks[last] * f->block_size + (pos - last * f->block_size);
+    f->cu_seqlens_q[b + 1] = t + 1;
+    f->context_lens[b] = pos + 1;
+    f->seq_slots[b] = seq->slot;
+    copy_table(f->tables + (int64_t)b * f->max_blocks, seq->blocks, last + 1, f->max_blocks);
+    f->rows[r] = (struct sampling_row){ .token = t, .seq = b, .slot = seq->slot, .target = TOKEN_NONE,
+                                        .num_generated = (uint32_t)seq_num_generated(seq), .params = seq->sampling };
+}
+
+static void prefetch(const struct sequence *seq)
+{
+    __builtin_prefetch(&seq->tokens[seq->num_computed]);
+    __builtin_prefetch(seq->blocks);
+    __builtin_prefetch(&seq->sampling);
+}
+
+void plan_fill(struct step_plan *plan, struct sequence *const *seqs, int32_t n, const struct eos_ids *eos,
+               int32_t *rows)
+{
+    struct decode_fill f = decode_fill_of(plan);
+
+    for (int32_t i = 0; i < n; i++) {
+        const struct sequence *seq = seqs[i];
+        if (i + PREFETCH < n) prefetch(seqs[i + PREFETCH]);
+        if (!seq->is_plain || seq->num_scheduled != 1 || seq->num_computed + 1 != seq->num_tokens) {
+            rows[i] = plan_fill_add(plan, seqs[i], eos);
+            continue;
+        }
+        BUG_ON(plan->num_tokens >= plan->caps.max_tokens || plan->num_seqs >= plan->caps.max_seqs ||
+               plan->num_rows >= plan->caps.max_rows || seq->num_tokens > seq->num_blocks * plan->block_size);
+        rows[i] = plan->num_rows;
+        fill_decode(&f, seq, plan->num_seqs++, plan->num_tokens++, plan->num_rows++);
+        if (plan->max_q_len < 1) plan->max_q_len = 1;
+        if (seq->num_tokens > plan->max_context_len) plan->max_context_len = seq->num_tokens;
+    }
 }

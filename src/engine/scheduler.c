@@ -7,7 +7,7 @@
 #include "scheduler_impl.h"
 
 /* bias entries of a plan per sequence; rows that ask for more wait for a later step */
-enum { ROW_BIAS_SHARE = 256 };
+enum { ROW_BIAS_SHARE = 256, PREFETCH = 8 };
 
 /* ---- start and end ---- */
 
@@ -25,7 +25,7 @@ static int alloc_batch(struct batch *batch, const struct step_plan_caps *caps)
 
 static struct step_plan_caps caps_of(const struct scheduler_options *o)
 {
-    int32_t row_bias = MAX_LOGIT_BIAS + MAX_STOP_TOKEN_IDS + MAX_EOS_IDS;
+    int32_t row_bias = MAX_LOGIT_BIAS + MAX_STOP_TOKEN_IDS + MAX_EOS_IDS + MAX_BAD_RUNS + o->vocab_size;
 
     return (struct step_plan_caps){
         .max_tokens = o->max_num_batched_tokens, .max_seqs = o->max_num_seqs, .max_rows = o->max_num_seqs,
@@ -41,13 +41,14 @@ static int alloc_tables(struct scheduler *s)
     struct step_plan_caps caps = caps_of(o);
     size_t num_seqs = (size_t)o->max_num_seqs;
 
+    s->running = calloc(num_seqs, sizeof(struct sequence *));
     s->block_tables = malloc(num_seqs * (size_t)caps.max_blocks_per_seq * sizeof *s->block_tables);
     s->free_slots = malloc(num_seqs * sizeof *s->free_slots);
     s->batches = calloc((size_t)o->num_plans, sizeof *s->batches);
     s->outcomes = calloc(num_seqs + SCHEDULER_MAX_NOTES, sizeof *s->outcomes);
-    s->check_seqs = calloc(num_seqs, sizeof *s->check_seqs);
+    s->scores = calloc((size_t)caps.max_rows, sizeof *s->scores);
     s->check_scratch = calloc((size_t)o->num_blocks, sizeof *s->check_scratch);
-    if (!s->block_tables || !s->free_slots || !s->batches || !s->outcomes || !s->check_seqs || !s->check_scratch)
+    if (!s->running || !s->block_tables || !s->free_slots || !s->batches || !s->outcomes || !s->scores || !s->check_scratch)
         return ERR_NO_MEMORY;
     for (int32_t i = 0; i < o->max_num_seqs; i++) s->free_slots[i] = o->max_num_seqs - 1 - i;
     s->num_free_slots = o->max_num_seqs;
@@ -65,7 +66,6 @@ int scheduler_init(struct scheduler *s, const struct scheduler_options *options,
     int rc;
 
     list_init(&s->waiting);
-    list_init(&s->running);
     list_init(&s->prefilling.list);
     list_init(&s->queue.list);
     step_time_init(&s->step_time);
@@ -97,15 +97,24 @@ void scheduler_release(struct scheduler *s)
         free(s->batches[i].rows);
     }
     free(s->batches);
+    free(s->running);
     free(s->block_tables);
     free(s->free_slots);
     free(s->outcomes);
-    free(s->check_seqs);
+    free(s->scores);
     free(s->check_scratch);
     id_map_release(&s->leaders);
     sequence_pool_release(&s->pool);
     kv_cache_release(&s->kv);
     *s = (struct scheduler){ 0 };
+}
+
+void scheduler_forget(struct scheduler *s)
+{
+    BUG_ON(s->pool.num_used);
+    kv_cache_forget(&s->kv);
+    for (int32_t i = 0; i < s->options.max_num_seqs; i++) s->free_slots[i] = s->options.max_num_seqs - 1 - i;
+    step_time_init(&s->step_time);
 }
 
 /* ---- outcomes ---- */
@@ -116,7 +125,7 @@ static void report(struct scheduler *s, const struct token_event *event, const s
     s->outcomes[s->num_outcomes++] = (struct step_outcome){ *event, row };
 }
 
-void scheduler_clear_outcomes(struct scheduler *s) { s->num_outcomes = 0; }
+void scheduler_clear_outcomes(struct scheduler *s) { s->num_outcomes = s->num_scores = 0; }
 
 static void hand_back(struct scheduler *s, struct submission *sub)
 {
@@ -134,12 +143,20 @@ struct submission *scheduler_take_finished(struct scheduler *s)
 
 /* ---- lists and states ---- */
 
-void scheduler_insert(struct list *head, struct sequence *seq)
+/* Behind the last that came with the same priority, if that still waits: there is mostly its place. */
+static void insert_waiting(struct scheduler *s, struct sequence *seq)
 {
-    struct list *after = head->prev;
+    struct list *head = &s->waiting, *after = head->prev;
+    struct sequence **last = &s->last_of[(uint32_t)seq->priority % SCHEDULER_LAST];
 
+    if (!list_empty(head) && seq_before(seq, list_entry(head->next, struct sequence, link))) after = head;
+    else if (*last && *last != seq && (*last)->state == SEQ_WAITING) after = &(*last)->link;
     while (after != head && seq_before(seq, list_entry(after, struct sequence, link))) after = after->prev;
+    while (after->next != head && seq_before(list_entry(after->next, struct sequence, link), seq)) after = after->next;
     list_insert_before(after->next, &seq->link);
+    s->num_waiting++;
+    seq->state = SEQ_WAITING;
+    *last = seq;
 }
 
 void turns_enter(struct scheduler *s, struct sequence *seq, bool at_front)
@@ -178,6 +195,19 @@ static void stop_leading(struct scheduler *s, struct sequence *seq)
     seq->leads_group = false;
 }
 
+static void running_remove(struct scheduler *s, const struct sequence *seq)
+{
+    int32_t low = 0, high = s->num_running - 1;
+
+    while (low < high) {
+        int32_t middle = low + (high - low) / 2;
+        if (seq_before(s->running[middle], seq)) low = middle + 1;
+        else high = middle;
+    }
+    BUG_ON(s->running[low] != seq);
+    memmove(&s->running[low], &s->running[low + 1], (size_t)(--s->num_running - low) * sizeof *s->running);
+}
+
 /* Slot and blocks go back; seq is in no list afterwards. */
 static void leave_running(struct scheduler *s, struct sequence *seq)
 {
@@ -188,18 +218,15 @@ static void leave_running(struct scheduler *s, struct sequence *seq)
     seq->slot = -1;
     seq->blocks = NULL;
     seq->history_sent = false;
-    list_remove(&seq->link);
-    s->num_running--;
+    running_remove(s, seq);
 }
 
 void scheduler_preempt(struct scheduler *s, struct sequence *seq)
 {
     turns_leave(s, seq);
     leave_running(s, seq);
-    seq->state = SEQ_WAITING;
     seq->waiting_since = s->step;
-    scheduler_insert(&s->waiting, seq);
-    s->num_waiting++;
+    insert_waiting(s, seq);
     turns_enter(s, seq, true);
     s->stats.preemptions++;
 }
@@ -258,8 +285,7 @@ void scheduler_add(struct scheduler *s, struct submission *sub)
     }
     seq->order = s->num_arrivals++;
     seq->waiting_since = s->step;
-    scheduler_insert(&s->waiting, seq);
-    s->num_waiting++;
+    insert_waiting(s, seq);
     turns_enter(s, seq, false);
 }
 
@@ -287,32 +313,61 @@ static enum finish_reason finish_of(const struct scheduler *s, const struct sequ
 
 static void commit_token(struct scheduler *s, struct sequence *seq, const struct result_row *row, int64_t now_ns)
 {
-    bool wants_logprobs = seq->wants_logprobs;
-
     if (seq->num_tokens == seq->num_known) s->stats.prompt_tokens += (uint64_t)seq->num_prompt;
     s->stats.generation_tokens++;
-    BUG_ON(seq->num_tokens >= seq->max_total);
+    BUG_ON(seq->num_tokens >= seq->max_total || s->num_outcomes >= s->options.max_num_seqs + SCHEDULER_MAX_NOTES);
     seq->tokens[seq->num_tokens++] = row->token;
     enum finish_reason finish = finish_of(s, seq, row->token);
-    report(s,
-           &(struct token_event){.id = seq->id,
-                                 .token = row->token,
-                                 .index = (uint32_t)seq_num_generated(seq),
-                                 .logprob = wants_logprobs ? row->logprob : 0,
-                                 .rank = wants_logprobs ? row->rank : 0,
-                                 .num_top = (uint16_t)(wants_logprobs ? row->num_top : 0),
-                                 .finish = (uint8_t)finish,
-                                 .num_cached = (uint32_t)seq->num_cached,
-                                 .scheduled_ns = seq->scheduled_ns,
-                                 .step_ns = now_ns},
-           wants_logprobs ? row : NULL);
+    struct step_outcome *outcome = &s->outcomes[s->num_outcomes++];
+    outcome->event = (struct token_event){ .id = seq->id, .token = row->token,
+        .index = (uint32_t)seq_num_generated(seq), .finish = (uint8_t)finish, .num_cached = (uint32_t)seq->num_cached, .scheduled_ns = seq->scheduled_ns,
+        .step_ns = now_ns };
+    outcome->row = seq->wants_logprobs ? row : NULL;
+    if (seq->wants_logprobs) {
+        outcome->event.logprob = row->logprob;
+        outcome->event.rank = row->rank;
+        outcome->event.num_top = (uint16_t)row->num_top;
+    }
     if (finish != FINISH_NONE) end_sequence(s, seq);
 }
 
-static void commit_sequence(struct scheduler *s, struct sequence *seq, const struct result_row *row, int64_t now_ns)
+static bool row_is_bad(const struct scheduler *s, const struct result_row *row)
 {
-    bool bad =
-        row && (row->bad || row->token < 0 || row->token >= s->options.vocab_size || row->num_top > MAX_TOP_LOGPROBS);
+    return row->bad || row->token < 0 || row->token >= s->options.vocab_size || row->num_top > MAX_TOP_LOGPROBS;
+}
+
+/* The rows of the plan that score seq's prompt, reported in the order of their positions. False: numbers are bad. */
+static bool commit_scores(struct scheduler *s, struct sequence *seq, const struct result_row *rows, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++) {
+        if (row_is_bad(s, &rows[i])) return false;
+        seq->num_scored++;
+        BUG_ON(s->num_scores >= s->batches[0].plan->caps.max_rows || rows[i].token != seq->tokens[seq->num_scored]);
+        s->scores[s->num_scores++] = (struct step_score){ seq->id, (uint32_t)seq->num_scored, &rows[i] };
+    }
+    return true;
+}
+
+/* All of its prompt that can be scored is. */
+static void end_scored(struct scheduler *s, struct sequence *seq, int64_t now_ns)
+{
+    s->stats.prompt_tokens += (uint64_t)seq->num_prompt;
+    report(s,
+           &(struct token_event){.id = seq->id,
+                                 .token = TOKEN_NONE,
+                                 .finish = FINISH_LENGTH,
+                                 .scheduled_ns = seq->scheduled_ns,
+                                 .step_ns = now_ns},
+           NULL);
+    end_sequence(s, seq);
+}
+
+/* scores: the first of num_scores rows; row: the drawn one, or NULL. */
+static void commit_sequence(struct scheduler *s, struct sequence *seq, const struct result_row *scores, int32_t num_scores,
+                            const struct result_row *row, int64_t now_ns)
+{
+    bool bad = row && row_is_bad(s, row);
+    if (num_scores && !bad && !seq->aborting) bad = !commit_scores(s, seq, scores, num_scores);
 
     seq->num_computed += seq->num_scheduled;
     seq->num_scheduled = 0;
@@ -323,6 +378,7 @@ static void commit_sequence(struct scheduler *s, struct sequence *seq, const str
     if (seq->aborting) end_without_token(s, seq, FINISH_ABORTED, 0);
     else if (bad) end_without_token(s, seq, FINISH_ERROR, ERR_INTERNAL);
     else if (row) commit_token(s, seq, row, now_ns);
+    else if (seq->only_scores && seq->num_computed == seq->num_tokens) end_scored(s, seq, now_ns);
 }
 
 void scheduler_measured(struct scheduler *s, const struct step_plan *plan, double step_ms)
@@ -332,14 +388,27 @@ void scheduler_measured(struct scheduler *s, const struct step_plan *plan, doubl
     if (s->options.itl_target_ms) step_time_learn(&s->step_time, plan->num_tokens, batch->num_keys, step_ms);
 }
 
+static void prefetch_commit(const struct sequence *seq)
+{
+    __builtin_prefetch(seq);
+    __builtin_prefetch((const char *)seq + 64);
+}
+
 void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const struct step_result *result,
                       int64_t now_ns)
 {
     struct batch *batch = &s->batches[plan->micro_batch];
+    int32_t next_row = 0;
 
     BUG_ON(!batch->in_flight || batch->plan != plan || result->num_rows != plan->num_rows);
     for (int32_t b = 0; b < batch->num_seqs; b++) {
-        commit_sequence(s, batch->seqs[b], batch->rows[b] < 0 ? NULL : &result->rows[batch->rows[b]], now_ns);
+        struct sequence *seq = batch->seqs[b];
+        if (b + PREFETCH < batch->num_seqs) prefetch_commit(batch->seqs[b + PREFETCH]);
+        int32_t drawn = batch->rows[b], num_scores = seq_num_scores(seq, seq->num_computed, seq->num_scheduled);
+        const struct result_row *scores = &result->rows[next_row];
+        next_row += num_scores + (drawn >= 0);
+        BUG_ON(next_row > result->num_rows || (drawn >= 0 && drawn != next_row - 1));
+        commit_sequence(s, seq, scores, num_scores, drawn < 0 ? NULL : &result->rows[drawn], now_ns);
     }
     batch->in_flight = false;
     batch->num_seqs = 0;
@@ -358,25 +427,42 @@ const struct engine_stats *scheduler_stats(struct scheduler *s)
 
 /* ---- check ---- */
 
-static int32_t check_list(const struct scheduler *s, const struct list *head, enum seq_state state)
+static void check_sequence(const struct scheduler *s, const struct sequence *seq, const struct sequence *prev)
+{
+    BUG_ON(prev && !seq_before(prev, seq));
+    BUG_ON(sequence_pool_find(&s->pool, seq->id) != seq);
+    BUG_ON(seq->num_tokens > seq->sub->max_total || seq->num_computed + seq->num_scheduled > seq->num_tokens);
+    BUG_ON(seq->leads_group && id_map_get(&s->leaders, seq->sub->req.group) != (int32_t)(seq - s->pool.all));
+}
+
+static void check_waiting(const struct scheduler *s)
 {
     const struct sequence *prev = NULL;
     int32_t n = 0;
 
-    list_for_each(it, head) {
+    list_for_each(it, &s->waiting) {
         const struct sequence *seq = list_entry(it, struct sequence, link);
-        BUG_ON(it->next->prev != it || seq->state != state || ++n > s->pool.num_used);
-        BUG_ON(prev && !seq_before(prev, seq));
-        BUG_ON(sequence_pool_find(&s->pool, seq->id) != seq);
-        BUG_ON(seq->num_tokens > seq->sub->max_total || seq->num_computed + seq->num_scheduled > seq->num_tokens);
-        BUG_ON(state == SEQ_WAITING &&
-               (seq->slot >= 0 || seq->num_blocks || seq->num_computed || seq->num_scheduled || seq->leads_group));
-        BUG_ON(state == SEQ_RUNNING && (seq->slot < 0 || seq->slot >= s->options.max_num_seqs));
-        BUG_ON(seq->leads_group && id_map_get(&s->leaders, seq->sub->req.group) != (int32_t)(seq - s->pool.all));
-        BUG_ON(s->options.policy == POLICY_FAIR && state == SEQ_WAITING && !in_turns(seq));
+        BUG_ON(it->next->prev != it || seq->state != SEQ_WAITING || ++n > s->num_waiting);
+        BUG_ON(seq->slot >= 0 || seq->num_blocks || seq->num_computed || seq->num_scheduled || seq->leads_group);
+        BUG_ON(s->options.policy == POLICY_FAIR && !in_turns(seq));
+        check_sequence(s, seq, prev);
         prev = seq;
     }
-    return n;
+    BUG_ON(n != s->num_waiting);
+}
+
+static void check_running(const struct scheduler *s)
+{
+    int32_t num_leaders = 0;
+
+    for (int32_t i = 0; i < s->num_running; i++) {
+        const struct sequence *seq = s->running[i];
+        BUG_ON(seq->state != SEQ_RUNNING || seq->slot < 0 || seq->slot >= s->options.max_num_seqs);
+        for (int32_t j = 0; j < i; j++) BUG_ON(s->running[j]->slot == seq->slot);
+        check_sequence(s, seq, i ? s->running[i - 1] : NULL);
+        num_leaders += seq->leads_group;
+    }
+    BUG_ON(num_leaders != (int32_t)s->leaders.count);
 }
 
 static void check_plans(const struct scheduler *s)
@@ -390,7 +476,7 @@ static void check_plans(const struct scheduler *s)
                    batch->seqs[b]->state != SEQ_RUNNING);
         }
     }
-    list_for_each(it, &s->running) num_scheduled += list_entry(it, struct sequence, link)->num_scheduled > 0;
+    for (int32_t i = 0; i < s->num_running; i++) num_scheduled += s->running[i]->num_scheduled > 0;
     BUG_ON(num_planned != num_scheduled);
 }
 
@@ -410,22 +496,13 @@ static void check_turns(const struct turns *turns, enum seq_state state)
 
 void scheduler_check(struct scheduler *s)
 {
-    int32_t n = 0, num_leaders = 0;
-
-    BUG_ON(check_list(s, &s->waiting, SEQ_WAITING) != s->num_waiting);
-    BUG_ON(check_list(s, &s->running, SEQ_RUNNING) != s->num_running);
+    check_waiting(s);
+    check_running(s);
     BUG_ON(s->num_waiting + s->num_running != s->pool.num_used);
     BUG_ON(s->num_running + s->num_free_slots != s->options.max_num_seqs);
-    list_for_each(it, &s->running) {
-        struct sequence *seq = list_entry(it, struct sequence, link);
-        for (int32_t i = 0; i < n; i++) BUG_ON(s->check_seqs[i]->slot == seq->slot);
-        s->check_seqs[n++] = seq;
-        num_leaders += seq->leads_group;
-    }
     check_turns(&s->prefilling, SEQ_RUNNING);
     check_turns(&s->queue, SEQ_WAITING);
-    BUG_ON(num_leaders != (int32_t)s->leaders.count);
     BUG_ON(s->reserved && s->reserved->state != SEQ_WAITING);
     check_plans(s);
-    kv_cache_check(&s->kv, s->check_seqs, n, s->check_scratch);
+    kv_cache_check(&s->kv, s->running, s->num_running, s->check_scratch);
 }

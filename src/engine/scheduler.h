@@ -55,11 +55,14 @@ struct scheduler_options {
 };
 
 /* scheduler_add and scheduler_abort calls between two scheduler_clear_outcomes */
-enum { SCHEDULER_MAX_NOTES = 1024 };
+enum { SCHEDULER_MAX_NOTES = 1024, SCHEDULER_LAST = 16 };
 
 /* What one step means for one sequence. row: its logprobs, in the step's result (valid until the next submit), or
  * NULL. */
 struct step_outcome { struct token_event event; const struct result_row *row; };
+
+/* One prompt token's logprobs; row as above. */
+struct step_score { uint64_t id; uint32_t position; const struct result_row *row; };
 
 struct batch {                         /* the sequences of one plan */
     struct step_plan *plan;
@@ -75,7 +78,8 @@ struct step_draft {
     struct batch *batch;
     int32_t budget;                    /* tokens left */
     int32_t max_seqs;                  /* a pipeline's share of the running ones */
-    int32_t committed;                 /* blocks that running sequences still need for the tokens they have */
+    bool committed_known;
+    int64_t committed;                 /* when known: blocks that running ones still need for the tokens they have */
     int32_t admissions_left;
     int32_t num_prompts;               /* running ones with more than one token to compute */
     int32_t chunk_cap;
@@ -93,7 +97,9 @@ struct scheduler {
     struct scheduler_options options;
     struct kv_cache kv;
     struct sequence_pool pool;
-    struct list waiting, running;      /* both in the order of seq_before */
+    struct list waiting;               /* in the order of seq_before, */
+    struct sequence *last_of[SCHEDULER_LAST];  /* by priority: who began to wait last; a hint for insertion only */
+    struct sequence **running;         /* [max_num_seqs] these too */
     int32_t num_waiting, num_running;
     struct turns prefilling, queue;    /* fair: of the running and of the waiting ones */
     int64_t first_turn, last_turn;     /* numbers given so far, downwards and upwards */
@@ -109,9 +115,10 @@ struct scheduler {
     uint64_t step, num_arrivals;
     struct step_outcome *outcomes;     /* [max_num_seqs + SCHEDULER_MAX_NOTES] */
     int32_t num_outcomes;
+    struct step_score *scores;         /* [max_rows] of the step; they precede its outcomes */
+    int32_t num_scores;
     struct submission *finished;       /* list: no longer used here, to be freed by who made them */
     struct engine_stats stats;
-    struct sequence **check_seqs;      /* [max_num_seqs] for scheduler_check */
     int32_t *check_scratch;            /* [num_blocks] */
 };
 
@@ -119,6 +126,8 @@ struct scheduler {
  * ERR_NO_MEMORY. */
 int  scheduler_init(struct scheduler *s, const struct scheduler_options *options, struct err *err);
 void scheduler_release(struct scheduler *s);
+/* As after init, but for the count of steps: nothing cached, nothing measured. Only without sequences. */
+void scheduler_forget(struct scheduler *s);
 
 /* Takes the submission: it comes back in `finished`. Too many or an id in use: an outcome with ERR_QUEUE_FULL or
  * ERR_INTERNAL. */

@@ -5,8 +5,6 @@
 
 #include "scheduler.h"
 
-/* From the back: what comes is mostly the newest. */
-void scheduler_insert(struct list *head, struct sequence *seq);
 static inline bool in_turns(const struct sequence *seq) { return !list_empty(&seq->ring); }
 /* fair: into the list of its state, before or behind all others; nothing when it is in one already. */
 void turns_enter(struct scheduler *s, struct sequence *seq, bool at_front);

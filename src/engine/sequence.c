@@ -31,7 +31,7 @@ void submission_free(struct submission *sub) { free(sub); }
 static struct submission *allocate(const struct engine_request *req, int32_t max_total, int32_t max_keys)
 {
     size_t keys_bytes = (size_t)max_keys * sizeof(struct sha256);
-    size_t words = (size_t)max_total + req->num_stop_ids + 2 * (size_t)req->num_bias;
+    size_t words = (size_t)max_total + req->num_stop_ids + 2 * (size_t)req->num_bias + req->num_allowed + req->num_bad_ints;
     struct submission *sub = malloc(sizeof *sub + keys_bytes + 4 * words);
 
     if (!sub) return NULL;
@@ -41,10 +41,17 @@ static struct submission *allocate(const struct engine_request *req, int32_t max
     token_id *stop_ids = sub->tokens + max_total;
     token_id *bias_ids = stop_ids + req->num_stop_ids;
     float *bias_values = (float *)(bias_ids + req->num_bias);
+    token_id *allowed_ids = (token_id *)(bias_values + req->num_bias);
+    int32_t *bad_words = allowed_ids + req->num_allowed;
     memcpy(sub->tokens, req->tokens, 4 * ((size_t)req->num_prompt + req->num_output));
     if (req->num_stop_ids) memcpy(stop_ids, req->stop_ids, 4 * (size_t)req->num_stop_ids);
     if (req->num_bias) memcpy(bias_ids, req->bias_ids, 4 * (size_t)req->num_bias);
     if (req->num_bias) memcpy(bias_values, req->bias_values, 4 * (size_t)req->num_bias);
+    if (req->num_allowed) memcpy(allowed_ids, req->allowed_ids, 4 * (size_t)req->num_allowed);
+    if (req->num_bad_ints) memcpy(bad_words, req->bad_words, 4 * (size_t)req->num_bad_ints);
+    for (uint32_t at = 0; at < req->num_bad_ints; at += 1 + (uint32_t)bad_words[at]) sub->num_bad_runs++;
+    sub->req.allowed_ids = allowed_ids;
+    sub->req.bad_words = bad_words;
     sub->req.tokens = sub->tokens;
     sub->req.stop_ids = stop_ids;
     sub->req.bias_ids = bias_ids;
@@ -63,12 +70,13 @@ static struct sha256 root_of(const struct engine_request *req, const struct subm
 
 struct submission *submission_new(const struct engine_request *req, const struct submission_limits *limits)
 {
-    int64_t num_tokens = (int64_t)req->num_prompt + req->num_output;
+    /* the last token of a prompt that is only scored says nothing: it is not computed */
+    int64_t num_tokens = (int64_t)req->num_prompt + req->num_output - (req->max_tokens == 0);
     int64_t max_total = (int64_t)req->num_prompt + req->max_tokens;
     int32_t block_size = limits->block_size;
 
     if (num_tokens >= limits->max_model_len) return submission_note(SUBMISSION_REFUSED, req->id, ERR_CONTEXT_LENGTH);
-    if (!req->num_prompt || num_tokens >= max_total) return submission_note(SUBMISSION_REFUSED, req->id, ERR_INTERNAL);
+    if (num_tokens < 1 || num_tokens >= max_total) return submission_note(SUBMISSION_REFUSED, req->id, ERR_INTERNAL);
     if (max_total > limits->max_model_len) max_total = limits->max_model_len;
 
     struct submission *sub = allocate(req, (int32_t)max_total, (int32_t)max_total / block_size);
@@ -154,7 +162,7 @@ int sequence_pool_init(struct sequence_pool *pool, int32_t capacity)
 {
     *pool = (struct sequence_pool){ .capacity = capacity };
     list_init(&pool->free);
-    pool->all = calloc((size_t)capacity, sizeof *pool->all);     /* untouched pages cost nothing */
+    pool->all = aligned_alloc(64, (size_t)capacity * sizeof *pool->all);       /* untouched pages cost nothing */
     return pool->all && id_map_init(&pool->by_id, (uint32_t)capacity) == 0 ? 0 : ERR_NO_MEMORY;
 }
 
@@ -177,11 +185,14 @@ struct sequence *sequence_pool_take(struct sequence_pool *pool, struct submissio
         .state = SEQ_WAITING,
         .sub = sub,
         .tokens = sub->tokens,
-        .num_prompt = (int32_t)sub->req.num_prompt,
+        .num_prompt = (int32_t)sub->req.num_prompt - (sub->req.max_tokens == 0),
+        .num_to_score = sub->req.score_prompt ? (int32_t)sub->req.num_prompt : 0,
+        .only_scores = sub->req.max_tokens == 0,
         .num_tokens = sub->num_tokens,
         .slot = -1,
         .micro_batch = -1,
         .num_stop_ids = (int32_t)sub->req.num_stop_ids,
+        .sampling = sub->req.sampling,
         .max_total = sub->max_total,
         .num_known = sub->num_tokens,
         .ignore_eos = sub->req.ignore_eos,
@@ -190,7 +201,8 @@ struct sequence *sequence_pool_take(struct sequence_pool *pool, struct submissio
         .priority = sub->req.priority,
         .has_penalties = sampling_has_penalties(&sub->req.sampling),
     };
-    seq->is_plain = !seq->has_penalties && !sub->req.num_bias && sub->req.min_tokens < 1;
+    seq->is_plain = !seq->has_penalties && !sub->req.num_bias && sub->req.min_tokens < 1 && !sub->req.num_allowed &&
+                    !sub->num_bad_runs && !seq->num_to_score && !seq->only_scores;
     list_init(&seq->link);
     list_init(&seq->ring);
     id_map_put(&pool->by_id, seq->id, (int32_t)(seq - pool->all));

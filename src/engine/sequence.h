@@ -34,6 +34,7 @@ struct submission {
     struct engine_request req;         /* arrays point behind the struct */
     int32_t max_total;                 /* prompt + generated tokens at most; length of `tokens` */
     int32_t num_tokens;                /* known at the start: prompt + resumed output */
+    int32_t num_bad_runs;              /* in req.bad_words */
     int32_t num_keys;                  /* keys known: full blocks of those, when prompts are hashed */
     token_id *tokens;                  /* [max_total] */
     struct sha256 *keys;               /* [max_total / block_size] prefix-cache key of each full block */
@@ -50,7 +51,7 @@ enum seq_state { SEQ_FREE, SEQ_WAITING, SEQ_RUNNING };
 
 /* What a step touches comes first. */
 struct sequence {
-    struct list link;                  /* in exactly one of: pool free list, scheduler waiting, scheduler running */
+    _Alignas(64) struct list link;     /* in the pool's free list, or the scheduler's waiting list */
     uint64_t id;
     enum seq_state state;
     struct submission *sub;
@@ -67,12 +68,16 @@ struct sequence {
     int32_t max_total, num_known;      /* tokens at most; tokens when it came */
     int32_t num_stop_ids;
     bool ignore_eos, wants_logprobs;
-    bool is_plain;                     /* its rows need no bias, masks or penalties, whatever comes */
+    bool only_scores;                  /* ends with its prompt: nothing is drawn */
+    bool is_plain;                     /* its rows need no bias, masks, scores or penalties, whatever comes */
+    struct sampling_params sampling;   /* a copy: decodes then touch no other page than this and their last token's */
     struct list ring;                  /* fair policy: in one of the two lists of prompts with tokens to compute */
     int64_t turn;                      /* fair policy: lower goes first */
     int64_t rank;                      /* arrival and priority in one number, see seq_before */
     uint64_t order;                    /* number of arrival at this engine */
     int32_t priority;                  /* of the request */
+    int32_t num_to_score;              /* prompt tokens 1.. below this are reported with their logprobs; 0 = none */
+    int32_t num_scored;                /* 1..this are; a preemption does not undo it */
     int32_t num_cached;                /* prompt tokens found at the first admission; reported in events */
     int64_t scheduled_ns;              /* when its first step began; 0 = not yet */
     uint64_t waiting_since;            /* step number, for aging */
@@ -90,6 +95,14 @@ static inline int32_t seq_num_left(const struct sequence *seq)
     return seq->num_tokens - seq->num_computed - seq->num_scheduled;
 }
 static inline int32_t seq_num_generated(const struct sequence *seq) { return seq->num_tokens - seq->num_prompt; }
+/* Of `n` tokens from position `from` on: how many have a row that scores the token behind them. */
+static inline int32_t seq_num_scores(const struct sequence *seq, int32_t from, int32_t n)
+{
+    int32_t first = from < seq->num_scored ? seq->num_scored : from, last = from + n - 1;
+
+    if (last > seq->num_to_score - 2) last = seq->num_to_score - 2;
+    return last >= first ? last - first + 1 : 0;
+}
 /* Runs before b. One step of priority is worth PRIORITY_STEP_MS of waiting: rank = arrival_ms + priority *
  * PRIORITY_STEP_MS, so a low priority ages, and yet the order of two sequences never changes: nothing can livelock. */
 enum { PRIORITY_STEP_MS = 10000 };

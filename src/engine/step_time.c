@@ -3,6 +3,8 @@
 /* Terms of about the same size keep the fit well-conditioned. */
 static const double TOKENS_UNIT = 256, KEYS_UNIT = 65536;
 static const double FORGET = 0.99;             /* a measurement 100 steps old weighs a third */
+static const double ERROR_MOST = 3;            /* times what was expected */
+static const double SURE_SPREAD = 0.5;
 static const double COV_START = 1e4;           /* nothing is known: the first measurements decide */
 
 enum { MIN_SEEN = 16 };
@@ -15,44 +17,39 @@ void step_time_init(struct step_time *t)
 
 bool step_time_ready(const struct step_time *t) { return t->num_seen >= MIN_SEEN; }
 
-static double value_of(const struct step_time *t, const double x[STEP_TIME_TERMS])
+double step_time_of(const struct step_time *t, int64_t tokens, int64_t keys)
 {
-    double ms = 0;
+    double ms = t->terms[0] + t->terms[1] * (double)tokens / TOKENS_UNIT + t->terms[2] * (double)keys / KEYS_UNIT;
 
-    for (int i = 0; i < STEP_TIME_TERMS; i++) ms += t->terms[i] * x[i];
     return ms > 0 ? ms : 0;
 }
 
-double step_time_of(const struct step_time *t, int64_t tokens, int64_t keys)
+/* How far the measurement is off. Where the fit is sure, what is far above all expectation is taken for less. */
+static double error_of(double expected, double ms, double spread)
 {
-    return value_of(t, (double[]){ 1, (double)tokens / TOKENS_UNIT, (double)keys / KEYS_UNIT });
-}
+    double most = ERROR_MOST * (expected > 1 ? expected : 1);
 
-/* How far the measurement moves the fit: at most by what was expected, or 1 ms. */
-static double error_of(const struct step_time *t, double expected, double ms)
-{
-    double most = expected > 1 ? expected : 1, error = ms - expected;
-
-    return step_time_ready(t) && error > most ? most : error;
+    return spread < SURE_SPREAD && ms - expected > most ? most : ms - expected;
 }
 
 void step_time_learn(struct step_time *t, int64_t tokens, int64_t keys, double ms)
 {
     const double x[STEP_TIME_TERMS] = { 1, (double)tokens / TOKENS_UNIT, (double)keys / KEYS_UNIT };
-    double px[STEP_TIME_TERMS] = { 0 }, weight = FORGET, trace = 0;
+    double px[STEP_TIME_TERMS] = { 0 }, spread = 0, expected = 0;
 
     if (!(ms >= 0) || ms > 1e9) return;
     for (int i = 0; i < STEP_TIME_TERMS; i++) {
         for (int j = 0; j < STEP_TIME_TERMS; j++) px[i] += t->cov[i][j] * x[j];
-        weight += px[i] * x[i];
-        trace += t->cov[i][i];
+        spread += px[i] * x[i];
+        expected += t->terms[i] * x[i];
     }
-    double error = error_of(t, value_of(t, x), ms);
-    /* nothing is forgotten in directions that nothing is learned about, or the fit would blow up there */
-    double forget = trace > STEP_TIME_TERMS * COV_START / FORGET ? 1 : FORGET;
+    double error = error_of(expected, ms, spread);
+    /* Directional forgetting: only what this measurement speaks of grows uncertain again, so that hours of the same
+     * step neither blow the rest up nor harden the fit. */
+    double news = spread > 0 ? (FORGET - (1 - FORGET) / spread) / (FORGET * (1 + spread)) : 0;
     for (int i = 0; i < STEP_TIME_TERMS; i++) {
-        t->terms[i] += px[i] / weight * error;
-        for (int j = 0; j <= i; j++) t->cov[i][j] = t->cov[j][i] = (t->cov[i][j] - px[i] * px[j] / weight) / forget;
+        t->terms[i] += px[i] / (1 + spread) * error;
+        for (int j = 0; j <= i; j++) t->cov[i][j] = t->cov[j][i] = t->cov[i][j] - news * px[i] * px[j];
     }
     t->num_seen++;
 }

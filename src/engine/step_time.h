@@ -1,7 +1,7 @@
 /* step_time.h - how long a step takes: ms = a + b * tokens + c * keys, fitted while running.
  * tokens: computed in the step. keys: for every one of them the positions it attends to, summed.
  * Recursive least squares with forgetting, so that the fit follows a machine that gets slower or faster; one
- * measurement counts at most twice what was expected, so that a hiccup does not spoil it.
+ * measurement counts at most four times what was expected, so that a hiccup does not spoil it.
  * Flow: commit -> step_time_learn; draft -> step_time_of, step_time_fit.      Thread: engine only. Pure arithmetic. */
 #ifndef SLUICE_ENGINE_STEP_TIME_H
 #define SLUICE_ENGINE_STEP_TIME_H

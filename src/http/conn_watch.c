@@ -138,15 +138,17 @@ struct conn *conn_watch_add(struct conn_watch *watch, int fd)
     return conn;
 }
 
-void conn_watch_remove(struct conn_watch *watch, struct conn *conn)
+bool conn_watch_remove(struct conn_watch *watch, struct conn *conn)
 {
     pthread_mutex_lock(&watch->lock);
     epoll_ctl(watch->epoll_fd, EPOLL_CTL_DEL, conn->fd, NULL);   /* a lingering duplicate would keep it registered */
     watch->slots[conn->slot] = NULL;
     watch->num_conns--;
     list_remove(&conn->link);
+    bool silent = conn->phase == CONN_NEW;
     pthread_mutex_unlock(&watch->lock);
     free(conn);
+    return silent;
 }
 
 void conn_watch_phase(struct conn_watch *watch, struct conn *conn, enum conn_phase phase)

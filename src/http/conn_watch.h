@@ -58,8 +58,8 @@ void conn_watch_stop(struct conn_watch *watch);            /* after the daemon s
 
 /* NULL: no memory; the connection then lives unwatched */
 struct conn *conn_watch_add(struct conn_watch *watch, int fd);
-/* before the descriptor is closed; conn is freed */
-void conn_watch_remove(struct conn_watch *watch, struct conn *conn);
+/* before the descriptor is closed; conn is freed. True when it never brought a request line. */
+bool conn_watch_remove(struct conn_watch *watch, struct conn *conn);
 void conn_watch_phase(struct conn_watch *watch, struct conn *conn, enum conn_phase phase);
 /* exchange NULL: the request is over. Returns whether the peer has hung up already. */
 bool conn_watch_attach(struct conn_watch *watch, struct conn *conn, struct exchange *exchange);

@@ -66,6 +66,8 @@ void exchange_unref(struct exchange *ex)
     buf_release(&ex->reply);
     free(ex->raw_url);
     free(ex->path);
+    free(ex->cors_origin);
+    free(ex->cors_headers);
     pthread_mutex_destroy(&ex->lock);
     free(ex);
     __atomic_fetch_sub(&server->num_exchanges, 1, __ATOMIC_RELEASE);    /* the last touch of the server */
@@ -156,6 +158,20 @@ static void add_error_headers(const struct exchange *ex, struct MHD_Response *re
     if (err_code == ERR_METHOD && ex->allow) MHD_add_response_header(response, "Allow", ex->allow);
 }
 
+/* Only for browsers that name an origin of cors_allow_origins. */
+static void add_cors_headers(const struct exchange *ex, struct MHD_Response *response)
+{
+    MHD_add_response_header(response, "Access-Control-Allow-Origin", ex->cors_origin);
+    MHD_add_response_header(response, "Vary", "Origin");
+    if (!ex->cors_headers) {
+        MHD_add_response_header(response, "Access-Control-Expose-Headers", "x-request-id, Retry-After, x-should-retry");
+        return;
+    }
+    MHD_add_response_header(response, "Access-Control-Allow-Methods", "GET, HEAD, POST");
+    if (ex->cors_headers[0]) MHD_add_response_header(response, "Access-Control-Allow-Headers", ex->cors_headers);
+    MHD_add_response_header(response, "Access-Control-Max-Age", "600");
+}
+
 enum MHD_Result exchange_queue(struct exchange *ex, int status, struct MHD_Response *response, int err_code)
 {
     bool close = ex->close_after || __atomic_load_n(&ex->server->draining, __ATOMIC_RELAXED);
@@ -163,6 +179,7 @@ enum MHD_Result exchange_queue(struct exchange *ex, int status, struct MHD_Respo
     MHD_add_response_header(response, "x-request-id", ex->request_id);
     if (close) MHD_add_response_header(response, "Connection", "close");
     if (ex->load_report) add_load_report(ex, response);
+    if (ex->cors_origin) add_cors_headers(ex, response);
     if (err_code) add_error_headers(ex, response, err_code);
     metrics_http_request(ex->route ? ex->route->metric : ROUTE_OTHER, status);
     log_debug("http_request", "request_id=%s key=%s status=%d ms=%lld", ex->request_id, ex->key_name, status,
@@ -251,6 +268,7 @@ enum MHD_Result exchange_refuse(struct exchange *ex, const struct err *err)
     if (retry_after_s > 0) len = (size_t)snprintf(extra, sizeof extra, "Retry-After: %d\r\n", retry_after_s);
     if (err->code == ERR_API_KEY) snprintf(extra + len, sizeof extra - len, "WWW-Authenticate: Bearer\r\n");
     if (err->code == ERR_METHOD && ex->allow) snprintf(extra + len, sizeof extra - len, "Allow: %s\r\n", ex->allow);
+    if (err->code == ERR_HTTP || err->code == ERR_HTTP_VERSION) server_note_noise(ex->server);
     metrics_http_rejected(err->code);
     metrics_http_request(ex->route ? ex->route->metric : ROUTE_OTHER, err_http_status(err->code));
     ex->answered = true;

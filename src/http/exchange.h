@@ -43,6 +43,8 @@ struct exchange {
     bool started, complete, answered;    /* handler calls seen; a response was queued */
     bool close_after;                    /* the connection ends with this answer */
     bool load_report;
+    char *cors_origin;                   /* an allowed Origin, to be named in the answer; NULL: none */
+    char *cors_headers;                  /* of a preflight: what it asked for; NULL: not a preflight */
     struct err early;                    /* known before the body; answered after it */
     struct buf body;
     int64_t budget_bytes;                /* taken from the server's body budget */

@@ -8,7 +8,7 @@ struct pass {
     struct guard_result *result;
     struct err *err;
     size_t bytes;
-    int hosts, lengths, encodings, authorizations, request_ids;
+    int hosts, lengths, encodings, authorizations, request_ids, origins;
 };
 
 static bool is_token_char(unsigned char c)
@@ -103,6 +103,16 @@ static int check_host(struct pass *pass, const struct guard_field *field)
     return refuse(pass, "this Host is not served");
 }
 
+/* Header names with commas and spaces between: harmless in an answer. */
+static bool is_name_list(const struct guard_field *field)
+{
+    for (size_t i = 0; i < field->value_len; i++) {
+        char c = field->value[i];
+        if (!is_token_char((unsigned char)c) && c != ',' && c != ' ') return false;
+    }
+    return field->value_len > 0 && field->value_len <= GUARD_MAX_CORS_HEADERS;
+}
+
 static int check_field(struct pass *pass, const struct guard_field *field)
 {
     struct guard_result *result = pass->result;
@@ -120,6 +130,10 @@ static int check_field(struct pass *pass, const struct guard_field *field)
         result->request_id = usable ? field : NULL;
     } else if (named(field, "content-encoding")) {
         if (field->value_len && !has_value(field, "identity")) result->encoding = field;
+    } else if (named(field, "origin")) {
+        result->origin = pass->origins++ == 0 ? field : NULL;
+    } else if (named(field, "access-control-request-headers")) {
+        if (is_name_list(field)) result->cors_headers = field;
     } else if (named(field, "expect")) {
         result->expect_continue = has_value(field, "100-continue");
     } else if (named(field, "endpoint-load-metrics-format")) {

@@ -67,6 +67,13 @@ static int get_tokenizer_info(struct exchange *ex, struct buf *out, struct err *
     return 200;
 }
 
+static int get_openapi(struct exchange *ex, struct buf *out, struct err *err)
+{
+    (void)err;
+    reply_openapi(gateway_of(ex), out);
+    return 200;
+}
+
 static int get_metrics(struct exchange *ex, struct buf *out, struct err *err)
 {
     (void)ex; (void)err;
@@ -111,6 +118,7 @@ static const struct route route_table[] = {
     { "POST", "/detokenize",          AUTH_KEY,     ROUTE_OTHER,       NULL,               post_detokenize,  NULL },
     { "GET",  "/tokenizer_info",      AUTH_KEY,     ROUTE_OTHER,       get_tokenizer_info, NULL,             NULL },
     { "GET",  "/version",             AUTH_KEY,     ROUTE_OTHER,       get_version,        NULL,             NULL },
+    { "GET",  "/openapi.json",        AUTH_NONE,    ROUTE_OTHER,       get_openapi,        NULL,             NULL },
     { "GET",  "/load",                AUTH_KEY,     ROUTE_OTHER,       get_load,           NULL,             NULL },
 };
 enum { NUM_ROUTES = sizeof route_table / sizeof route_table[0] };
@@ -170,6 +178,27 @@ static bool needs_key(const struct exchange *ex, const struct route *route)
     return route->auth == AUTH_METRICS && strcmp(gateway_of(ex)->config->metrics_auth, "none") != 0;
 }
 
+static bool origin_allowed(const struct str_list *allowed, const struct guard_field *origin)
+{
+    for (size_t i = 0; origin && i < allowed->n; i++) {
+        const char *item = allowed->items[i];
+        if (strcmp(item, "*") == 0) return true;
+        if (strlen(item) == origin->value_len && memcmp(item, origin->value, origin->value_len) == 0) return true;
+    }
+    return false;
+}
+
+/* A preflight needs no key: browsers send none with it. False without memory. */
+static bool check_origin(struct exchange *ex, const char *method, const struct guard_result *headers)
+{
+    const struct guard_field *asked = headers->cors_headers;
+
+    if (!origin_allowed(&gateway_of(ex)->config->cors_allow_origins, headers->origin)) return true;
+    ex->cors_origin = strndup(headers->origin->value, headers->origin->value_len);
+    if (strcmp(method, "OPTIONS") == 0) ex->cors_headers = strndup(asked ? asked->value : "", asked ? asked->value_len : 0);
+    return ex->cors_origin && (ex->cors_headers || strcmp(method, "OPTIONS") != 0);
+}
+
 /* Errors that may be answered after the body, so that the connection lives on: key, route, method, encoding. */
 static void check_request(struct exchange *ex, const char *url, const char *method, const struct guard_result *headers)
 {
@@ -210,7 +239,8 @@ static enum MHD_Result on_headers(struct exchange *ex, const char *url, const ch
     }
     ex->load_report = headers.load_report;
     if (!(ex->path = strdup(url))) return MHD_NO;
-    check_request(ex, url, method, &headers);
+    if (!check_origin(ex, method, &headers)) return MHD_NO;
+    if (!ex->cors_headers) check_request(ex, url, method, &headers);
     if (!ex->early.code && strcmp(method, "POST") == 0 && !headers.chunked && !headers.has_length) {
         err_set(&err, ERR_LENGTH_REQUIRED, "A POST needs Content-Length or Transfer-Encoding: chunked.");
         return exchange_refuse(ex, &err);
@@ -257,10 +287,17 @@ static enum MHD_Result give_to_worker(struct exchange *ex)
     return waits ? MHD_YES : MHD_NO;
 }
 
+static enum MHD_Result reply_preflight(struct exchange *ex)
+{
+    struct MHD_Response *response = MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT);
+    return response ? exchange_queue(ex, 204, response, 0) : MHD_NO;
+}
+
 static enum MHD_Result on_complete(struct exchange *ex)
 {
     if (ex->conn) conn_watch_phase(&ex->server->watch, ex->conn, CONN_SERVED);
     if (ex->early.code) return exchange_send_error(ex, &ex->early);
+    if (ex->cors_headers) return reply_preflight(ex);
     return ex->route->reply ? reply_now(ex) : give_to_worker(ex);
 }
 

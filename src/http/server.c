@@ -24,7 +24,19 @@ enum {
     STOP_GRACE_MS = 5000,            /* for the router's last callbacks */
     TIMEOUT_SLACK_S = 30,            /* the library's own timer is the second line */
     SPARE_FDS = 512,
+    NOISE_INTERVAL_MS = 60000,
 };
+
+void server_note_noise(struct http_server *server)
+{
+    int64_t now_ms = clock_now_ms(), last_ms = __atomic_load_n(&server->noise_ms, __ATOMIC_RELAXED);
+
+    __atomic_fetch_add(&server->num_noise, 1, __ATOMIC_RELAXED);
+    if (last_ms && now_ms - last_ms < NOISE_INTERVAL_MS) return;
+    if (!__atomic_compare_exchange_n(&server->noise_ms, &last_ms, now_ms, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return;
+    log_info("http_noise", "connections that spoke no HTTP since the last such line: %u",
+             __atomic_exchange_n(&server->num_noise, 0, __ATOMIC_RELAXED));
+}
 
 /* ---- callbacks of the library ---- */
 
@@ -37,7 +49,7 @@ static void on_connection(void *arg, struct MHD_Connection *connection, void **c
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
         *context = info ? conn_watch_add(&server->watch, info->connect_fd) : NULL;
     } else if (*context) {
-        conn_watch_remove(&server->watch, *context);
+        if (conn_watch_remove(&server->watch, *context)) server_note_noise(server);
         *context = NULL;
     }
 }

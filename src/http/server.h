@@ -24,8 +24,13 @@ struct http_server {
     int64_t body_bytes;          /* atomic: of all bodies in memory, against max_body_bytes_in_flight */
     int32_t num_exchanges;       /* atomic: alive */
     int32_t num_unanswered;      /* atomic: requests whose answer is not out yet */
+    int64_t noise_ms;            /* atomic: when connections that speak no HTTP were last told of */
+    uint32_t num_noise;          /* atomic: since then */
     bool draining;               /* atomic: answers close their connection */
     bool stopping;               /* atomic: nothing waits any more */
 };
+
+/* A connection brought no request that could be read: one log line a minute says how many did. Any thread. */
+void server_note_noise(struct http_server *server);
 
 #endif

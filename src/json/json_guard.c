@@ -59,6 +59,9 @@ struct guard {
     uint64_t seed;
     struct buf key_a, key_b;   /* unescaped keys */
 
+    size_t num_numbers;        /* that cJSON will see as such */
+    struct buf reals;          /* uint32_t: which of them were written with a fraction or an exponent */
+
     struct buf out;            /* rewritten text up to `copied` */
     size_t copied;
     bool rewritten;
@@ -320,6 +323,7 @@ static int check_long_number(struct guard *g, size_t start, bool is_integer)
         if (errno == 0 && exact >= -(long long)exact_int_max && exact <= (long long)exact_int_max) return 0;
         int n = snprintf(repaired, sizeof repaired, "\"\xC0\x81%s\"", text);   /* repair_tree makes it a number again */
         rewrite(g, start, g->pos, repaired, (size_t)n);
+        g->num_numbers--;
     } else if (len > CJSON_NUMBER_MAX) {
         int n = snprintf(repaired, sizeof repaired, "%.17g", value);
         rewrite(g, start, g->pos, repaired, (size_t)n);
@@ -349,6 +353,8 @@ static int scan_number(struct guard *g)
         if (g->pos < g->len && (g->text[g->pos] == '+' || g->text[g->pos] == '-')) g->pos++;
         if (scan_digits(g) == 0) return bad(g, "number without digits in the exponent", start);
     }
+    uint32_t ordinal = (uint32_t)g->num_numbers++;
+    if (!is_integer) buf_append(&g->reals, &ordinal, sizeof ordinal);
     bool plain = is_integer ? digits <= 15 : !has_exponent && g->pos - start <= CJSON_NUMBER_MAX;
     return plain ? 0 : check_long_number(g, start, is_integer);
 }
@@ -490,9 +496,12 @@ static void repair_string(cJSON *item)
     item->valuedouble = json_nul_tag(text);
 }
 
-static void repair_tree(cJSON *root)
+/* In the order of the text: numbers are counted as the scan counted them. */
+static void repair_tree(const struct guard *g, cJSON *root)
 {
     cJSON *stack[JSON_DEPTH_CAP + 1];
+    const char *next_real = g->reals.data, *end = next_real + g->reals.len;
+    uint32_t number = 0, ordinal;
     int depth = 0;
 
     stack[depth++] = root;
@@ -504,6 +513,13 @@ static void repair_tree(cJSON *root)
         }
         stack[depth - 1] = item->next;
         if (item->type == cJSON_String) repair_string(item);
+        if (item->type == cJSON_Number && next_real < end) {
+            memcpy(&ordinal, next_real, sizeof ordinal);
+            if (ordinal == number++) {
+                item->type |= JSON_REAL_FLAG;
+                next_real += sizeof ordinal;
+            }
+        }
         BUG_ON(item->child && depth > JSON_DEPTH_CAP);
         if (item->child) stack[depth++] = item->child;
     }
@@ -522,7 +538,7 @@ static int parse_validated(struct guard *g, cJSON **root)
     }
     *root = cJSON_ParseWithLengthOpts(text, len, &end, 0);
     if (!*root) return err_set(g->err, ERR_NO_MEMORY, "out of memory reading JSON of %zu bytes", len);
-    if (g->rewritten) repair_tree(*root);
+    if (g->rewritten || g->reals.len) repair_tree(g, *root);
     return 0;
 }
 
@@ -540,8 +556,10 @@ int json_parse(const char *text, size_t len, const struct json_limits *limits, s
     g->err = err;
     g->seed = hash_process_seed();
     int rc = guard_run(g);
+    if (rc == 0 && g->reals.failed) rc = err_set(err, ERR_NO_MEMORY, "out of memory reading JSON");
     if (rc == 0) rc = parse_validated(g, root);
     buf_release(&g->out);
+    buf_release(&g->reals);
     buf_release(&g->key_a);
     buf_release(&g->key_b);
     free(g->table);

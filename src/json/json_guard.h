@@ -8,6 +8,9 @@
 
 #include <stdint.h>
 
+/* Bit of cJSON's type, which reads its low byte only: a number that was written with a fraction or an exponent. */
+enum { JSON_REAL_FLAG = 1 << 16 };
+
 enum { JSON_DEPTH_CAP = 256 };   /* what max_depth is cut to; cJSON recurses once per level */
 
 static inline double json_nul_tag(const char *text)

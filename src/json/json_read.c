@@ -31,6 +31,8 @@ bool json_is_int(const struct cJSON *item)
     return cJSON_IsNumber(item) && isfinite(item->valuedouble) && item->valuedouble == floor(item->valuedouble);
 }
 
+bool json_is_written_real(const struct cJSON *item) { return cJSON_IsNumber(item) && (item->type & JSON_REAL_FLAG); }
+
 bool json_is_big_int(const struct cJSON *item)
 {
     return json_is_int(item) && (cJSON_IsRaw(item) || fabs(item->valuedouble) > 0x1p53);

@@ -18,18 +18,26 @@ static const double b2[] = { .0005, .001, .002, .003, .004, .005, .0075, .01, .0
                              .04,   .05,  .075, .1,   .15,  .2,   .3,    .5,  1,    2.5,  5,    10 };
 static const double b3[] = { .001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560 };
 static const double b5[] = { 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000 };
+static const double b4[] = { 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384 };
+/* vLLM's own, for its names */
+static const double v_itl[] = { .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80 };
+static const double v_e2e[] = { .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680 };
+static const double v_n[] = { 1, 2, 5, 10, 20 };
+static const double v_step[] = { 1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384 };
 enum { MAX_BUCKETS = 24 };
 
 struct buckets { const double *bounds; int n; };
 #define BUCKETS(b) { b, (int)(sizeof b / sizeof b[0]) }
-static const struct buckets bucket_rows[] = { BUCKETS(b1), BUCKETS(b2), BUCKETS(b3), BUCKETS(b5) };
-enum { B1, B2, B3, B5 };
+static const struct buckets bucket_rows[] = { BUCKETS(b1), BUCKETS(b2), BUCKETS(b3), BUCKETS(b4), BUCKETS(b5),
+                                             BUCKETS(v_itl), BUCKETS(v_e2e), BUCKETS(v_n), BUCKETS(v_step) };
+enum { B1, B2, B3, B4, B5, V_ITL, V_E2E, V_N, V_STEP };
 
 struct family {
-    const char *name, *help;
+    const char *name, *help;       /* name NULL: known to vLLM's clients only */
     const char *extra;             /* literal label, or NULL */
     const char *vllm;              /* alias after "vllm:", or NULL */
     uint8_t kind, labels, buckets;
+    uint8_t vllm_buckets;          /* of the alias; 0: those of buckets */
 };
 
 /* Rows of one name stand together: HELP and TYPE are printed when the name changes. */
@@ -58,16 +66,23 @@ static const struct family families[METRIC_COUNT] = {
     [M_REPLICA_RESTARTS] = { "sluice_replica_restarts_total", "Replicas started again, by cause.", .kind = COUNTER, .labels = L_REPLICA_CAUSE },
     [M_STREAMS_RESUMED] = { "sluice_streams_resumed_total", "Sequences continued on another replica.", .kind = COUNTER },
     [M_TTFT] = { "sluice_ttft_seconds", "Request headers complete to first token.", .vllm = "time_to_first_token_seconds", .kind = HISTOGRAM, .buckets = B3 },
-    [M_ITL] = { "sluice_itl_seconds", "Gap between tokens of a choice.", .kind = HISTOGRAM, .buckets = B2 },
-    [M_E2E] = { "sluice_e2e_seconds", "Request headers complete to last token.", .kind = HISTOGRAM, .buckets = B3 },
-    [M_QUEUE] = { "sluice_queue_seconds", "Waiting for the first step.", .kind = HISTOGRAM, .buckets = B3 },
-    [M_PREFILL] = { "sluice_prefill_seconds", "First step to first token.", .kind = HISTOGRAM, .buckets = B3 },
-    [M_DECODE] = { "sluice_decode_seconds", "First token to last.", .kind = HISTOGRAM, .buckets = B3 },
+    [M_ITL] = { "sluice_itl_seconds", "Gap between tokens of a choice.", .vllm = "inter_token_latency_seconds", .kind = HISTOGRAM, .vllm_buckets = V_ITL, .buckets = B2 },
+    [M_E2E] = { "sluice_e2e_seconds", "Request headers complete to last token.", .vllm = "e2e_request_latency_seconds", .kind = HISTOGRAM, .vllm_buckets = V_E2E, .buckets = B3 },
+    [M_QUEUE] = { "sluice_queue_seconds", "Waiting for the first step.", .vllm = "request_queue_time_seconds", .kind = HISTOGRAM, .vllm_buckets = V_E2E, .buckets = B3 },
+    [M_PREFILL] = { "sluice_prefill_seconds", "First step to first token.", .vllm = "request_prefill_time_seconds", .kind = HISTOGRAM, .vllm_buckets = V_E2E, .buckets = B3 },
+    [M_DECODE] = { "sluice_decode_seconds", "First token to last.", .vllm = "request_decode_time_seconds", .kind = HISTOGRAM, .vllm_buckets = V_E2E, .buckets = B3 },
     [M_TOKENIZE] = { "sluice_tokenize_seconds", "Tokenizing the prompts of a request.", .kind = HISTOGRAM, .buckets = B1 },
     [M_TEMPLATE] = { "sluice_template_seconds", "Rendering the chat template.", .kind = HISTOGRAM, .buckets = B1 },
     [M_CANCEL_LATENCY] = { "sluice_cancel_latency_seconds", "Abort seen to sequence freed.", .kind = HISTOGRAM, .buckets = B1 },
-    [M_REQ_PROMPT_TOKENS] = { "sluice_request_prompt_tokens", "Prompt tokens of a request.", .kind = HISTOGRAM, .buckets = B5 },
-    [M_REQ_GENERATION_TOKENS] = { "sluice_request_generation_tokens", "Generated tokens of a choice.", .kind = HISTOGRAM, .buckets = B5 },
+    [M_REQ_PROMPT_TOKENS] = { "sluice_request_prompt_tokens", "Prompt tokens of a request.", .vllm = "request_prompt_tokens", .kind = HISTOGRAM, .buckets = B5 },
+    [M_REQ_GENERATION_TOKENS] = { "sluice_request_generation_tokens", "Generated tokens of a choice.", .vllm = "request_generation_tokens", .kind = HISTOGRAM, .buckets = B5 },
+    [M_TPOT] = { "sluice_tpot_seconds", "Mean gap between the tokens of a choice.", .vllm = "request_time_per_output_token_seconds", .kind = HISTOGRAM, .vllm_buckets = V_ITL, .buckets = B2 },
+    [M_STEP_TOKENS] = { "sluice_step_tokens", "Prompt and generated tokens of an engine's step.", .vllm = "iteration_tokens_total", .kind = HISTOGRAM, .vllm_buckets = V_STEP, .buckets = B4 },
+    [M_QUEUE_OLDEST] = { "sluice_queue_oldest_seconds", "Age of the oldest request without a token.", .kind = GAUGE },
+    [M_INFERENCE] = { NULL, "First step to last token.", .vllm = "request_inference_time_seconds", .kind = HISTOGRAM, .buckets = V_E2E },
+    [M_PARAMS_N] = { NULL, "Choices asked for.", .vllm = "request_params_n", .kind = HISTOGRAM, .buckets = V_N },
+    [M_PARAMS_MAX_TOKENS] = { NULL, "max_tokens after the context was applied.", .vllm = "request_params_max_tokens", .kind = HISTOGRAM, .buckets = B5 },
+    [M_MAX_GENERATION] = { NULL, "Tokens of the longest choice of a request.", .vllm = "request_max_num_generation_tokens", .kind = HISTOGRAM, .buckets = B5 },
     [M_STREAM_RESUME] = { "sluice_stream_resume_seconds", "Pause of a stream whose replica was lost.", .kind = HISTOGRAM, .buckets = B3 },
 };
 
@@ -90,7 +105,7 @@ static struct {
     struct metrics_info info;
     int64_t start_s;
     uint64_t cells[METRIC_COUNT][METRICS_MAX_INDEX];    /* counters: int64; gauges: bits of a double */
-    struct histogram histograms[METRIC_COUNT];
+    struct histogram histograms[METRIC_COUNT], aliases[METRIC_COUNT];    /* aliases: those with buckets of their own */
 } metrics;
 
 static double bits_to_double(uint64_t bits)
@@ -145,17 +160,23 @@ void metric_set(enum metric metric, int index, double value)
     __atomic_store_n(cell(metric, index), bits, __ATOMIC_RELAXED);
 }
 
-void metric_observe(enum metric metric, int index, double value)
+static void observe(struct histogram *histogram, const struct buckets *buckets, double value)
 {
-    const struct buckets *buckets = &bucket_rows[families[metric].buckets];
-    struct histogram *histogram = &metrics.histograms[metric];
     int i = 0;
 
-    BUG_ON(families[metric].kind != HISTOGRAM || index != 0);
-    if (!(value >= 0)) value = 0;
     while (i < buckets->n && value > buckets->bounds[i]) i++;
     __atomic_fetch_add(&histogram->counts[i], 1, __ATOMIC_RELAXED);
     add_double(&histogram->sum_bits, value);
+}
+
+void metric_observe(enum metric metric, int index, double value)
+{
+    const struct family *f = &families[metric];
+
+    BUG_ON(f->kind != HISTOGRAM || index != 0);
+    if (!(value >= 0)) value = 0;
+    observe(&metrics.histograms[metric], &bucket_rows[f->buckets], value);
+    if (f->vllm_buckets) observe(&metrics.aliases[metric], &bucket_rows[f->vllm_buckets], value);
 }
 
 void metrics_http_request(enum metric_route route, int status)
@@ -237,8 +258,9 @@ static void put_series(struct buf *out, const char *prefix, const char *name, co
 static void put_histogram(struct buf *out, const char *prefix, const char *name, enum metric metric, bool vllm)
 {
     const struct family *f = &families[metric];
-    const struct buckets *buckets = &bucket_rows[f->buckets];
-    struct histogram *histogram = &metrics.histograms[metric];
+    bool own = vllm && f->vllm_buckets;
+    const struct buckets *buckets = &bucket_rows[own ? f->vllm_buckets : f->buckets];
+    struct histogram *histogram = own ? &metrics.aliases[metric] : &metrics.histograms[metric];
     uint64_t total = 0;
 
     for (int i = 0; i <= buckets->n; i++) {
@@ -272,6 +294,68 @@ static void put_family(struct buf *out, const char *prefix, const char *name, en
     }
 }
 
+static int64_t counted(enum metric metric, int index) { return (int64_t)__atomic_load_n(cell(metric, index), __ATOMIC_RELAXED); }
+
+static void open_vllm(struct buf *out, const char *name, const char *kind, const char *help)
+{
+    buf_printf(out, "# HELP vllm:%s %s\n# TYPE vllm:%s %s\n", name, help, name, kind);
+}
+
+static void put_vllm(struct buf *out, const char *name, int engine, const char *more, int64_t value)
+{
+    buf_printf(out, "vllm:%s{model_name=\"", name);
+    put_label_value(out, metrics.info.model_name ? metrics.info.model_name : "");
+    buf_printf(out, "\",engine=\"%d\"%s} %lld\n", engine, more, (long long)value);
+}
+
+/* Of the prefix caches: what was looked for and what was found, in tokens, under the names that say it. */
+static void put_vllm_caches(struct buf *out)
+{
+    int n = metrics.info.num_replicas;
+
+    open_vllm(out, "prefix_cache_queries_total", "counter", "Prompt tokens looked for in the prefix cache.");
+    for (int i = 0; i < n; i++) put_vllm(out, "prefix_cache_queries_total", i, "", counted(M_CACHE_HIT, i) + counted(M_CACHE_MISS, i));
+    open_vllm(out, "prompt_tokens_cached_total", "counter", "Prompt tokens found in the prefix cache.");
+    for (int i = 0; i < n; i++) put_vllm(out, "prompt_tokens_cached_total", i, "", counted(M_CACHE_HIT, i));
+    open_vllm(out, "prompt_tokens_by_source_total", "counter", "Prompt tokens by where their keys and values came from.");
+    for (int i = 0; i < n; i++) {
+        put_vllm(out, "prompt_tokens_by_source_total", i, ",source=\"local_compute\"", counted(M_CACHE_MISS, i));
+        put_vllm(out, "prompt_tokens_by_source_total", i, ",source=\"local_cache_hit\"", counted(M_CACHE_HIT, i));
+        put_vllm(out, "prompt_tokens_by_source_total", i, ",source=\"external_kv_transfer\"", 0);
+    }
+    open_vllm(out, "external_prefix_cache_queries_total", "counter", "There is no external cache.");
+    for (int i = 0; i < n; i++) put_vllm(out, "external_prefix_cache_queries_total", i, "", 0);
+    open_vllm(out, "external_prefix_cache_hits_total", "counter", "There is no external cache.");
+    for (int i = 0; i < n; i++) put_vllm(out, "external_prefix_cache_hits_total", i, "", 0);
+}
+
+/* Names without a row in the table. */
+static void put_vllm_only(struct buf *out)
+{
+    int n = metrics.info.num_replicas;
+
+    put_vllm_caches(out);
+    open_vllm(out, "request_success_total", "counter", "Choices ended, by reason.");
+    put_vllm(out, "request_success_total", 0, ",finished_reason=\"stop\"",
+             counted(M_REQUESTS_FINISHED, FINISHED_STOP) + counted(M_REQUESTS_FINISHED, FINISHED_TOOL_CALLS));
+    put_vllm(out, "request_success_total", 0, ",finished_reason=\"length\"", counted(M_REQUESTS_FINISHED, FINISHED_LENGTH));
+    put_vllm(out, "request_success_total", 0, ",finished_reason=\"abort\"", counted(M_REQUESTS_FINISHED, FINISHED_ABORT));
+    put_vllm(out, "request_success_total", 0, ",finished_reason=\"error\"", counted(M_REQUESTS_FINISHED, FINISHED_ERROR));
+    put_vllm(out, "request_success_total", 0, ",finished_reason=\"repetition\"", 0);
+    open_vllm(out, "num_requests_waiting_by_reason", "gauge", "Sequences queued, by what they wait for.");
+    for (int i = 0; i < n; i++) {
+        int64_t waiting = (int64_t)bits_to_double(__atomic_load_n(cell(M_WAITING, i), __ATOMIC_RELAXED));
+        put_vllm(out, "num_requests_waiting_by_reason", i, ",reason=\"capacity\"", waiting);
+        put_vllm(out, "num_requests_waiting_by_reason", i, ",reason=\"deferred\"", 0);
+    }
+    open_vllm(out, "engine_sleep_state", "gauge", "Engines never sleep.");
+    for (int i = 0; i < n; i++) {
+        put_vllm(out, "engine_sleep_state", i, ",sleep_state=\"awake\"", 1);
+        put_vllm(out, "engine_sleep_state", i, ",sleep_state=\"weights_offloaded\"", 0);
+        put_vllm(out, "engine_sleep_state", i, ",sleep_state=\"discard_all\"", 0);
+    }
+}
+
 void metrics_write(struct buf *out)
 {
     static const char *const kinds[] = { "counter", "gauge", "histogram" };
@@ -279,6 +363,7 @@ void metrics_write(struct buf *out)
 
     for (int m = 0; m < METRIC_COUNT; m++) {
         const struct family *f = &families[m];
+        if (!f->name) continue;
         if (strcmp(last, f->name)) buf_printf(out, "# HELP %s %s\n# TYPE %s %s\n", f->name, f->help, f->name, kinds[f->kind]);
         last = f->name;
         put_family(out, "", f->name, (enum metric)m, false);
@@ -296,4 +381,5 @@ void metrics_write(struct buf *out)
         buf_printf(out, "# HELP vllm:%s %s\n# TYPE vllm:%s %s\n", f->vllm, f->help, f->vllm, kinds[f->kind]);
         put_family(out, "vllm:", f->vllm, (enum metric)m, true);
     }
+    put_vllm_only(out);
 }

@@ -45,14 +45,15 @@ static int check_limits(const struct model_config *config, const struct model_li
 }
 
 int model_bytes(struct model_bytes *bytes, const struct model_config *config, const struct shard *shard,
-                const struct backend_ops *ops, enum dtype kv_dtype, const struct model_limits *limits, struct err *err)
+                const struct backend_ops *ops, enum dtype kv_dtype, const struct model_limits *limits,
+                const struct model_source *src, struct err *err)
 {
     int rc = check_limits(config, limits, err);
     if (rc < 0) return rc;
     uint64_t kv_elems =
         (uint64_t)range_len(shard->kv_heads) * (uint64_t)config->head_dim * (uint64_t)limits->block_size;
     *bytes = (struct model_bytes){
-        .weights = weights_bytes(&model_arch_desc(config->arch)->weights, config, shard, ops),
+        .weights = weights_bytes(&model_arch_desc(config->arch)->weights, config, shard, ops, src),
         .activations = activations_layout(NULL, config, shard, ops, limits, NULL),
         .rope_table = rope_table_bytes(config, limits),
         .kv_per_block = (uint64_t)range_len(shard->layers) * 2 * kv_elems * (uint64_t)dtype_block_bytes(kv_dtype),

@@ -98,23 +98,66 @@ static void shape_weights(struct weight_shape shapes[W_COUNT], const struct weig
     }
 }
 
-static uint64_t shape_bytes(const struct weight_shape *shape, const struct backend_ops *ops)
-{
-    return shape->rows > 0 ? (ops->weight_bytes(shape->kind, shape->rows, shape->cols) + 63) / 64 * 64 : 0;
-}
-
 static uint64_t copies_of(enum weight_id id, const struct shard *shard)
 {
     return id < W_FIRST_OF_LAYER ? 1 : (uint64_t)range_len(shard->layers);
 }
 
+/* The name in the files of one tensor of a layer of the whole model. */
+static void slot_name(char name[NAME_BYTES], const struct weight_slot *slot, int64_t layer, bool gguf)
+{
+    const char *in_layer = gguf ? "blk.%lld.%s" : "model.layers.%lld.%s", *text = gguf ? slot->gguf : slot->safetensors;
+    bool once = slot->into < W_FIRST_OF_LAYER;
+    int n = once ? snprintf(name, NAME_BYTES, "%s", text) : snprintf(name, NAME_BYTES, in_layer, (long long)layer, text);
+    BUG_ON(n < 0 || n >= NAME_BYTES);
+}
+
+/* The format a matrix is kept in: that of the files when all its slots have the same one, the backend takes it at this
+ * width, and the shard's columns are whole blocks; else DTYPE_F32. layer: of the shard. */
+static enum dtype kept_format(enum weight_id id, int64_t layer, const struct weight_groups *groups,
+                              const struct model_config *config, const struct shard *shard, const struct backend_ops *ops,
+                              const struct model_source *src)
+{
+    enum dtype found = DTYPE_F32;
+    if (!ops->kept_bytes || !src || model_source_format(src) == LOAD_DUMMY) return DTYPE_F32;
+    for (int i = 0; i < MAX_SLOT_GROUPS * MAX_SLOTS_PER_LAYER; i++) {
+        const struct slot_group *group = id < W_FIRST_OF_LAYER ? &groups->once[i / MAX_SLOTS_PER_LAYER]
+                                                               : &groups->layer[i / MAX_SLOTS_PER_LAYER];
+        char name[NAME_BYTES];
+        if (i % MAX_SLOTS_PER_LAYER >= group->n) continue;
+        const struct weight_slot *slot = &group->slots[i % MAX_SLOTS_PER_LAYER];
+        if (slot->into != id || !slot_present(slot, config, shard)) continue;
+        slot_name(name, slot, shard->layers.begin + layer, model_source_format(src) == LOAD_GGUF);
+        const struct tensor_info *info = model_source_find(src, name);
+        struct range cols = slot_cols(slot, config, shard);
+        int64_t whole = dim_size(config, slot->cols), unit = info ? dtype_block_elems(info->dtype) : 1;
+        if (!info || slot->cols == DIM_ONE || (found != DTYPE_F32 && found != info->dtype)) return DTYPE_F32;
+        if (whole % unit || cols.begin % unit || cols.end % unit) return DTYPE_F32;
+        found = info->dtype;
+        if (ops->kept_bytes(found, 1, range_len(cols)) == 0) return DTYPE_F32;
+    }
+    return found;
+}
+
+static size_t weight_size(const struct weight_shape *shape, enum dtype kept, const struct backend_ops *ops)
+{
+    if (shape->rows == 0) return 0;
+    if (kept != DTYPE_F32) return ops->kept_bytes(kept, shape->rows, shape->cols);
+    return ops->weight_bytes(shape->kind, shape->rows, shape->cols);
+}
+
 uint64_t weights_bytes(const struct weight_groups *groups, const struct model_config *config, const struct shard *shard,
-                       const struct backend_ops *ops)
+                       const struct backend_ops *ops, const struct model_source *src)
 {
     struct weight_shape shapes[W_COUNT];
     uint64_t bytes = 0;
     shape_weights(shapes, groups, config, shard);
-    for (int id = 0; id < W_COUNT; id++) bytes += copies_of(id, shard) * shape_bytes(&shapes[id], ops);
+    for (int id = 0; id < W_COUNT; id++) {
+        for (uint64_t layer = 0; layer < copies_of(id, shard); layer++) {
+            enum dtype kept = kept_format(id, (int64_t)layer, groups, config, shard, ops, src);
+            bytes += (weight_size(&shapes[id], kept, ops) + 63) / 64 * 64;
+        }
+    }
     return bytes;
 }
 
@@ -153,7 +196,8 @@ static int carve_weights(struct weights *weights, const struct weight_shape shap
         for (uint64_t layer = 0; layer < copies_of(id, args->shard) && shapes[id].rows > 0; layer++) {
             struct weight *w = &weights->all[weight_index(id, (int64_t)layer)];
             *w = (struct weight){ .rows = shapes[id].rows, .cols = shapes[id].cols };
-            w->data = args->ops->carve(args->backend, args->ops->weight_bytes(shapes[id].kind, w->rows, w->cols));
+            w->kept = kept_format(id, (int64_t)layer, args->groups, args->config, args->shard, args->ops, args->src);
+            w->data = args->ops->carve(args->backend, weight_size(&shapes[id], w->kept, args->ops));
         }
     }
     return 0;
@@ -234,24 +278,29 @@ static void dummy_rows(const struct loading *loading, const struct source_slot *
     }
 }
 
-/* Rows [begin, end) of the file, all columns, as fp32 in dst. */
-static int read_rows(const struct loading *loading, const struct source_slot *source, int64_t begin, int64_t end,
-                     float *dst, struct err *err)
+/* Rows [begin, end) of the file, all columns, as they are; *raw malloc'ed. */
+static int read_raw(const struct loading *loading, const struct source_slot *source, int64_t begin, int64_t end,
+                    char **raw, struct err *err)
 {
     const struct tensor_info *info = source->info;
-    int64_t elems = (end - begin) * source->file_cols;
     int64_t offset = dtype_row_bytes(info->dtype, begin * source->file_cols);
-    int64_t bytes = dtype_row_bytes(info->dtype, elems);
-    void *raw = NULL;
-    int rc = 0;
+    int64_t bytes = dtype_row_bytes(info->dtype, (end - begin) * source->file_cols);
+    *raw = NULL;
     if (offset < 0 || bytes < 0) {
         return err_set(err, ERR_MODEL_FILE, "%s: rows are not whole %s blocks", info->name, dtype_name(info->dtype));
     }
-    raw = malloc((size_t)bytes);
-    if (!raw) return err_set(err, ERR_NO_MEMORY, "%lld bytes to load %s", (long long)bytes, info->name);
-    if ((rc = model_source_read(loading->args->src, info, (uint64_t)offset, raw, (uint64_t)bytes, err)) < 0) goto out;
-    dequantize_row(info->dtype, raw, dst, elems);
-out:
+    *raw = malloc((size_t)bytes);
+    if (!*raw) return err_set(err, ERR_NO_MEMORY, "%lld bytes to load %s", (long long)bytes, info->name);
+    return model_source_read(loading->args->src, info, (uint64_t)offset, *raw, (uint64_t)bytes, err);
+}
+
+/* The same as fp32 in dst. */
+static int read_rows(const struct loading *loading, const struct source_slot *source, int64_t begin, int64_t end,
+                     float *dst, struct err *err)
+{
+    char *raw = NULL;
+    int rc = read_raw(loading, source, begin, end, &raw, err);
+    if (rc == 0) dequantize_row(source->info->dtype, raw, dst, (end - begin) * source->file_cols);
     free(raw);
     return rc;
 }
@@ -302,10 +351,35 @@ static int load_vector(const struct loading *loading, const struct load_job *job
     return rc;
 }
 
+/* A matrix kept in the file's blocks: rows in memory order, the shard's columns, no arithmetic. */
+static int load_kept_rows(const struct loading *loading, const struct load_job *job, struct err *err)
+{
+    const struct source_slot *source = &loading->sources[job->first];
+    const struct weights_load_args *args = loading->args;
+    bool permuted = source->slot->rope_rows && args->config->rope_interleaved;
+    enum dtype dtype = source->w->kept;
+    size_t file_row = (size_t)dtype_row_bytes(dtype, source->file_cols);
+    size_t skip = (size_t)dtype_row_bytes(dtype, source->cols.begin);
+    int64_t at = source->at - source->rows.begin;
+    char *raw = NULL;
+    int rc = read_raw(loading, source, job->begin, job->end, &raw, err);
+    if (rc == 0 && !permuted && range_len(source->cols) == source->file_cols) {
+        args->ops->store_kept(args->backend, source->w, at + job->begin, job->end - job->begin, raw);
+    } else if (rc == 0) {
+        for (int64_t row = job->begin; row < job->end; row++) {
+            int64_t to = permuted ? unpermuted(row, args->config->head_dim) : row;
+            args->ops->store_kept(args->backend, source->w, at + to, 1, raw + (size_t)(row - job->begin) * file_row + skip);
+        }
+    }
+    free(raw);
+    return rc;
+}
+
 static int load_matrix_rows(const struct loading *loading, const struct load_job *job, struct err *err)
 {
     const struct source_slot *source = &loading->sources[job->first];
     const struct weights_load_args *args = loading->args;
+    if (source->w->kept != DTYPE_F32) return load_kept_rows(loading, job, err);
     size_t n = (size_t)(job->end - job->begin);
     float *full = malloc(n * (size_t)source->file_cols * sizeof(*full));
     float *part = malloc(n * (size_t)range_len(source->cols) * sizeof(*part));
@@ -363,13 +437,9 @@ static int find_source(const struct weights_load_args *args, struct source_slot 
 {
     const struct weight_slot *slot = source->slot;
     enum load_format format = model_source_format(args->src);
-    bool once = slot->into < W_FIRST_OF_LAYER;
     char in_file[NAME_BYTES];
-    int n = snprintf(source->name, sizeof(source->name), once ? "%.0lld%s" : "model.layers.%lld.%s",
-                     once ? 0LL : (long long)layer, slot->safetensors);
-    int m = snprintf(in_file, sizeof(in_file), once ? "%.0lld%s" : "blk.%lld.%s", once ? 0LL : (long long)layer,
-                     slot->gguf);
-    BUG_ON(n < 0 || n >= NAME_BYTES || m < 0 || m >= NAME_BYTES);
+    slot_name(source->name, slot, layer, false);
+    slot_name(in_file, slot, layer, true);
     if (format == LOAD_DUMMY) return 0;
     const char *name = format == LOAD_GGUF ? in_file : source->name;
     source->info = model_source_find(args->src, name);

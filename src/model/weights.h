@@ -51,9 +51,10 @@ struct weights {
 /* layer: index within the shard; ignored for what exists once. data is NULL where the model has no such weight. */
 const struct weight *weights_get(const struct weights *weights, enum weight_id id, int64_t layer);
 
-/* Bytes of all weights of the shard in the backend's layout, and as fp32 values read (progress). */
+/* Bytes of all weights of the shard in the backend's layout, and as fp32 values read (progress). src: the files, whose
+ * formats decide what is kept as it is; NULL: nothing is. */
 uint64_t weights_bytes(const struct weight_groups *groups, const struct model_config *config, const struct shard *shard,
-                       const struct backend_ops *ops);
+                       const struct backend_ops *ops, const struct model_source *src);
 uint64_t weights_fp32_bytes(const struct weight_groups *groups, const struct model_config *config,
                             const struct shard *shard);
 

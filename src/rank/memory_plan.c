@@ -72,7 +72,7 @@ static int kv_per_block_of_all(uint64_t *bytes, const struct model_config *confi
         rank_place(rank, options->tp_size, &tp_rank, &pp_stage);
         rc = shard_of(&shard, config, options->tp_size, options->pp_size, tp_rank, pp_stage, options->layer_partition,
                       err);
-        if (rc == 0) rc = model_bytes(&model, config, &shard, options->ops, options->kv_dtype, &limits, err);
+        if (rc == 0) rc = model_bytes(&model, config, &shard, options->ops, options->kv_dtype, &limits, NULL, err);
         if (rc < 0) return rc;
         *bytes += model.kv_per_block;
     }
@@ -156,7 +156,8 @@ int memory_plan_make(struct memory_plan *plan, const struct model_config *config
     struct model_bytes model;
     int rc = check_options(options, err);
     if (rc < 0) return rc;
-    if ((rc = model_bytes(&model, config, shard, options->ops, options->kv_dtype, &limits, err)) < 0) return rc;
+    rc = model_bytes(&model, config, shard, options->ops, options->kv_dtype, &limits, options->src, err);
+    if (rc < 0) return rc;
     *plan = (struct memory_plan){
         .device_bytes = device_bytes,
         .headroom_bytes = (uint64_t)((double)device_bytes * options->headroom),

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "memory_plan.h"
 
 enum { CARVE_ALIGN = 64 };
@@ -43,7 +44,8 @@ int model_runner_open(struct model_runner *runner, const struct model_runner_arg
 
     *runner = (struct model_runner){ .ops = args->options->ops, .shard = args->shard, .comm_ops = args->comm_ops,
                                      .tp_comm = args->tp_comm, .pp_comm = args->pp_comm,
-                                     .vocab_size = config->vocab_size };
+                                     .vocab_size = config->vocab_size,
+                                     .now_ns = args->now_ns ? args->now_ns : clock_now_ns };
     if ((rc = runner->ops->open(&runner->backend, &backend_options, err)) < 0) goto out;
     if ((rc = runner->ops->reserve(runner->backend, arena_bytes(args), err)) < 0) goto out;
     struct model_env env = { .ops = runner->ops, .backend = runner->backend, .comm_ops = args->comm_ops,
@@ -89,7 +91,9 @@ int model_runner_forward(struct model_runner *runner, const struct step_plan *pl
 {
     int rc = 0;
     if (runner->shard.pp_stage > 0 && (rc = receive_hidden(runner, plan)) < 0) return rc;
+    runner->time.begin_ns = runner->now_ns();
     if ((rc = model_forward(runner->model, plan, logits)) < 0) return rc;
+    runner->time.end_ns = runner->now_ns();
     return runner->shard.pp_stage + 1 < runner->shard.pp_size ? send_hidden(runner, plan) : 0;
 }
 
@@ -106,7 +110,11 @@ int model_runner_step(struct model_runner *runner, const struct step_plan *plan,
             runner->ops->sample(runner->backend, &(struct sample_args){
                 .logits = logits, .plan = uploaded, .result = result, .vocab_size = runner->vocab_size });
         }
+        runner->ops->synchronize(runner->backend);
+        runner->time.end_ns = runner->now_ns();
+    } else {
+        runner->ops->synchronize(runner->backend);
     }
-    runner->ops->synchronize(runner->backend);
+    if (runner->shard.tp_rank == 0) result->stages[runner->shard.pp_stage] = runner->time;
     return 0;
 }

@@ -18,6 +18,7 @@ struct model_runner_args {
     struct comm *tp_comm, *pp_comm;        /* NULL where the size is 1; in pp_comm a rank is its stage */
     model_progress *progress;
     void *progress_arg;
+    int64_t (*now_ns)(void);               /* NULL: CLOCK_MONOTONIC */
 };
 
 struct model_runner {
@@ -29,13 +30,16 @@ struct model_runner {
     const struct comm_ops *comm_ops;
     struct comm *tp_comm, *pp_comm;
     int32_t vocab_size;
+    int64_t (*now_ns)(void);
+    struct stage_time time;                /* of the last step */
 };
 
 int  model_runner_open(struct model_runner *runner, const struct model_runner_args *args, struct err *err);
 void model_runner_close(struct model_runner *runner);
 /* Receives from the stage before, runs this shard, sends to the stage behind. *logits: see model_forward. */
 int  model_runner_forward(struct model_runner *runner, const struct step_plan *plan, float **logits);
-/* The same, then (last stage, tp_rank 0) fills result by sampling. plan is in host memory. */
+/* The same, then (last stage, tp_rank 0) fills result by sampling; tp_rank 0 of each stage notes its time in it. plan
+ * is in host memory. */
 int  model_runner_step(struct model_runner *runner, const struct step_plan *plan, struct step_result *result);
 
 #endif

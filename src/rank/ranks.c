@@ -1,26 +1,42 @@
 /* ranks.c - one thread per rank, fed through pp_size plan slots.
  * `submitted` counts plans given, `finished` plans that every rank is done with; both only grow (and wrap), so slot
  * i % num_slots belongs to plan i, and plans finish in the order of submission because every rank takes them in order.
- * A slot without a plan tells the threads to end. After the first failure the communicators are aborted and the
- * remaining plans are only counted off: nobody waits for a rank that is gone. */
+ * The plan that would come after `ending` was set tells the threads to end.
+ * The first failure wins `claimed`, writes down who and where, then sets `failed` and aborts the communicators; the
+ * remaining plans are only counted off. The engine thread never waits for ever: when a plan does not end in time it
+ * claims the failure for the rank that has not finished and does not wait for others (that one holds them all up), and
+ * gives the threads up (`abandoned`). */
 #include <sluice/rank.h>
 
+#include <assert.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
 
+#include "base/clock.h"
 #include "base/futex.h"
+#include "base/log.h"
 #include "memory_plan.h"
 #include "model_runner.h"
 
-/* A stage waits for the stages before it as long as they compute: the largest prefill on a slow CPU, with room. */
-enum { COMM_TIMEOUT_MS = 300000, SPINS = 2000 };
-static const int64_t SLEEP_NS = 1000000000;         /* a sleeper looks again this often, wake or not */
+enum {
+    STALL_TIMEOUT_MS = 300000,                      /* the largest prefill on a slow CPU, with room */
+    COMM_TIMEOUT_MS = 3600000,                      /* behind that: the engine thread aborts a stalled step */
+    SPINS = 2000,
+    GRACE_MS = 1000,                                /* for the threads to end after a failure */
+};
+static const int64_t SLEEP_NS = 250000000;          /* a sleeper looks again this often, wake or not */
+static const int64_t LATE_NS = 1000000000;          /* it slept longer by this: the whole process stood still */
+static_assert((int)MAX_STAGES == (int)MAX_PP, "a time for every stage");
 
 struct plan_slot {
-    const struct step_plan *plan;                   /* NULL: end */
+    const struct step_plan *plan;
     struct step_result *result;
+    int64_t submitted_ns;
+    uint64_t step;
     atomic_int ranks_left;
 };
 
@@ -29,15 +45,18 @@ struct rank {
     pthread_t thread;
     bool started;
     struct model_runner_args args;
-    struct memory_plan plan;
     struct model_runner runner;
+    _Atomic uint32_t done;                          /* plans */
     struct err err;                                 /* of opening */
 };
 
 struct ranks {
     struct ranks_options options;
     int size;                                       /* tp_size * pp_size */
+    int spins;                                      /* before a wait sleeps; 0 when threads outnumber the cores */
+    const struct comm_ops *comm_ops;
     struct rank *all;                               /* [size] */
+    struct rank_plan *plans;                        /* [size] */
     struct comm_group *tp_groups[MAX_PP];           /* one per stage */
     struct comm_group *pp_groups[MAX_TP];           /* one per tp rank */
     char description[160];
@@ -47,7 +66,13 @@ struct ranks {
     _Atomic uint32_t submitted, finished;           /* futex words */
     uint32_t waited;                                /* engine thread only */
     _Atomic uint32_t opened;                        /* ranks whose opening ended, well or not */
-    atomic_int failed;                              /* 0 or the first error */
+    atomic_bool ending;
+    atomic_bool claimed;                            /* a failure is being written down */
+    atomic_int failed;                              /* 0 or the first error; then failure is const */
+    char failure[160];
+
+    int64_t longest_ns;                             /* engine thread only: of one plan */
+    bool abandoned;                                 /* some thread hangs */
 
     void (*progress)(void *arg, double share);
     void *progress_arg;
@@ -57,9 +82,9 @@ struct ranks {
 
 /* ---- rank threads ---- */
 
-static void await_change(_Atomic uint32_t *word, uint32_t from)
+static void await_change(const struct ranks *ranks, _Atomic uint32_t *word, uint32_t from)
 {
-    while (atomic_load(word) == from) futex_wait(word, from, SPINS, SLEEP_NS);
+    while (atomic_load(word) == from) futex_wait(word, from, ranks->spins, SLEEP_NS);
 }
 
 static void bump(_Atomic uint32_t *word)
@@ -68,17 +93,80 @@ static void bump(_Atomic uint32_t *word)
     futex_wake_all(word);
 }
 
-static void fail_all(struct rank *rank, int rc)
+/* ---- failure ---- */
+
+/* Any thread. True for the first only, which then has to call set_failed. */
+static bool claim_failure(struct ranks *ranks)
 {
-    struct ranks *ranks = rank->ranks;
-    int none = 0;
-    atomic_compare_exchange_strong(&ranks->failed, &none, rc);
+    return !atomic_exchange(&ranks->claimed, true);
+}
+
+static void set_failed(struct ranks *ranks, int rc)
+{
+    atomic_store(&ranks->failed, rc);
     for (int i = 0; i < ranks->options.pp_size; i++) {
-        if (ranks->tp_groups[i]) comm_cpu_ops.abort(comm_cpu_rank(ranks->tp_groups[i], 0));
+        if (ranks->tp_groups[i]) ranks->comm_ops->abort(comm_cpu_rank(ranks->tp_groups[i], 0));
     }
     for (int i = 0; i < ranks->options.tp_size; i++) {
-        if (ranks->pp_groups[i]) comm_cpu_ops.abort(comm_cpu_rank(ranks->pp_groups[i], 0));
+        if (ranks->pp_groups[i]) ranks->comm_ops->abort(comm_cpu_rank(ranks->pp_groups[i], 0));
     }
+}
+
+static void record_failure(struct ranks *ranks, int i, uint64_t step, int rc, const char *what)
+{
+    const struct shard *shard = &ranks->plans[i].shard;
+    snprintf(ranks->failure, sizeof(ranks->failure), "rank %d (stage %d, tp %d) %s at step %llu: %s", i,
+             shard->pp_stage, shard->tp_rank, what, (unsigned long long)step, err_name(rc));
+    log_error("rank_failed", "%s", ranks->failure);
+}
+
+static bool waits_for_others(const struct ranks *ranks, const struct rank *rank)
+{
+    const struct comm *tp_comm = rank->args.tp_comm, *pp_comm = rank->args.pp_comm;
+    return (tp_comm && ranks->comm_ops->waiting(tp_comm)) || (pp_comm && ranks->comm_ops->waiting(pp_comm));
+}
+
+/* Who holds plan number `plan` up: the first rank that has not done it and computes; -1 when all have. */
+static int find_stalled(const struct ranks *ranks, uint32_t plan, const struct rank *except)
+{
+    int waiting = -1;
+    for (int i = ranks->size - 1; i >= 0; i--) {
+        if (atomic_load(&ranks->all[i].done) == plan && &ranks->all[i] != except) waiting = i;
+    }
+    for (int i = 0; i < ranks->size; i++) {
+        const struct rank *rank = &ranks->all[i];
+        if (rank != except && atomic_load(&rank->done) == plan && !waits_for_others(ranks, rank)) return i;
+    }
+    return waiting;
+}
+
+/* On the rank's thread. ERR_ENDED without an abort before it: another rank did not come in time. */
+static void rank_failed(struct rank *rank, const struct plan_slot *slot, uint32_t plan, int rc)
+{
+    struct ranks *ranks = rank->ranks;
+    if (!claim_failure(ranks)) return;
+    int self = (int)(rank - ranks->all), stalled = rc == ERR_ENDED ? find_stalled(ranks, plan, rank) : -1;
+    if (stalled >= 0) record_failure(ranks, stalled, slot->step, rc, "stalled");
+    else record_failure(ranks, self, slot->step, rc, "failed");
+    set_failed(ranks, rc);
+}
+
+static int64_t stall_limit_ns(const struct ranks *ranks)
+{
+    int64_t least = ranks->options.stall_timeout_ms * 1000000, limit = ranks->longest_ns * RANKS_STALL_FACTOR;
+    return limit > least ? limit : least;
+}
+
+/* On the engine thread, when the oldest plan did not end in time. */
+static void give_up(struct ranks *ranks)
+{
+    const struct plan_slot *slot = &ranks->slots[ranks->waited % (uint32_t)ranks->options.pp_size];
+    int stalled = find_stalled(ranks, ranks->waited, NULL);
+    if (stalled < 0) return;                        /* just now finished */
+    ranks->abandoned = true;
+    if (!claim_failure(ranks)) return;
+    record_failure(ranks, stalled, slot->step, ERR_ENDED, "stalled");
+    set_failed(ranks, ERR_ENDED);
 }
 
 static void *rank_main(void *arg)
@@ -86,17 +174,18 @@ static void *rank_main(void *arg)
     struct rank *rank = arg;
     struct ranks *ranks = rank->ranks;
     int rc = model_runner_open(&rank->runner, &rank->args, &rank->err);
-    if (rc < 0) fail_all(rank, rc);
+    if (rc < 0 && claim_failure(ranks)) set_failed(ranks, rc);       /* told by ranks_start */
     bump(&ranks->opened);
 
     for (uint32_t next = 0;; next++) {
-        await_change(&ranks->submitted, next);
+        await_change(ranks, &ranks->submitted, next);
+        if (atomic_load(&ranks->ending) && atomic_load(&ranks->submitted) == next + 1) break;
         struct plan_slot *slot = &ranks->slots[next % (uint32_t)ranks->options.pp_size];
-        if (!slot->plan) break;
         if (atomic_load(&ranks->failed) == 0) {
             rc = model_runner_step(&rank->runner, slot->plan, slot->result);
-            if (rc < 0) fail_all(rank, rc);
+            if (rc < 0) rank_failed(rank, slot, next, rc);
         }
+        atomic_store(&rank->done, next + 1);
         if (atomic_fetch_sub(&slot->ranks_left, 1) == 1) bump(&ranks->finished);
     }
     model_runner_close(&rank->runner);
@@ -118,45 +207,33 @@ static int make_groups(struct ranks *ranks, struct err *err)
     int rc = 0;
     for (int i = 0; i < options->pp_size && options->tp_size > 1 && rc == 0; i++) {
         rc = comm_cpu_new(&ranks->tp_groups[i], options->tp_size, COMM_TIMEOUT_MS, err);
+        if (rc == 0 && ranks->spins == 0) comm_cpu_no_spin(ranks->tp_groups[i]);
     }
     for (int i = 0; i < options->tp_size && options->pp_size > 1 && rc == 0; i++) {
         rc = comm_cpu_new(&ranks->pp_groups[i], options->pp_size, COMM_TIMEOUT_MS, err);
+        if (rc == 0 && ranks->spins == 0) comm_cpu_no_spin(ranks->pp_groups[i]);
     }
     return rc;
 }
 
-/* Each rank's share of the host; then the lowest count of blocks holds for all. */
-static int plan_ranks(struct ranks *ranks, const struct model_source *src, struct err *err)
+static void log_plans(const struct ranks *ranks)
 {
-    const struct ranks_options *options = &ranks->options;
-    const struct model_config *config = model_source_config(src);
-    uint64_t share = host_memory_bytes() / (uint64_t)ranks->size;
-    int32_t num_blocks = INT32_MAX;
-    for (int i = 0; i < ranks->size; i++) {
-        struct rank *rank = &ranks->all[i];
-        struct shard *shard = &rank->args.shard;
-        int tp_rank, pp_stage, rc;
-        rank_place(i, options->tp_size, &tp_rank, &pp_stage);
-        rc = shard_of(shard, config, options->tp_size, options->pp_size, tp_rank, pp_stage, options->layer_partition,
-                      err);
-        if (rc == 0) rc = memory_plan_make(&rank->plan, config, shard, options, share, err);
-        if (rc < 0) return rc;
-        if (rank->plan.num_blocks < num_blocks) num_blocks = rank->plan.num_blocks;
-        ranks->load_bytes += model_load_bytes(config, shard);
+    char line[RANK_LINE_MAX];
+    for (int i = -1; i <= ranks->size; i++) {
+        ranks_plan_line(line, ranks->plans, ranks->size, i);
+        log_event(ranks->size > 1 ? LOG_INFO : LOG_DEBUG, "rank_plan", "%s", line);
     }
-    for (int i = 0; i < ranks->size; i++) memory_plan_set_blocks(&ranks->all[i].plan, num_blocks);
-    return 0;
 }
 
 static int start_thread(struct ranks *ranks, int i, const struct model_source *src, struct err *err)
 {
     struct rank *rank = &ranks->all[i];
-    struct shard shard = rank->args.shard;
+    struct shard shard = ranks->plans[i].shard;
     char name[16];
     rank->ranks = ranks;
     rank->args = (struct model_runner_args){
-        .src = src, .options = &ranks->options, .plan = &rank->plan, .shard = shard, .device = i,
-        .comm_ops = &comm_cpu_ops,
+        .src = src, .options = &ranks->options, .plan = &ranks->plans[i].memory, .shard = shard, .device = i,
+        .comm_ops = ranks->comm_ops, .now_ns = ranks->options.now_ns,
         .tp_comm = shard.tp_size > 1 ? comm_cpu_rank(ranks->tp_groups[shard.pp_stage], shard.tp_rank) : NULL,
         .pp_comm = shard.pp_size > 1 ? comm_cpu_rank(ranks->pp_groups[shard.tp_rank], shard.pp_stage) : NULL,
         .progress = count_loaded, .progress_arg = ranks };
@@ -172,7 +249,7 @@ static int start_thread(struct ranks *ranks, int i, const struct model_source *s
 static int await_opened(struct ranks *ranks, struct err *err)
 {
     for (uint32_t seen = 0; seen < (uint32_t)ranks->size; seen = atomic_load(&ranks->opened)) {
-        await_change(&ranks->opened, seen);
+        await_change(ranks, &ranks->opened, seen);
     }
     for (int i = 0; i < ranks->size; i++) {
         const struct err *found = &ranks->all[i].err;
@@ -193,15 +270,20 @@ static void describe(struct ranks *ranks)
 int ranks_start(struct ranks **out, const struct model_source *src, const struct ranks_options *options,
                 void (*progress)(void *arg, double share), void *progress_arg, struct err *err)
 {
+    const struct model_config *config = model_source_config(src);
     struct shard probe;
     struct ranks *ranks = NULL;
-    int rc = shard_of(&probe, model_source_config(src), options->tp_size, options->pp_size, 0, 0,
+    int rc = shard_of(&probe, config, options->tp_size, options->pp_size, 0, 0,
                       options->layer_partition, err);
     if (rc < 0) return rc;
     ranks = calloc(1, sizeof(*ranks));
     if (!ranks) return err_set(err, ERR_NO_MEMORY, "ranks");
     ranks->options = *options;
+    ranks->options.src = src;
+    if (options->stall_timeout_ms == 0) ranks->options.stall_timeout_ms = STALL_TIMEOUT_MS;
+    ranks->comm_ops = options->comm_ops ? options->comm_ops : &comm_cpu_ops;
     ranks->size = options->tp_size * options->pp_size;
+    ranks->spins = ranks->size < sysconf(_SC_NPROCESSORS_ONLN) ? SPINS : 0;
     ranks->progress = progress;
     ranks->progress_arg = progress_arg;
     if (options->layer_partition) {
@@ -209,8 +291,11 @@ int ranks_start(struct ranks **out, const struct model_source *src, const struct
         ranks->options.layer_partition = ranks->layer_partition;
     }
     ranks->all = calloc((size_t)ranks->size, sizeof(*ranks->all));
-    if (!ranks->all) { rc = err_set(err, ERR_NO_MEMORY, "ranks"); goto out; }
-    if ((rc = plan_ranks(ranks, src, err)) < 0) goto out;
+    ranks->plans = calloc((size_t)ranks->size, sizeof(*ranks->plans));
+    if (!ranks->all || !ranks->plans) { rc = err_set(err, ERR_NO_MEMORY, "ranks"); goto out; }
+    if ((rc = ranks_plan(ranks->plans, config, &ranks->options, host_memory_bytes(), err)) < 0) goto out;
+    log_plans(ranks);
+    for (int i = 0; i < ranks->size; i++) ranks->load_bytes += model_load_bytes(config, &ranks->plans[i].shard);
     if ((rc = make_groups(ranks, err)) < 0) goto out;
     for (int i = 0; i < ranks->size; i++) {
         if ((rc = start_thread(ranks, i, src, err)) < 0) goto out;
@@ -224,18 +309,32 @@ out:
     return rc;
 }
 
+/* False: a thread still hangs after GRACE_MS. Only a failure makes it worth a doubt. */
+static bool join_all(struct ranks *ranks)
+{
+    struct timespec until;
+    bool joined = true;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += GRACE_MS / 1000;
+    for (int i = 0; i < ranks->size && ranks->all; i++) {
+        if (!ranks->all[i].started) continue;
+        if (!ranks->abandoned) pthread_join(ranks->all[i].thread, NULL);
+        else joined = pthread_timedjoin_np(ranks->all[i].thread, NULL, &until) == 0 && joined;
+    }
+    return joined;
+}
+
 void ranks_stop(struct ranks *ranks)
 {
     struct step_result *result;
     if (!ranks) return;
     while (ranks_wait(ranks, &result) != ERR_NOT_FOUND) continue;
-    ranks->slots[atomic_load(&ranks->submitted) % (uint32_t)ranks->options.pp_size].plan = NULL;
+    atomic_store(&ranks->ending, true);
     bump(&ranks->submitted);
-    for (int i = 0; i < ranks->size && ranks->all; i++) {
-        if (ranks->all[i].started) pthread_join(ranks->all[i].thread, NULL);
-    }
+    if (!join_all(ranks)) return;
     for (int i = 0; i < MAX_PP; i++) comm_cpu_free(ranks->tp_groups[i]);
     for (int i = 0; i < MAX_TP; i++) comm_cpu_free(ranks->pp_groups[i]);
+    free(ranks->plans);
     free(ranks->all);
     free(ranks);
 }
@@ -251,15 +350,34 @@ int ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_
     struct plan_slot *slot = &ranks->slots[submitted % (uint32_t)ranks->options.pp_size];
     slot->plan = plan;
     slot->result = result;
+    slot->step = plan->step;
+    slot->submitted_ns = clock_now_ns();
+    result->num_stages = ranks->options.pp_size;
     atomic_store(&slot->ranks_left, ranks->size);
     bump(&ranks->submitted);
     return 0;
 }
 
+/* Until the oldest plan is finished, or given up. */
+static void await_finished(struct ranks *ranks)
+{
+    const struct plan_slot *slot = &ranks->slots[ranks->waited % (uint32_t)ranks->options.pp_size];
+    int64_t began_ns = clock_now_ns();
+    while (atomic_load(&ranks->finished) == ranks->waited && !ranks->abandoned) {
+        int64_t before_ns = clock_now_ns();
+        futex_wait(&ranks->finished, ranks->waited, ranks->spins, SLEEP_NS);
+        int64_t now_ns = clock_now_ns();
+        if (now_ns - before_ns > SLEEP_NS + LATE_NS) began_ns = now_ns;
+        else if (now_ns - began_ns > stall_limit_ns(ranks)) give_up(ranks);
+    }
+    int64_t took_ns = clock_now_ns() - slot->submitted_ns;
+    if (took_ns > ranks->longest_ns) ranks->longest_ns = took_ns;
+}
+
 int ranks_wait(struct ranks *ranks, struct step_result **result)
 {
     if (atomic_load(&ranks->submitted) == ranks->waited) return ERR_NOT_FOUND;
-    await_change(&ranks->finished, ranks->waited);
+    await_finished(ranks);
     *result = ranks->slots[ranks->waited % (uint32_t)ranks->options.pp_size].result;
     ranks->waited++;
     int failed = atomic_load(&ranks->failed);
@@ -277,7 +395,7 @@ int ranks_execute(struct ranks *ranks, const struct step_plan *plan, struct step
 
 int32_t ranks_num_blocks(const struct ranks *ranks)
 {
-    return ranks->all[0].plan.num_blocks;
+    return ranks->plans[0].memory.num_blocks;
 }
 
 int32_t ranks_num_slots(const struct ranks *ranks)
@@ -292,10 +410,15 @@ int32_t ranks_max_rows(const struct ranks *ranks)
 
 const struct memory_plan *ranks_memory_plan(const struct ranks *ranks, int rank)
 {
-    return &ranks->all[rank].plan;
+    return &ranks->plans[rank].memory;
 }
 
 const char *ranks_describe(const struct ranks *ranks)
 {
     return ranks->description;
+}
+
+const char *ranks_failure(const struct ranks *ranks)
+{
+    return atomic_load(&ranks->failed) < 0 ? ranks->failure : "";
 }

@@ -128,6 +128,9 @@ static int check_row(const struct step_plan *plan, int32_t r, int32_t vocab_size
     if (row->bias_begin > (uint32_t)plan->num_bias || row->bias_count > (uint32_t)plan->num_bias - row->bias_begin) {
         return bad(err, "row's bias", r, row->bias_begin);
     }
+    if (row->allow_begin > (uint32_t)plan->num_bias || row->allow_count > (uint32_t)plan->num_bias - row->allow_begin) {
+        return bad(err, "row's allowed ids", r, row->allow_begin);
+    }
     return 0;
 }
 

@@ -8,7 +8,7 @@
 
 enum {
     EXPECTED_OUTPUT_TOKENS = 256,    /* what a choice is expected to generate at most, for the load of its replica */
-    MAX_LOSSES = 5,                  /* replicas that may die under a choice without one token between: it may be what kills them */
+    MAX_LOSSES = 5,                  /* replicas that may crash under a choice without one token between: it may be what kills them */
 };
 static const size_t MAX_BACKLOG_BYTES = 64 << 20;     /* requests an engine has not read yet; more wait here */
 
@@ -34,6 +34,7 @@ static int pick_replica(const struct router *router, const struct choice *choice
     int n = router->num_replicas;
 
     look_at_replicas(router, placements);
+    for (int i = 0; i < n; i++) placements[i].ready &= !(choice->stale >> i & 1);     /* it would have the id twice */
     int home = spec->session ? placement_session(placements, n, spec->session) : -1;
     if (home >= 0 && !placement_overloaded(placements, n, home)) return home;
     uint32_t among = 0;
@@ -96,6 +97,7 @@ static bool send_choice(struct router *router, struct choice *choice, int replic
     if (router->num_replicas > 1) affinity_note(&router->affinity, prompt->ids, prompt->n, spec->cache_domain, replica);
     uint32_t left = choice->max_tokens - choice->num_log;
     choice->state = CHOICE_SENT;
+    choice->sent_log = choice->num_log;
     choice->replica = replica;
     choice->reserved_tokens = (int64_t)prompt->n + choice->num_log + (left < EXPECTED_OUTPUT_TOKENS ? left : EXPECTED_OUTPUT_TOKENS);
     view->outstanding_tokens += choice->reserved_tokens;
@@ -110,6 +112,7 @@ void dispatch_waiting(struct router *router)
         struct choice *choice = list_entry(it, struct choice, link);
         if (choice->gen->doomed) continue;
         int replica = pick_replica(router, choice);
+        if (replica < 0 && choice->stale) continue;
         if (replica < 0 || !send_choice(router, choice, replica)) return;
     }
 }
@@ -137,28 +140,73 @@ void dispatch_abort(struct router *router, struct choice *choice)
     if (choice->state == CHOICE_SENT) ipc_put(&router->replicas[choice->replica].out, MSG_ABORT, &abort_msg, sizeof abort_msg);
 }
 
-static void orphan(struct router *router, struct choice *choice, int64_t now_ms)
+/* To the head of the queue; callers go from the newest to the oldest, so that they keep their order. */
+static void wait_again(struct router *router, struct choice *choice, int64_t now_ms)
 {
+    struct replica_view *view = &router->replicas[choice->replica];
     struct generation *gen = choice->gen;
 
     list_remove(&choice->link);
     list_push_front(&router->waiting, &choice->link);
+    view->outstanding_tokens -= choice->reserved_tokens;
+    view->num_sent--;
     choice->state = CHOICE_WAITING;
-    if (!choice->lost_ms) choice->lost_ms = now_ms;
+    if (!choice->lost_ms) return;
     if (!gen->num_orphans++) gen->orphan_since_ms = now_ms;
-    if (++choice->num_losses >= MAX_LOSSES) gen->doomed = true;
     deadlines_update(router, gen);
 }
 
-void dispatch_lost(struct router *router, int replica)
+/* From the newest: what a replica has not begun is taken back while it has more than its share. */
+static void take_back(struct router *router, int replica, int32_t share, int64_t now_ms)
+{
+    struct replica_view *view = &router->replicas[replica];
+
+    for (struct list *it = view->sent.prev, *before; it != &view->sent && view->num_sent > share; it = before) {
+        struct choice *choice = list_entry(it, struct choice, link);
+        before = it->prev;
+        if (choice->num_log != choice->sent_log) continue;
+        dispatch_abort(router, choice);
+        choice->stale |= UINT32_C(1) << replica;
+        wait_again(router, choice, now_ms);
+    }
+}
+
+void dispatch_rebalance(struct router *router)
+{
+    int64_t now_ms = clock_now_ms();
+    int32_t sent = 0, ready = 0;
+
+    for (int i = 0; i < router->num_replicas; i++) {
+        sent += router->replicas[i].num_sent;
+        ready += router->replicas[i].ready;
+    }
+    for (int i = 0; ready > 1 && i < router->num_replicas; i++) {
+        if (router->replicas[i].ready) take_back(router, i, (sent + ready - 1) / ready, now_ms);
+    }
+}
+
+/* A dead replica says no end any more. */
+static void forget_stale(struct router *router, int replica)
+{
+    list_for_each(it, &router->generations) {
+        struct generation *gen = list_entry(it, struct generation, link);
+        for (int32_t i = 0; i < gen->num_choices; i++) gen->choices[i].stale &= ~(UINT32_C(1) << replica);
+    }
+}
+
+void dispatch_lost(struct router *router, int replica, bool crashed)
 {
     struct replica_view *view = &router->replicas[replica];
     int64_t now_ms = clock_now_ms();
 
-    /* from the back, each to the front: they keep their order and stand before requests that never ran */
-    while (!list_empty(&view->sent)) orphan(router, list_entry(view->sent.prev, struct choice, link), now_ms);
-    view->outstanding_tokens = 0;
-    view->num_sent = 0;
+    while (!list_empty(&view->sent)) {
+        struct choice *choice = list_entry(view->sent.prev, struct choice, link);
+        if (!choice->lost_ms) choice->lost_ms = now_ms;
+        choice->num_losses += crashed;
+        if (choice->num_losses >= MAX_LOSSES) choice->gen->doomed = true;
+        wait_again(router, choice, now_ms);
+    }
+    forget_stale(router, replica);
     view->logprobs_len = view->logprobs_pos = 0;
     buf_reset(&view->out);
     affinity_forget(&router->affinity, replica);

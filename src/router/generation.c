@@ -88,7 +88,13 @@ void generation_free(struct generation *gen)
 
 static void end_generation(struct router *router, struct generation *gen, const struct err *err)
 {
-    for (int32_t i = 0; i < gen->num_choices; i++) dispatch_release(router, &gen->choices[i]);
+    uint32_t longest = 0;
+
+    for (int32_t i = 0; i < gen->num_choices; i++) {
+        dispatch_release(router, &gen->choices[i]);
+        if (gen->choices[i].num_log > longest) longest = gen->choices[i].num_log;
+    }
+    if (gen->started) metric_observe(M_MAX_GENERATION, 0, longest);
     router_forget(router, gen);
     gen->spec.sink->done(gen->spec.sink_arg, &gen->usage, err);
     generation_free(gen);
@@ -152,6 +158,7 @@ static void observe_times(struct router *router, struct choice *choice, const st
     if (!choice->first_ns) {
         int64_t scheduled_ns = within(event->scheduled_ns, arrival_ns, step_ns);
         choice->first_ns = step_ns;
+        choice->scheduled_ns = scheduled_ns;
         metric_observe(M_TTFT, 0, (double)(step_ns - arrival_ns) / 1e9);
         metric_observe(M_QUEUE, 0, (double)(scheduled_ns - arrival_ns) / 1e9);
         metric_observe(M_PREFILL, 0, (double)(step_ns - scheduled_ns) / 1e9);
@@ -172,8 +179,10 @@ static void observe_finish(const struct choice *choice, uint8_t finish)
     metric_add(M_REQUESTS_FINISHED, finish == FINISH_LENGTH ? FINISHED_LENGTH : FINISHED_STOP, 1);
     metric_observe(M_REQ_GENERATION_TOKENS, 0, choice->num_log);
     if (!choice->num_log) return;
+    if (choice->num_log > 1) metric_observe(M_TPOT, 0, (double)(choice->last_ns - choice->first_ns) / 1e9 / (choice->num_log - 1));
     metric_observe(M_E2E, 0, (double)(choice->last_ns - choice->gen->spec.arrival_ms * 1000000) / 1e9);
     metric_observe(M_DECODE, 0, (double)(choice->last_ns - choice->first_ns) / 1e9);
+    metric_observe(M_INFERENCE, 0, (double)(choice->last_ns - choice->scheduled_ns) / 1e9);
 }
 
 /* Hands the first len bytes of the tail and every held token to the sink. */

@@ -248,6 +248,8 @@ static void admit(struct router *router, struct generation *gen)
     deadlines_update(router, gen);
     metric_add(M_PROMPT_TOKENS, 0, (int64_t)prompt_tokens);
     metric_observe(M_REQ_PROMPT_TOKENS, 0, (double)prompt_tokens);
+    metric_observe(M_PARAMS_N, 0, gen->spec.params->n);
+    metric_observe(M_PARAMS_MAX_TOKENS, 0, gen->choices[0].max_tokens);
     for (int32_t i = 0; i < gen->num_choices; i++) {
         if (!choice_has_work(&gen->choices[i])) finish_empty(gen, &gen->choices[i]);
         else enqueue(router, &gen->choices[i]);
@@ -339,10 +341,11 @@ static void on_ready(void *arg, int replica, const struct msg_ready *info)
     view->stats = (struct engine_stats){ .blocks_total = (uint32_t)info->num_blocks };
     metric_set(M_KV_FREE, replica, info->num_blocks);
     router_set_state(router, ROUTER_READY);
+    dispatch_rebalance(router);
     end_of_turn(router);
 }
 
-static void on_lost(void *arg, int replica, const struct err *why)
+static void on_lost(void *arg, int replica, const struct err *why, bool crashed)
 {
     struct router *router = arg;
     bool any = false;
@@ -352,7 +355,7 @@ static void on_lost(void *arg, int replica, const struct err *why)
     router->replicas[replica].stats = (struct engine_stats){ 0 };
     metric_set(M_RUNNING, replica, 0);
     metric_set(M_WAITING, replica, 0);
-    dispatch_lost(router, replica);
+    dispatch_lost(router, replica, crashed);
     for (int i = 0; i < router->num_replicas; i++) any |= router->replicas[i].ready;
     if (!any) router_set_state(router, ROUTER_DOWN);
     end_of_turn(router);
@@ -435,19 +438,35 @@ static bool take_logprobs(struct replica_view *view, const struct token_event *e
     return true;
 }
 
-/* The choice of an event. *choice stays NULL for one that has ended here (cancelled, or stopped by a string) while the event
- * was under way. False: this replica cannot know of such a choice. */
-static bool find_choice(const struct router *router, int replica, uint64_t id, struct choice **choice)
+/* The choice of an event. *found stays NULL for one that has ended here (cancelled, or stopped by a string) or was taken back
+ * while the event was under way. False: this replica cannot know of such a choice. */
+static bool find_choice(const struct router *router, int replica, uint64_t id, uint8_t finish, struct choice **found)
 {
     struct generation *gen = router_find(router, id >> CHOICE_BITS);
     uint64_t index = id & (MAX_GENERATION_CHOICES - 1);
+    uint32_t bit = UINT32_C(1) << replica;
 
     if (!gen) return id >> CHOICE_BITS <= __atomic_load_n(&router->next_id, __ATOMIC_RELAXED);
     if (index >= (uint64_t)gen->num_choices) return false;
-    if (gen->choices[index].state == CHOICE_FINISHED) return true;
-    if (gen->choices[index].state != CHOICE_SENT || gen->choices[index].replica != replica) return false;
-    *choice = &gen->choices[index];
+    struct choice *choice = &gen->choices[index];
+    if (choice->stale & bit) {
+        if (finish != FINISH_NONE) choice->stale &= ~bit;      /* that was its last word about it */
+        return true;
+    }
+    if (choice->state == CHOICE_FINISHED) return true;
+    if (choice->state != CHOICE_SENT || choice->replica != replica) return false;
+    *found = choice;
     return true;
+}
+
+/* With its first token a choice's prompt counts too, but for what was cached: chunks that were computed in earlier steps are not
+ * told one by one. */
+static size_t tokens_of_step(const struct choice *choice, const struct token_event *event)
+{
+    size_t prompt = choice->gen->spec.prompts[choice->prompt].n;
+
+    if (event->token == TOKEN_NONE) return 0;
+    return 1 + (choice->num_log || event->num_cached > prompt ? 0 : prompt - event->num_cached);
 }
 
 static bool on_events(struct router *router, int replica, const uint8_t *payload, size_t len)
@@ -455,15 +474,19 @@ static bool on_events(struct router *router, int replica, const uint8_t *payload
     struct replica_view *view = &router->replicas[replica];
     struct token_logprob top[MAX_TOP_LOGPROBS];
 
+    size_t num_tokens = 0;
+
     if (len % sizeof(struct token_event)) return false;
     router->now_ns = clock_now_ns();
     for (size_t at = 0; at < len; at += sizeof(struct token_event)) {
         struct choice *choice = NULL;
         struct token_event event;
         memcpy(&event, payload + at, sizeof event);
-        if (!take_logprobs(view, &event, top) || !find_choice(router, replica, event.id, &choice)) return false;
+        if (!take_logprobs(view, &event, top) || !find_choice(router, replica, event.id, event.finish, &choice)) return false;
+        if (choice) num_tokens += tokens_of_step(choice, &event);
         if (choice && !choice_token(router, choice, &event, event.num_top ? top : NULL)) return false;
     }
+    if (num_tokens) metric_observe(M_STEP_TOKENS, 0, (double)num_tokens);
     bool all_taken = view->logprobs_pos == view->logprobs_len;
     view->logprobs_len = view->logprobs_pos = 0;
     return all_taken;
@@ -490,7 +513,7 @@ static bool pass_scored(struct router *router, int replica, const struct scored_
     struct choice *choice = NULL;
 
     if (!n) return true;
-    if (!find_choice(router, replica, scored[0].head.id, &choice)) return false;
+    if (!find_choice(router, replica, scored[0].head.id, FINISH_NONE, &choice)) return false;
     return !choice || choice_scored(choice, scored, n);
 }
 
@@ -564,6 +587,15 @@ static void fail_expired(struct router *router, struct generation *gen, enum abo
     generation_fail(router, gen, &err);
 }
 
+static double oldest_wait_s(const struct router *router, int64_t now_ms)
+{
+    list_for_each(it, &router->generations) {
+        const struct generation *gen = list_entry(it, struct generation, link);
+        if (!gen->started) return (double)(now_ms - gen->spec.arrival_ms) / 1e3;
+    }
+    return 0;
+}
+
 /* Choices that ended per second, for Retry-After: a second in which nothing was asked says nothing. */
 static void measure_rate(struct router *router, int64_t now_ms)
 {
@@ -575,6 +607,7 @@ static void measure_rate(struct router *router, int64_t now_ms)
         double old = load_double(&router->finished_per_s_bits);
         store_double(&router->finished_per_s_bits, old > 0 ? 0.7 * old + 0.3 * rate : rate);
     }
+    metric_set(M_QUEUE_OLDEST, 0, oldest_wait_s(router, now_ms));
     router->rate_at_ms = now_ms;
     router->rate_finished = router->finished_total;
 }

@@ -48,9 +48,12 @@ struct choice {
     size_t num_held, cap_held;
     struct token_logprob *held_top;/* their top logprobs, MAX_TOP_LOGPROBS each; NULL unless asked */
     int64_t first_ns, last_ns;     /* of its tokens */
+    int64_t scheduled_ns;          /* when its first step began */
     int64_t lost_ms;               /* when its replica died; 0 = not resuming */
     int64_t reserved_tokens;       /* charged to the replica: what it is expected to compute */
-    uint32_t num_losses;           /* replicas that died under it since its last token */
+    uint32_t sent_log;             /* num_log when its replica got it: equal = it has not begun there */
+    uint32_t stale;                /* bit mask: replicas it was taken back from that still have to say its end */
+    uint32_t num_losses;           /* replicas that crashed under it since its last token */
     bool queued;                   /* counted in num_waiting_choices: no token yet */
 };
 
@@ -141,7 +144,8 @@ void generation_finish(struct router *router, struct generation *gen);
 void dispatch_waiting(struct router *router);                              /* sends what can be sent, oldest first */
 void dispatch_abort(struct router *router, struct choice *choice);         /* tells its replica to drop it; idempotent */
 void dispatch_release(struct router *router, struct choice *choice);       /* takes it off its replica's or the waiting list */
-void dispatch_lost(struct router *router, int replica);                    /* its choices wait again, at the head */
+void dispatch_rebalance(struct router *router);                            /* a replica came up: its share of what waits elsewhere */
+void dispatch_lost(struct router *router, int replica, bool crashed);      /* its choices wait again, at the head */
 void dispatch_flush(struct router *router);                                /* writes the frames of this turn */
 
 /* ---- deadlines.c ---- */

@@ -86,7 +86,7 @@ static void kill_process(struct replica *replica)
 }
 
 /* The replica serves no more; its process is dead or dying. The restart waits for the exit callback. */
-static void replica_down(struct replica *replica, const char *why)
+static void replica_down(struct replica *replica, const char *why, bool crashed)
 {
     struct err err = { 0 };
     bool was_ready = replica->state == REPLICA_READY;
@@ -99,7 +99,7 @@ static void replica_down(struct replica *replica, const char *why)
     if (!was_ready || replica->sup->stopping) return;
     err_set(&err, ERR_REPLICA_LOST, "%s", why);
     log_warn("replica_lost", "replica %d: %s", replica->index, why);
-    replica->sup->events->lost(replica->sup->arg, replica->index, &err);
+    replica->sup->events->lost(replica->sup->arg, replica->index, &err, crashed);
 }
 
 static void tell_when_stopped(struct supervisor *sup)
@@ -179,8 +179,9 @@ static void on_broken(void *arg, const struct err *why)
 {
     struct replica *replica = arg;
 
-    /* its exit follows; one that only lost its socket is of no use either */
-    replica_down(replica, why->message);
+    /* its exit follows, and tells more; one that only lost its socket is of no use either */
+    if (why->code != ERR_ENDED || !replica->running) replica_down(replica, why->message, true);
+    close_channel(replica);
     if (!replica->sup->stopping) kill_process(replica);
 }
 
@@ -236,7 +237,7 @@ static void on_process_exit(uv_process_t *process, int64_t exit_status, int term
     if (replica->channel) channel_drain(replica->channel);     /* MSG_FAILED, the tokens of its last step */
     replica->cause = replica->stalled ? RESTART_STALL : term_signal ? RESTART_SIGNAL : RESTART_EXIT;
     bool never_ready = !replica->ready_ms;     /* its socket may have broken first: the state says DOWN already */
-    replica_down(replica, why);
+    replica_down(replica, why, term_signal != SIGKILL || replica->killed);
     if (never_ready && !sup->stopping) {
         bool told = replica->failed && replica->failure.message[0];
         const char *message = told ? replica->failure.message : replica->killed ? replica->why : why;
@@ -318,7 +319,7 @@ static void replica_spawn(struct replica *replica)
     replica->cause = RESTART_EXIT;
     if (spawn_process(replica, &err) == 0) return;
     log_error("replica_spawn", "replica %d: %s", replica->index, err.message);
-    replica_down(replica, err.message);
+    replica_down(replica, err.message, true);
     replica->sup->events->refused(replica->sup->arg, replica->index, EXIT_FAULT, err.message);
     if (replica->running) kill_process(replica);          /* its exit goes on from here */
     else if (replica->process_alive) uv_close((uv_handle_t *)&replica->process, on_process_closed);
@@ -356,7 +357,9 @@ static void on_heartbeat(uv_timer_t *timer)
     for (int i = 0; i < sup->num_replicas; i++) {
         struct replica *replica = &sup->replicas[i];
         if (late) replica->stall_since_ms = 0;
-        if (replica->state == REPLICA_READY && stalled(replica, now_ms)) {
+        if (replica->state == REPLICA_READY && !replica->channel) {
+            replica_down(replica, "engine socket closed", true);        /* and its process takes its time to die */
+        } else if (replica->state == REPLICA_READY && stalled(replica, now_ms)) {
             replica->stalled = true;
             supervisor_kill(sup, i, "no step finished in time with work pending");
         } else if (replica->state == REPLICA_STARTING && !replica->killed &&
@@ -464,7 +467,7 @@ void supervisor_kill(struct supervisor *sup, int replica, const char *why)
     r->killed = true;
     kill_process(r);
     /* while STARTING the exit callback tells `refused`; a READY one is lost from here on */
-    if (r->state == REPLICA_READY) replica_down(r, why);
+    if (r->state == REPLICA_READY) replica_down(r, why, true);
     else close_channel(r);
 }
 

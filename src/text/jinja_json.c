@@ -19,7 +19,7 @@ static struct jval number_from(struct jrt *rt, const cJSON *item)
 {
     int64_t i;
 
-    if (!json_is_int(item)) return jfloat(item->valuedouble);
+    if (!json_is_int(item) || json_is_written_real(item)) return jfloat(item->valuedouble);
     if (json_int64(item, &i) == 0) return jint(i);
     return jrt_fail(rt, "an integer in the request does not fit in 64 bits");
 }

@@ -254,7 +254,7 @@ static void on_submit(struct fake *fake, const void *payload, size_t len)
         exit(EXIT_FAULT);
     }
     choice->num_tokens = choice->req.num_prompt + choice->req.num_output;
-    choice->tokens = calloc((size_t)choice->req.num_prompt + (size_t)choice->req.max_tokens, sizeof *choice->tokens);
+    choice->tokens = calloc((size_t)choice->req.num_prompt + (size_t)choice->req.max_tokens + 1, sizeof *choice->tokens);
     if (!choice->tokens) exit(EXIT_FAULT);
     memcpy(choice->tokens, choice->req.tokens, choice->num_tokens * sizeof *choice->tokens);
     list_push_back(&fake->choices, &choice->link);
@@ -362,12 +362,38 @@ static void put_logprobs(struct buf *rows, const struct script *s, const struct 
     }
 }
 
+/* The whole prompt at once, each token as likely as those that are made. */
+static void put_scores(struct fake *fake, const struct choice *choice)
+{
+    struct buf rows = BUF_INIT;
+
+    for (uint32_t i = 1; i < choice->req.num_prompt; i++) {
+        struct prompt_row_head head = { .id = choice->req.id, .position = i, .token = choice->tokens[i], .logprob = -0.5f, .rank = 1,
+                                        .n = (uint32_t)choice->req.num_prompt_logprobs };
+        buf_append(&rows, &head, sizeof head);
+        for (uint32_t k = 0; k < head.n; k++) {
+            struct token_logprob top = { (token_id)(((long)head.token + k) % fake->script.vocab), -0.5f - (float)k };
+            buf_append(&rows, &top, sizeof top);
+        }
+    }
+    if (rows.len) ipc_put(&fake->out, MSG_PROMPT_LOGPROBS, rows.data, rows.len);
+    buf_release(&rows);
+}
+
 static void step_choice(struct fake *fake, struct choice *choice, struct buf *events, struct buf *rows)
 {
     const struct script *s = &fake->script;
     uint32_t generated = choice->num_tokens - choice->req.num_prompt;
 
-    if (!choice->scheduled_ns) choice->scheduled_ns = clock_now_ns();
+    if (!choice->scheduled_ns) {
+        choice->scheduled_ns = clock_now_ns();
+        if (choice->req.score_prompt) put_scores(fake, choice);
+    }
+    if (!choice->req.max_tokens) {
+        put_end(fake, choice, FINISH_LENGTH, 0);
+        drop_choice(choice);
+        return;
+    }
     if (s->error_at == (long)generated + 1) {
         put_end(fake, choice, FINISH_ERROR, ERR_INTERNAL);
         drop_choice(choice);

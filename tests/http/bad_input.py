@@ -93,20 +93,27 @@ def read_answers(sock, idle=1.0):
     return answers, closed
 
 
+@contextlib.contextmanager
+def gateway(*flags, log=None, env=None):
+    """The echo gateway with flags of its own; must end with 0."""
+    folder = pathlib.Path(os.environ.get("SLUICE_BIN_DIR", ROOT / "build" / "bin")).parent
+    process = subprocess.Popen([folder / "tests" / "echo_gateway", *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                               env={**os.environ, **(env or {})})
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.stdin.close()
+        assert process.wait(TIMEOUT) == 0
+
+
 @pytest.fixture(scope="module")
 def server():
     url = os.environ.get("SLUICE_URL")
     if url:
         yield Server(url)
         return
-    folder = pathlib.Path(os.environ.get("SLUICE_BIN_DIR", ROOT / "build" / "bin")).parent
-    flags = ["--header-timeout", "1", "--body-timeout", "2", "--max-body-bytes", "4MiB"]
-    process = subprocess.Popen([folder / "tests" / "echo_gateway", *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield Server(process.stdout.readline().strip())
-    finally:
-        process.stdin.close()
-        assert process.wait(TIMEOUT) == 0
+    with gateway("--header-timeout", "1", "--body-timeout", "2", "--max-body-bytes", "4MiB") as url:
+        yield Server(url)
 
 
 @pytest.fixture(autouse=True)
@@ -251,9 +258,24 @@ def test_input_05_url_and_headers(server):
 @pytest.mark.parametrize("data", [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 300,
                                   b"\xff\xfe\xfd\xfc\r\n\r\n", b"\r\n\r\n\r\n", b"hello\r\n\r\n"])
 def test_input_06_noise(server, data):
+    """One log line in a while is checked below: noise must not fill the log."""
     answers, closed = server.raw(data, end=True)
     assert closed
     assert all(a.status in (400, 405, 505) for a in answers)
+
+
+def test_input_06_log_is_rate_limited(tmp_path):
+    with open(tmp_path / "log", "w") as log, gateway(log=log) as url:
+        parts = urllib.parse.urlparse(url)
+        for i in range(50):
+            with socket.create_connection((parts.hostname, parts.port), timeout=TIMEOUT) as sock:
+                sock.sendall(b"\x16\x03\x01\r\n\r\n" + b"hello %d\r\n\r\n" % i)
+                with contextlib.suppress(OSError):
+                    while sock.recv(4096):
+                        pass
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert len([line for line in lines if line["event"] == "http_noise"]) == 1
+    assert len(lines) < 5
 
 
 def test_input_07_routes(server):
@@ -316,9 +338,72 @@ def test_input_12_slow_sender(server):
             expect(answers[0], 408, "request_timeout")
 
 
-def test_input_13_wrong_key(server):
-    """An open server ignores keys; 401 itself is covered by http_server_test, which starts one with keys."""
+KEYS = {"alice": "alice-0123456789abcdef", "bob": "bob-0123456789abcdef"}
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory):
+    """Several named keys: one from a file, one from the command line; an admin key."""
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text(f"# comment\nalice:{KEYS['alice']}\n")
+    path.chmod(0o600)
+    with gateway("--api-keys-file", str(path), "--api-key", f"bob:{KEYS['bob']}", "--admin-api-key", "admin-0123456789abcdef") as url:
+        parts = urllib.parse.urlparse(url)
+        yield parts.hostname, parts.port
+
+
+def ask(address, method, path, headers=None, body=None):
+    with contextlib.closing(http.client.HTTPConnection(*address, timeout=TIMEOUT)) as client:
+        client.request(method, path, body, headers or {})
+        answer = client.getresponse()
+        return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+
+
+ROUTES = [("POST", "/v1/completions"), ("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/x"), ("POST", "/tokenize"),
+          ("POST", "/detokenize"), ("GET", "/tokenizer_info"), ("GET", "/version"), ("GET", "/load"), ("GET", "/metrics"), ("GET", "/nothing")]
+
+
+@pytest.mark.parametrize("method, path", ROUTES)
+@pytest.mark.parametrize("value", [None, "", "Bearer ", "Bearer wrong", "Basic " + KEYS["bob"], KEYS["bob"], "Bearer " + KEYS["bob"][:-1],
+                                   "Bearer " + KEYS["bob"] + "x"])
+def test_input_13_wrong_key(keyed, method, path, value):
+    answer = ask(keyed, method, path, {"Authorization": value} if value is not None else {}, b"{" if method == "POST" else None)
+    error = expect(answer, 401, "invalid_api_key")
+    assert error["message"] == "Incorrect API key provided." and error["type"] == "authentication_error"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_input_13_every_key_opens(keyed):
+    for key in (*KEYS.values(), "admin-0123456789abcdef"):
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            assert ask(keyed, "GET", "/v1/models", {"Authorization": f"{scheme} {key}"}).status == 200
+    assert ask(keyed, "GET", f"/v1/models?api_key={KEYS['bob']}", {"Cookie": "api_key=" + KEYS["bob"], "X-Api-Key": KEYS["bob"]}).status == 401
+    for path in ("/health", "/health/live", "/health/ready", "/ping", "/openapi.json"):
+        assert ask(keyed, "GET", path).status == 200
+
+
+def test_input_13_open_server_ignores_keys(server):
     assert server.post("/v1/completions", server.completion(), {"Authorization": "Bearer "}).status == 200
+
+
+def test_cors(server):
+    with gateway("--cors-allow-origins", "https://a.example", "--api-key", "bob:" + KEYS["bob"]) as url:
+        address = (urllib.parse.urlparse(url).hostname, urllib.parse.urlparse(url).port)
+        preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST",
+                     "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os"}
+        answer = ask(address, "OPTIONS", "/v1/chat/completions", preflight)
+        assert (answer.status, answer.body) == (204, b"")
+        assert answer.headers["access-control-allow-origin"] == "https://a.example" and answer.headers["vary"] == "Origin"
+        assert answer.headers["access-control-allow-headers"] == "authorization,content-type,x-stainless-os"
+        assert "POST" in answer.headers["access-control-allow-methods"]
+        answer = ask(address, "OPTIONS", "/v1/models", {**preflight, "Access-Control-Request-Headers": "a\tb"})
+        assert answer.status == 204 and "access-control-allow-headers" not in answer.headers
+        answer = ask(address, "OPTIONS", "/v1/models", {**preflight, "Origin": "https://b.example"})
+        assert answer.status == 401 and "access-control-allow-origin" not in answer.headers
+        answer = ask(address, "GET", "/v1/models", {"Origin": "https://a.example"})
+        assert answer.status == 401 and answer.headers["access-control-allow-origin"] == "https://a.example"
+    answer = ask((server.host, server.port), "OPTIONS", "/v1/models", preflight)
+    assert answer.status == 405 and "access-control-allow-origin" not in answer.headers
 
 
 # ---- 14 to 20: JSON and types ----
@@ -446,6 +531,21 @@ def test_input_31_logprobs(server):
     expect(server.post("/v1/completions", server.completion(logprobs=21)), 400, "integer_above_max_value", "logprobs")
     expect(server.post("/v1/chat/completions", server.chat(logprobs=True, top_logprobs=21)), 400, "integer_above_max_value", "top_logprobs")
     expect(server.post("/v1/chat/completions", server.chat(top_logprobs=2)), 400, "invalid_value", "top_logprobs")
+    expect(server.post("/v1/completions", server.completion(prompt_logprobs=21)), 400, "integer_above_max_value", "prompt_logprobs")
+    expect(server.post("/v1/completions", server.completion(prompt_logprobs=1, stream=True)), 400, "invalid_value", "prompt_logprobs")
+    answer = server.post("/v1/completions", server.completion(echo=True, logprobs=1, prompt_logprobs=0, max_tokens=1))
+    assert answer.status == 200 and len(json.loads(answer.body)["choices"][0]["logprobs"]["tokens"]) == 4
+
+
+def test_input_32_answers_have_a_limit():
+    with gateway("--max-response-bytes", "64KiB") as url:
+        small = Server(url)
+        expect(small.post("/v1/completions", small.completion(prompt="a" * 1000, echo=True, logprobs=20)), 400, "response_too_large", "logprobs")
+        expect(small.post("/v1/completions", small.completion(prompt=["a" * 1000] * 4, prompt_logprobs=0)), 400, "response_too_large", "prompt_logprobs")
+        assert small.post("/v1/completions", small.completion(prompt="a" * 1000, echo=True, logprobs=0)).status == 200
+        streamed = small.post("/v1/completions", small.completion(prompt="a" * 1000, echo=True, logprobs=20, stream=True))
+        assert streamed.status == 200 and streamed.body.endswith(b"data: [DONE]\n\n")
+        assert all(len(event) < 60 << 10 for event in streamed.body.split(b"\n\n"))
 
 
 @pytest.mark.parametrize("bias", [{"x": 1}, {"-1": 1}, {"99999999": 1}, {"1": 101}, {"1": "a"}, {str(i): 1 for i in range(1025)}, {"1": 1, "01": 2}])
@@ -460,7 +560,28 @@ def test_input_34_stop(server):
     assert server.post("/v1/completions", server.completion(stop=[])).status == 200
 
 
-# ---- 36 to 41, 48: chat ----
+def test_input_35_overlapping_stops(server):
+    stops = ["a" * n for n in (1000, 900, 700, 512, 300)] + ["aab", "ab" * 500]
+    answer = server.post("/v1/completions", server.completion(prompt="a" * 1900, max_tokens=1900, stop=stops))
+    assert answer.status == 200, answer.body
+
+
+@pytest.mark.parametrize("fields, code, param", [
+    ({"allowed_token_ids": []}, "empty_array", "allowed_token_ids"), ({"allowed_token_ids": [-1]}, "invalid_value", "allowed_token_ids"),
+    ({"allowed_token_ids": [10**7]}, "invalid_value", "allowed_token_ids"), ({"allowed_token_ids": 1}, "invalid_type", "allowed_token_ids"),
+    ({"bad_words": ["a"] * 257}, "array_above_max_length", "bad_words"), ({"bad_words": ["a" * 257]}, "invalid_value", "bad_words"),
+    ({"bad_words": [""]}, "empty_string", "bad_words"), ({"bad_words": "a"}, "invalid_type", "bad_words"),
+    ({"truncate_prompt_tokens": 0}, "integer_below_min_value", "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": -2}, "integer_below_min_value", "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": 2, "truncation_side": "middle"}, "invalid_value", "truncation_side"),
+    ({"return_token_ids": 1}, "invalid_type", "return_token_ids"), ({"cache_salt": ""}, "empty_string", "cache_salt"),
+    ({"timeout_ms": 0}, "integer_below_min_value", "timeout_ms"), ({"min_tokens": 3}, "integer_above_max_value", "min_tokens"),
+])
+def test_parameters_of_vllm(server, fields, code, param):
+    expect(server.post("/v1/completions", server.completion(**fields)), 400, code, param)
+
+
+# ---- 36 to 41, 48, 49: chat ----
 
 USER = {"role": "user", "content": "a"}
 
@@ -507,13 +628,14 @@ def test_input_40_parts(server, part):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("prompt_embeds", "x"), ("echo", True), ("suffix", "x"), ("use_beam_search", True), ("prompt_logprobs", 1), ("guided_json", {}),
-    ("guided_regex", "a"), ("structured_outputs", {"regex": "a"}), ("response_format", {"type": "json_object"}), ("bad_words", ["a"]),
-    ("allowed_token_ids", [1]), ("truncate_prompt_tokens", 5), ("return_token_ids", True), ("lora_request", {}), ("priority", 3),
-    ("modalities", ["text", "audio"]), ("best_of", 3),
+    ("prompt_embeds", "x"), ("suffix", "x"), ("use_beam_search", True), ("guided_json", {}), ("multi_modal_data", {"image": "x"}),
+    ("guided_regex", "a"), ("structured_outputs", {"regex": "a"}), ("response_format", {"type": "json_object"}), ("lora_request", {}),
+    ("priority", 3), ("modalities", ["text", "audio"]), ("functions", []), ("logits_processors", ["x"]), ("vllm_xargs", {"a": 1}),
+    ("thinking_token_budget", 0), ("input_ids", [1]), ("kv_transfer_params", {}), ("regex", "a"), ("ebnf", "a"), ("json_schema", "{}"),
 ])
 def test_input_41_known_and_refused(server, name, value):
     expect(server.post("/v1/completions", server.completion(**{name: value})), 400, "unsupported_parameter", name)
+    expect(server.post("/v1/chat/completions", server.chat(echo=True)), 400, "unsupported_parameter", "echo")
 
 
 def test_input_42_43_tools(server):
@@ -525,6 +647,16 @@ def test_input_42_43_tools(server):
 
 def test_input_48_stream_options(server):
     expect(server.post("/v1/completions", server.completion(stream_options={"include_usage": True})), 400, "invalid_value", "stream_options")
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "\U0001f642", "e\u0301\u0301\u0301", "\u0000", "<|im_start|>"])
+def test_input_49_a_mebibyte_of_one_kind(server, unit):
+    text = unit * ((1 << 19 if unit == "\0" else 1 << 20) // len(unit.encode()))
+    started = time.monotonic()
+    answer = server.post("/tokenize", {"prompt": text, "add_special_tokens": False})
+    assert answer.status == 200 and json.loads(answer.body)["count"] >= len(text) // 64
+    assert time.monotonic() - started < TIMEOUT
+    expect(server.post("/v1/completions", server.completion(prompt=text)), 400, "context_length_exceeded", "prompt")
 
 
 # ---- 55 to 60: connections ----
@@ -547,6 +679,45 @@ def test_input_57_pipelined(server):
     assert all(b"text_completion" in a.body for a in answers[0::2]) and all(b'"status"' in a.body for a in answers[1::2])
 
 
+def test_input_57_idle_connections_are_closed():
+    with gateway("--keep-alive-timeout", "1", "--max-connections", "40") as url:
+        address = (urllib.parse.urlparse(url).hostname, urllib.parse.urlparse(url).port)
+        with contextlib.ExitStack() as stack:
+            idle = [stack.enter_context(socket.create_connection(address, timeout=TIMEOUT)) for _ in range(20)]
+            for sock in idle:
+                sock.sendall(GET + b"\r\n")
+                assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+            for sock in idle:
+                assert sock.recv(4096) == b""
+        assert ask(address, "GET", "/health").status == 200
+
+
+def test_input_57_over_the_cap_idle_ones_make_room():
+    with gateway("--max-connections", "30") as url:
+        address = (urllib.parse.urlparse(url).hostname, urllib.parse.urlparse(url).port)
+        with contextlib.ExitStack() as stack:
+            for _ in range(30):
+                sock = stack.enter_context(socket.create_connection(address, timeout=TIMEOUT))
+                sock.sendall(GET + b"\r\n")
+                assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(0.5)
+            assert ask(address, "GET", "/health").status == 200
+
+
+def test_connections_per_address():
+    with gateway("--max-connections-per-address", "3") as url:
+        address = (urllib.parse.urlparse(url).hostname, urllib.parse.urlparse(url).port)
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                sock = stack.enter_context(socket.create_connection(address, timeout=TIMEOUT))
+                sock.sendall(GET + b"\r\n")
+                assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+            extra = stack.enter_context(socket.create_connection(address, timeout=TIMEOUT))
+            with contextlib.suppress(OSError):
+                extra.sendall(GET + b"\r\n")
+                assert extra.recv(4096) == b""
+
+
 @pytest.mark.parametrize("value", [b"a" * 10240, b"caf\xc3\xa9", b"two words", b""])
 def test_input_58_request_id(server, value):
     answers, _ = server.raw(GET + b"x-request-id: " + value + b"\r\n\r\n")
@@ -563,6 +734,12 @@ def test_input_58_request_id_is_echoed(server):
 def test_input_59_forwarding_headers(server):
     answers, _ = server.raw(b"GET /nowhere HTTP/1.1\r\nHost: /health\r\nX-Forwarded-Uri: /health\r\nX-Original-URL: /health\r\n\r\n")
     assert answers[0].status == 404
+
+
+def test_input_59_forwarding_headers_open_nothing(keyed):
+    for name in ("X-Forwarded-User", "X-Forwarded-For", "X-Gateway-Model", "x-llm-d-inference-objective", "X-Stainless-Lang", "OpenAI-Organization"):
+        assert ask(keyed, "GET", "/v1/models", {name: KEYS["bob"], "Host": "127.0.0.1"}).status == 401
+
 
 
 def test_input_60_61_hostile_text_in_errors(server):

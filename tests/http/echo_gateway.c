@@ -1,6 +1,7 @@
 /* echo_gateway.c - a server without model or engine for tests of the wire: prints its URL, runs until its stdin ends.
- * Arguments are flags of sluiced. */
+ * Arguments are flags of sluiced. SLUICE_ECHO_PAUSE_US: microseconds between two tokens. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "unit/api/tiny_gateway.h"
@@ -22,7 +23,7 @@ int main(int argc, char **argv)
     (void)argc;
     metrics_init(&info);
     tiny_init(&tiny, argv + 1);
-    fake_router_start(&router, tiny.tokenizer);
+    fake_router_start(&router, tiny.tokenizer, getenv("SLUICE_ECHO_PAUSE_US"));
     tiny.gateway.router = &router;
     if (http_server_start(&server, &tiny.gateway, &port, &err) < 0) {
         fprintf(stderr, "%s\n", err.message);

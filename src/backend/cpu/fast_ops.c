@@ -5,11 +5,14 @@
 
 #include "base/bug.h"
 #include "bf16.h"
+#include "blocks.h"
 
 static void embed_rows(void *arg, int thread, int64_t begin, int64_t end)
 {
     const struct embed_args *args = arg;
     int64_t hidden = args->table->cols, pairs = (hidden + 1) / 2;
+    enum dtype kept = args->table->kept;
+    size_t kept_panel = block_panel_bytes(kept) * (size_t)(hidden / BLOCK_INPUTS);
 
     (void)thread;
     for (int64_t t = begin; t < end; t++) {
@@ -17,6 +20,11 @@ static void embed_rows(void *arg, int thread, int64_t begin, int64_t end)
         int64_t row = (int64_t)args->ids[t] - args->first_row;
         if (row < 0 || row >= args->table->rows) {
             memset(out, 0, (size_t)hidden * sizeof(float));
+            continue;
+        }
+        if (kept != DTYPE_F32) {
+            blocks_load(out, (const uint8_t *)args->table->data + (size_t)(row / BLOCK_OUTPUTS) * kept_panel, kept,
+                        (int)(row % BLOCK_OUTPUTS), hidden / BLOCK_INPUTS);
             continue;
         }
         const uint32_t *column = (const uint32_t *)args->table->data + row / PANEL_COLS * pairs * PANEL_COLS +

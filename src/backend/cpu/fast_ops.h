@@ -1,4 +1,4 @@
-/* fast_ops.h - the ops of backend_cpu_fast: bf16 weights in panels, bf16 KV, f32 activations; inner loops from kernels.h.
+/* fast_ops.h - the ops of backend_cpu_fast: weights in panels of bf16 or of the file's blocks, bf16 KV, f32 activations; inner loops from kernels.h.
  * The drivers here split the work over threads and tiles; the result of a row does not depend on how. */
 #ifndef SLUICE_BACKEND_CPU_FAST_OPS_H
 #define SLUICE_BACKEND_CPU_FAST_OPS_H
@@ -8,6 +8,8 @@
 size_t fast_weight_bytes(enum weight_kind kind, int64_t rows, int64_t cols);
 void fast_weight_store(struct backend *b, struct weight *w, enum weight_kind kind, int64_t row, int64_t n_rows,
                        const float *src);
+size_t fast_kept_bytes(enum dtype dtype, int64_t rows, int64_t cols);
+void fast_store_kept(struct backend *b, struct weight *w, int64_t row, int64_t n_rows, const void *src);
 void fast_embed(struct backend *b, const struct embed_args *args);
 void fast_rmsnorm(struct backend *b, const struct rmsnorm_args *args);
 void fast_matmul(struct backend *b, const struct matmul_args *args);

@@ -11,7 +11,8 @@ static bool machine_has(enum cpu_isa isa)
     switch (isa) {
     case CPU_ISA_AVX2: return avx2;
     case CPU_ISA_AVX512: return avx512;
-    case CPU_ISA_AVX512_BF16: return avx512 && __builtin_cpu_supports("avx512bf16");
+    case CPU_ISA_AVX512_BF16: return avx512 && __builtin_cpu_supports("avx512bf16") &&
+                                    __builtin_cpu_supports("avx512vnni");
     default: return isa == CPU_ISA_PORTABLE;
     }
 }

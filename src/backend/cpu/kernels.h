@@ -17,6 +17,7 @@
 
 enum {
     PANEL_COLS = 32,
+    SCALE_ROWS = 3,                        /* numbers per row and block of inputs (blocks_pack) */
     ATTEND_CHUNK = 64,                     /* positions per online-softmax step, counted from position 0 */
     ATTEND_ROWS = 32,                      /* most query rows (tokens x heads of one KV group) in a tile */
 };
@@ -32,6 +33,18 @@ struct panel_args {
     int64_t out_stride;                    /* floats between rows */
     int64_t k_pairs;
     int rows, cols;                        /* rows <= tile_rows, cols <= PANEL_COLS */
+};
+
+/* The same for a matrix kept in blocks (blocks.h). */
+struct blocks_args {
+    const void *packed;
+    const float *scales;                   /* from blocks_pack */
+    const uint8_t *panel;
+    const float *bias;
+    float *out;
+    int64_t out_stride, num_blocks;
+    int rows, cols;
+    enum dtype dtype;
 };
 
 /* Attention of up to ATTEND_ROWS query rows that share one KV head of one sequence. */
@@ -56,6 +69,10 @@ struct cpu_kernels {
     void (*panel)(const struct panel_args *args);
     /* n outputs of src [n, K] f32 into outputs first.. of one panel. */
     void (*pack_panel)(uint32_t *panel, int first, int n, const float *src, int64_t k);
+    /* x [rows, K] -> packed pairs, and SCALE_ROWS * rows numbers per block of 32 inputs. */
+    void (*blocks_pack)(void *packed, float *scales, const float *x, int rows, int64_t k);
+    int  (*blocks_tile_rows)(int64_t left);          /* rows of the next block of packed rows when so many are left */
+    void (*blocks_panel)(const struct blocks_args *args);
     void (*attend)(const struct attend_args *args);
     /* residual += x (x may be NULL); out = residual / rms(residual) * weight */
     void (*rmsnorm)(const float *x, float *residual, const float *weight, float *out, int64_t n, float eps);

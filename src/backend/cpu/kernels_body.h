@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "bf16.h"
+#include "blocks.h"
 #include "kernels.h"
 
 #if defined(__AVX512F__)
@@ -26,6 +27,11 @@
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 32")
+#endif
+#if defined(__clang__)
+#define ROLLED _Pragma("clang loop unroll(disable)")
+#else
+#define ROLLED _Pragma("GCC unroll 1")
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
@@ -246,6 +252,8 @@ static void pack_panel(uint32_t *panel_at, int first, int n, const float *src, i
         }
     }
 }
+
+#include "kernels_blocks.h"
 
 /* ---- attention ---- */
 
@@ -620,6 +628,9 @@ const struct cpu_kernels KERNELS_TABLE = {
     .pack_rows = pack_rows,
     .panel = panel,
     .pack_panel = pack_panel,
+    .blocks_pack = blocks_pack,
+    .blocks_tile_rows = blocks_tile_rows,
+    .blocks_panel = blocks_panel,
     .attend = attend,
     .rmsnorm = rmsnorm,
     .silu_mul = silu_mul,

@@ -89,6 +89,16 @@ static void apply_bias(float *logits, int32_t n, const struct step_plan *plan, c
         if (ids[i] >= 0 && ids[i] < n) logits[ids[i]] += values[i];
 }
 
+/* Every other token is out. */
+static void apply_allowed(float *logits, const float *raw, int32_t n, const struct step_plan *plan, const struct sampling_row *row)
+{
+    const token_id *ids = plan_bias_ids(plan) + row->allow_begin;
+
+    for (int32_t id = 0; id < n; id++) logits[id] = -INFINITY;
+    for (uint32_t i = 0; i < row->allow_count; i++)
+        if (ids[i] >= 0 && ids[i] < n) logits[ids[i]] = raw[ids[i]];
+}
+
 static void apply_penalties(float *logits, int32_t n, const struct sampler *s, const struct sampling_row *row)
 {
     const struct sampling_params *p = &row->params;
@@ -149,8 +159,9 @@ static token_id choose(const struct sample_job *job, const struct sample_scratch
     const float *logits = raw;
     float max = raw_max;
 
-    if (row->bias_count > 0 || penalties) {
-        memcpy(scratch->logits, raw, (size_t)n * sizeof(float));
+    if (row->bias_count > 0 || row->allow_count > 0 || penalties) {
+        if (row->allow_count > 0) apply_allowed(scratch->logits, raw, n, plan, row);
+        else memcpy(scratch->logits, raw, (size_t)n * sizeof(float));
         apply_bias(scratch->logits, n, plan, row);
         if (penalties) apply_penalties(scratch->logits, n, job->sampler, row);
         logits = scratch->logits;

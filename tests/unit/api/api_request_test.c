@@ -224,6 +224,96 @@ static void cache_domains_differ_by_key_and_salt(void **state)
     }
 }
 
+static void what_may_be_drawn(void **state)
+{
+    const struct tiny *tiny = *state;
+    struct api_request *request = parsed(tiny, GENERATE_COMPLETION,
+        "{\"model\":\"tiny\",\"prompt\":\"a\",\"allowed_token_ids\":[5,7],\"bad_words\":[\"ab\",\" c\",\"  \"]}");
+    const struct generation_params *params = api_request_params(request);
+    static const int32_t runs[] = { 2, 'a', 'b', 3, ' ', 'a', 'b', 1, 'c', 2, ' ', 'c', 2, ' ', ' ' };
+
+    assert_int_equal(params->n_allowed, 2);
+    assert_int_equal(params->allowed_ids[1], 7);
+    assert_int_equal(params->n_bad_ints, sizeof runs / sizeof runs[0]);
+    assert_memory_equal(params->bad_words, runs, sizeof runs);
+    api_request_free(request);
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"allowed_token_ids\":[]}", ERR_EMPTY_ARRAY, "allowed_token_ids");
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"allowed_token_ids\":[259]}", ERR_VALUE, "allowed_token_ids");
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"bad_words\":[\"\"]}", ERR_EMPTY_STRING, "bad_words");
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"bad_words\":[7]}", ERR_TYPE, "bad_words[0]");
+}
+
+static void expect_prompt(const struct tiny *tiny, const char *fields, const char *expected)
+{
+    char body[256];
+    struct generation_spec spec = { 0 };
+
+    snprintf(body, sizeof body, "{\"model\":\"tiny\",\"prompt\":\"abcdef\",%s}", fields);
+    struct api_request *request = parsed(tiny, GENERATE_COMPLETION, body);
+    api_request_fill_spec(request, &spec);
+    assert_int_equal(spec.prompts[0].n, strlen(expected));
+    for (size_t i = 0; i < spec.prompts[0].n; i++) assert_int_equal(spec.prompts[0].ids[i], expected[i]);
+    assert_int_equal(api_request_prompt_tokens(request), strlen(expected));
+    api_request_free(request);
+}
+
+static void prompts_are_truncated(void **state)
+{
+    struct tiny *tiny = *state;
+
+    expect_prompt(tiny, "\"truncate_prompt_tokens\":4", "cdef");
+    expect_prompt(tiny, "\"truncate_prompt_tokens\":4,\"truncation_side\":\"right\"", "abcd");
+    expect_prompt(tiny, "\"truncate_prompt_tokens\":9", "abcdef");
+    expect_prompt(tiny, "\"truncate_prompt_tokens\":null,\"truncation_side\":\"right\"", "abcdef");
+    tiny->gateway.max_model_len = 8;
+    expect_prompt(tiny, "\"truncate_prompt_tokens\":-1,\"max_tokens\":5", "def");
+    expect_prompt(tiny, "\"truncate_prompt_tokens\":-1,\"max_tokens\":50", "f");
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"truncate_prompt_tokens\":0}", ERR_INT_LOW, "truncate_prompt_tokens");
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"truncation_side\":\"up\"}", ERR_VALUE, "truncation_side");
+}
+
+static void scores_of_prompts(void **state)
+{
+    struct tiny *tiny = *state;
+    struct api_request *request = parsed(tiny, GENERATE_COMPLETION,
+        "{\"model\":\"tiny\",\"prompt\":\"a\",\"echo\":true,\"logprobs\":5,\"prompt_logprobs\":2,\"max_tokens\":0}");
+    const struct generation_params *params = api_request_params(request);
+
+    assert_true(params->score_prompt && params->echo);
+    assert_int_equal(params->num_prompt_logprobs, 5);
+    assert_int_equal(params->max_tokens, 0);
+    api_request_free(request);
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"stream\":true,\"prompt_logprobs\":0}", ERR_VALUE, "prompt_logprobs");
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"prompt_logprobs\":21}", ERR_INT_HIGH, "prompt_logprobs");
+    refused(tiny, GENERATE_CHAT, "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"echo\":true}", ERR_UNSUPPORTED, "echo");
+    tiny->config.max_response_bytes = 100;
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"abcdef\",\"echo\":true,\"logprobs\":20}", ERR_RESPONSE_LARGE, "logprobs");
+}
+
+static void arguments_of_calls_are_objects(void **state)
+{
+    struct tiny *tiny = *state;
+    static const char source[] = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }};"
+        "{{ c.function.arguments.n }}{% endfor %}{% endfor %}";
+    static const char call[] = "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\","
+        "\"tool_calls\":[{\"id\":\"c1\",\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"%s\"}}]}]}";
+    struct generation_spec spec = { 0 };
+    struct err err = { 0 };
+    char body[512], text[128] = "";
+
+    chat_template_free(tiny->chat_template);
+    assert_int_equal(chat_template_compile(&tiny->chat_template, source, strlen(source), &err), 0);
+    tiny->gateway.chat_template = tiny->chat_template;
+    snprintf(body, sizeof body, call, "{\\\"n\\\":1.0,\\\"m\\\":1e3,\\\"k\\\":2}");
+    struct api_request *request = parsed(tiny, GENERATE_CHAT, body);
+    api_request_fill_spec(request, &spec);
+    for (size_t i = 0; i < spec.prompts[0].n; i++) text[i] = (char)spec.prompts[0].ids[i];
+    assert_string_equal(text, "{\"n\": 1.0, \"m\": 1000.0, \"k\": 2};1.0");
+    api_request_free(request);
+    snprintf(body, sizeof body, call, "nonsense");
+    refused(tiny, GENERATE_CHAT, body, ERR_VALUE, "messages[1].tool_calls[0].function.arguments");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -233,6 +323,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(nul_travels_through_prompts, setup, teardown),
         cmocka_unit_test_setup_teardown(errors_come_in_order, setup, teardown),
         cmocka_unit_test_setup_teardown(context_is_checked_exactly, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_may_be_drawn, setup, teardown),
+        cmocka_unit_test_setup_teardown(prompts_are_truncated, setup, teardown),
+        cmocka_unit_test_setup_teardown(scores_of_prompts, setup, teardown),
+        cmocka_unit_test_setup_teardown(arguments_of_calls_are_objects, setup, teardown),
         cmocka_unit_test_setup_teardown(cache_domains_differ_by_key_and_salt, setup, teardown),
     };
     struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0.1.0", .commit = "",

@@ -135,7 +135,7 @@ static void weight_store_in_any_pieces(void **state)
         struct weight whole = make_weight(FAST, b, WEIGHT_MATRIX, N, K, src);
         size_t bytes = FAST->weight_bytes(WEIGHT_MATRIX, N, K);
         for (int s = 0; s < 5; s++) {
-            struct weight w = { N, K, FAST->carve(b, bytes) };
+            struct weight w = { .rows = N, .cols = K, .data = FAST->carve(b, bytes) };
             struct store_job job = { b, &w, src, steps[s] };
             FAST->parallel_for(b, (N + steps[s] - 1) / steps[s], 1, store_rows, &job);
             assert_memory_equal(w.data, whole.data, bytes);

@@ -54,7 +54,7 @@ static inline struct backend *open_backend(const struct backend_ops *ops, enum d
 static inline struct weight make_weight(const struct backend_ops *ops, struct backend *b, enum weight_kind kind,
                                         int64_t rows, int64_t cols, const float *values)
 {
-    struct weight w = { rows, cols, ops->carve(b, ops->weight_bytes(kind, rows, cols)) };
+    struct weight w = { .rows = rows, .cols = cols, .data = ops->carve(b, ops->weight_bytes(kind, rows, cols)) };
     ops->weight_store(b, &w, kind, 0, rows, values);
     return w;
 }

@@ -373,6 +373,34 @@ static void bad_rows_are_told(void **state)
         }
 }
 
+static void only_allowed_tokens_are_drawn(void **state)
+{
+    (void)state;
+    enum { V = 101 };
+    for (int i = 0; i < 2; i++) {
+        struct backend *b = open_sampler(BACKENDS[i], 2, V);
+        float *logits = random_floats(3 * V, 4, 1);
+        struct step_plan *plan = make_plan(3, 3, 4, 0, 0);
+        struct result_row rows[3];
+        static const token_id ids[4] = { 20, 30, 30, 40 };
+        logits[60] = logits[V + 60] = logits[2 * V + 60] = 50;
+        logits[30] = 5, logits[40] = 4;
+        plan->num_bias = 4;
+        memcpy(plan_bias_ids(plan), ids, sizeof ids);
+        plan_bias_values(plan)[0] = plan_bias_values(plan)[1] = plan_bias_values(plan)[3] = 0;
+        plan_bias_values(plan)[2] = -INFINITY;
+        for (int r = 0; r < 3; r++) plan_rows(plan)[r].params.temperature = 0, plan_rows(plan)[r].allow_count = 2;
+        plan_rows(plan)[1].allow_begin = 3, plan_rows(plan)[1].allow_count = 1;
+        plan_rows(plan)[2].bias_begin = 2, plan_rows(plan)[2].bias_count = 1;
+        run(BACKENDS[i], b, plan, logits, V, rows);
+        assert_int_equal(rows[0].token, 30);
+        assert_int_equal(rows[1].token, 40);
+        assert_int_equal(rows[2].token, 20);             /* 30 is allowed and biased away */
+        free(plan), free(logits);
+        BACKENDS[i]->close(b);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -383,6 +411,7 @@ int main(void)
         cmocka_unit_test(logprobs_are_of_the_raw_row),
         cmocka_unit_test(penalties_follow_the_formula),
         cmocka_unit_test(a_row_is_alone),
+        cmocka_unit_test(only_allowed_tokens_are_drawn),
         cmocka_unit_test(bad_rows_are_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

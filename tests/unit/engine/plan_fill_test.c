@@ -1,5 +1,7 @@
 #include "helpers.h"
 
+#include <math.h>
+
 #include "plan_fill.h"
 
 static const struct step_plan_caps caps = {
@@ -100,11 +102,51 @@ static void a_full_plan_takes_no_further_row(void **state)
     assert_false(row_need_fits(&used, &(struct row_need){ 1, 1, 6 }, &caps));
 }
 
+/* Tokens 100..109 are the prompt, 110 111 were generated. */
+static void words_and_allowed_ids_become_masks(void **state)
+{
+    static const int32_t words[] = { 1, 7, 2, 111, 50, 3, 110, 111, 51, 3, 109, 110, 52, 2, 110, 53 };
+    static const token_id allowed[] = { 5, 6 };
+    struct engine_request req = test_request(1, 100, 10, 5);
+    struct step_plan *plan = new_plan();
+    const struct eos_ids eos = { { 9 }, 1 };
+    block_id blocks[4];
+
+    (void)state;
+    req.bad_words = words;
+    req.num_bad_ints = sizeof words / sizeof words[0];
+    req.allowed_ids = allowed;
+    req.num_allowed = 2;
+    struct submission *sub = submission_new(&req, &test_limits);
+    assert_non_null(sub);
+    assert_int_equal(sub->num_bad_runs, 5);
+    struct sequence seq = sequence_of(sub, blocks);
+    seq.tokens[10] = 110;
+    seq.tokens[11] = 111;
+    seq.num_tokens = 12;
+    seq.num_computed = 11;
+    seq.num_scheduled = 1;
+    struct row_need need = row_need_of(&seq, &eos);
+    assert_true(need.bias >= 5);
+    assert_int_equal(plan_fill_add(plan, &seq, &eos), 0);
+    const struct sampling_row *row = &plan_rows(plan)[0];
+    assert_int_equal(row->bias_count, 3);                /* 7; 50 after 111; 51 after 110 111; prompts do not count */
+    assert_int_equal(plan_bias_ids(plan)[row->bias_begin], 7);
+    assert_int_equal(plan_bias_ids(plan)[row->bias_begin + 1], 50);
+    assert_int_equal(plan_bias_ids(plan)[row->bias_begin + 2], 51);
+    assert_true(isinf(plan_bias_values(plan)[row->bias_begin]));
+    assert_int_equal(row->allow_count, 2);
+    assert_int_equal(plan_bias_ids(plan)[row->allow_begin + 1], 6);
+    free(plan);
+    submission_free(sub);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_chunk_fills_the_arrays),
         cmocka_unit_test(the_last_token_gets_a_row),
+        cmocka_unit_test(words_and_allowed_ids_become_masks),
         cmocka_unit_test(a_full_plan_takes_no_further_row),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -64,7 +64,8 @@ static void run_plan(struct bench *bench, const struct step_plan *plan)
     assert_int_equal(step_plan_check(plan, bench->s.kv.num_blocks, TEST_VOCAB, &err), 0);
     for (int32_t r = 0; r < plan->num_rows; r++) {
         token_id last = plan_input_ids(plan)[plan_rows(plan)[r].token];
-        bench->rows[r] = (struct result_row){ .token = bench->draw != TOKEN_NONE ? bench->draw : (last + 1) % EOS,
+        token_id target = plan_rows(plan)[r].target;
+        bench->rows[r] = (struct result_row){ .token = target >= 0 ? target : bench->draw != TOKEN_NONE ? bench->draw : (last + 1) % EOS,
                                               .logprob = -1, .rank = 3, .num_top = 2, .bad = bench->bad };
     }
     scheduler_commit(&bench->s, plan, &result, ++bench->now);
@@ -461,13 +462,12 @@ static void fair_lets_small_prompts_pass_one_without_room_but_not_for_ever(void 
 
     (void)state;
     o.policy = POLICY_FAIR;
-    o.max_model_len = 32;
-    o.num_blocks = 8;
+    o.num_blocks = 16;
     o.enable_prefix_caching = false;
     open_bench(&bench, o);
-    add(&bench, 1, 10, 12, 20);
+    add(&bench, 1, 10, 4, 2);
     step(&bench);
-    add(&bench, 2, 100, 30, 2);                        /* the whole pool */
+    add(&bench, 2, 100, 62, 2);                        /* the whole pool */
     add(&bench, 3, 200, 4, 2);
     step(&bench);
     assert_int_equal(seq(&bench, 2)->state, SEQ_WAITING);
@@ -477,7 +477,7 @@ static void fair_lets_small_prompts_pass_one_without_room_but_not_for_ever(void 
         step(&bench);
         assert_true(++steps < 300);
     }
-    printf("STEPS %d pre %d\n", steps, (int)bench.s.stats.preemptions); assert_true(steps > 64);
+    assert_true(steps > 64);
     close_bench(&bench);
 }
 
@@ -642,6 +642,106 @@ static void too_many_and_impossible_requests_are_refused(void **state)
     assert_int_equal(scheduler_init(&bench.s, &o, &err), ERR_CONFIG);
 }
 
+/* ---- scored prompts ---- */
+
+static void add_scored(struct bench *bench, uint64_t id, token_id first, uint32_t num_prompt, int32_t max_tokens)
+{
+    struct engine_request req = test_request(id, first, num_prompt, max_tokens);
+
+    req.score_prompt = true;
+    req.num_prompt_logprobs = 2;
+    struct submission *sub = submission_new(&req, &test_limits);
+    assert_non_null(sub);
+    scheduler_add(&bench->s, sub);
+    scheduler_check(&bench->s);
+}
+
+/* Steps until id has ended; checks that positions come in order, each once, before the first token. Returns the last. */
+static uint32_t run_scored(struct bench *bench, uint64_t id, token_id first)
+{
+    uint32_t position = 0;
+
+    for (int i = 0; i < 200; i++) {
+        step(bench);
+        for (int32_t k = 0; k < bench->s.num_scores; k++) {
+            const struct step_score *score = &bench->s.scores[k];
+            if (score->id != id) continue;
+            assert_int_equal(score->position, ++position);
+            assert_int_equal(score->row->token, first + (token_id)position);
+        }
+        for (int32_t k = 0; k < bench->s.num_outcomes; k++) {
+            const struct token_event *ended = &bench->s.outcomes[k].event;
+            if (ended->id == id && ended->finish != FINISH_NONE) return position;
+        }
+    }
+    return 0;
+}
+
+static void a_prompt_is_scored_once_whatever_the_rows(void **state)
+{
+    struct scheduler_options o = options();
+
+    (void)state;
+    for (int32_t rows = 1; rows <= 4; rows++) {
+        struct bench bench;
+        o.max_num_seqs = rows;
+        open_bench(&bench, o);
+        add_scored(&bench, 1, 100, 30, 3);
+        add(&bench, 2, 300, 20, 20);
+        assert_int_equal(run_scored(&bench, 1, 100), 29);
+        close_bench(&bench);
+    }
+}
+
+static void scoring_alone_ends_with_the_prompt(void **state)
+{
+    struct bench bench;
+
+    (void)state;
+    open_bench(&bench, options());
+    add_scored(&bench, 1, 100, TEST_MAX_LEN, 0);         /* fills the context */
+    assert_int_equal(run_scored(&bench, 1, 100), TEST_MAX_LEN - 1);
+    assert_int_equal(event(&bench, 0)->finish, FINISH_LENGTH);
+    assert_int_equal(event(&bench, 0)->token, TOKEN_NONE);
+    assert_int_equal(event(&bench, 0)->index, 0);
+    assert_int_equal(bench.s.num_running, 0);
+    close_bench(&bench);
+}
+
+static void scoring_reads_no_cached_blocks_but_leaves_some(void **state)
+{
+    struct bench bench;
+
+    (void)state;
+    open_bench(&bench, options());
+    add(&bench, 1, 100, 20, 1);
+    while (bench.s.pool.num_used) step(&bench);
+    add_scored(&bench, 2, 100, 20, 1);
+    assert_int_equal(run_scored(&bench, 2, 100), 19);
+    assert_int_equal(event(&bench, 0)->num_cached, 0);
+    add(&bench, 3, 100, 20, 1);
+    while (bench.s.pool.num_used) step(&bench);
+    assert_int_equal(event(&bench, 0)->num_cached, 16);
+    close_bench(&bench);
+}
+
+/* Few blocks: the scored prompt is pushed out and computed again, and yet no position is told twice. */
+static void a_preempted_prompt_goes_on_where_its_scores_ended(void **state)
+{
+    struct scheduler_options o = options();
+    struct bench bench;
+
+    (void)state;
+    o.num_blocks = 16;
+    o.max_num_seqs = 2;                                  /* two rows: one for the other's tokens, one to score */
+    open_bench(&bench, o);
+    add(&bench, 1, 300, 12, 48);
+    add_scored(&bench, 2, 100, 30, 2);
+    assert_int_equal(run_scored(&bench, 2, 100), 29);
+    assert_true(bench.s.stats.preemptions > 0);
+    close_bench(&bench);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -665,6 +765,10 @@ int main(void)
         cmocka_unit_test(aborts_free_at_once_or_with_the_plan),
         cmocka_unit_test(bad_numbers_end_one_sequence_only),
         cmocka_unit_test(two_plans_in_flight_hold_different_sequences),
+        cmocka_unit_test(a_prompt_is_scored_once_whatever_the_rows),
+        cmocka_unit_test(scoring_alone_ends_with_the_prompt),
+        cmocka_unit_test(scoring_reads_no_cached_blocks_but_leaves_some),
+        cmocka_unit_test(a_preempted_prompt_goes_on_where_its_scores_ended),
         cmocka_unit_test(too_many_and_impossible_requests_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -95,6 +95,21 @@ static bool fake_order(const struct fake_job *job, const char *order)
     return true;
 }
 
+/* All of a scored prompt at once. */
+static void fake_scores(struct fake_job *job, int32_t choice, const struct generation_usage *usage)
+{
+    const struct prompt_tokens *prompt = &job->spec.prompts[choice / job->spec.params->n];
+    struct token_logprob top[MAX_TOP_LOGPROBS] = { { 'x', -0.5f }, { 'y', -1.25f } };
+
+    for (uint32_t i = 1; i < prompt->n; i++) {
+        struct delta_token token = { .id = prompt->ids[i], .logprob = -0.75f, .num_top = job->spec.params->num_prompt_logprobs > 2 ? 2 :
+            job->spec.params->num_prompt_logprobs, .top = top, .rank = 3 };
+        struct text_delta delta = { .choice = choice, .text = "", .tokens = &token, .num_tokens = 1, .stop_index = -1,
+            .stop_token = TOKEN_NONE, .prompt_begin = i };
+        job->spec.sink->delta(job->spec.sink_arg, &delta, usage);
+    }
+}
+
 /* One token of one choice. Returns true when the choice goes on. */
 static bool fake_choice_step(struct router *router, struct fake_job *job, int32_t choice,
                              const struct generation_usage *usage)
@@ -108,6 +123,7 @@ static bool fake_choice_step(struct router *router, struct fake_job *job, int32_
         .num_generated = job->step + 1 };
 
     if (job->step >= last && job->step > 0) return false;
+    if (job->step == 0 && job->spec.params->score_prompt) fake_scores(job, choice, usage);
     if (last > 0) {
         token.id = prompt->ids[job->step];
         tokenizer_token_bytes(router->tokenizer, token.id, &delta.text, &delta.len);
@@ -185,9 +201,10 @@ static void *fake_main(void *arg)
     }
 }
 
-static void fake_router_start(struct router *router, const struct tokenizer *tokenizer)
+/* pause: microseconds between two steps, or NULL. */
+static void fake_router_start(struct router *router, const struct tokenizer *tokenizer, const char *pause)
 {
-    *router = (struct router){ .state = ROUTER_READY, .tokenizer = tokenizer };
+    *router = (struct router){ .state = ROUTER_READY, .tokenizer = tokenizer, .pause_us = pause ? (int)strtol(pause, NULL, 10) : 0 };
     pthread_mutex_init(&router->lock, NULL);
     list_init(&router->jobs);
     pthread_create(&router->thread, NULL, fake_main, router);

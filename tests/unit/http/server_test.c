@@ -22,7 +22,7 @@ static void serve(struct fixture *f)
 {
     struct err err = { 0 };
 
-    fake_router_start(&f->router, f->tiny.tokenizer);
+    fake_router_start(&f->router, f->tiny.tokenizer, NULL);
     f->tiny.gateway.router = &f->router;
     assert_int_equal(http_server_start(&f->server, &f->tiny.gateway, &f->port, &err), 0);
     assert_true(f->port > 0);

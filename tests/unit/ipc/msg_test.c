@@ -154,12 +154,82 @@ static void too_many_tokens_for_the_context(void **state)
     free(memory);
 }
 
+static void what_may_be_drawn_arrives(void **state)
+{
+    static const token_id allowed[] = { 5, 6, 99 };
+    static const int32_t words[] = { 1, 7, 3, 1, 2, 3 };
+    struct engine_request req = example(), got;
+    void *memory;
+
+    (void)state;
+    req.allowed_ids = allowed;
+    req.num_allowed = 3;
+    req.bad_words = words;
+    req.num_bad_ints = 6;
+    req.score_prompt = true;
+    req.num_prompt_logprobs = 20;
+    assert_int_equal(round_trip(&req, &got, &memory), 0);
+    assert_int_equal(got.num_allowed, 3);
+    assert_memory_equal(got.allowed_ids, allowed, sizeof allowed);
+    assert_memory_equal(got.bad_words, words, sizeof words);
+    assert_true(got.score_prompt);
+    assert_int_equal(got.num_prompt_logprobs, 20);
+    free(memory);
+}
+
+static void broken_masks_are_refused(void **state)
+{
+    static const token_id allowed[] = { 100 };
+    static const int32_t words[][3] = { { 0, 1, 1 }, { -1, 1, 1 }, { 3, 1, 1 }, { 2, 1, 100 }, { INT32_MAX, 1, 1 }, { 1, 1, 1 } };
+    struct engine_request req = example(), got;
+    void *memory;
+
+    (void)state;
+    req.allowed_ids = allowed;
+    req.num_allowed = 1;
+    assert_int_equal(round_trip(&req, &got, &memory), ERR_PROTOCOL);
+    free(memory);
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        req = example();
+        req.bad_words = words[i];
+        req.num_bad_ints = 3;
+        assert_int_equal(round_trip(&req, &got, &memory), ERR_PROTOCOL);
+        free(memory);
+    }
+    req = example();
+    req.num_prompt_logprobs = 21;
+    assert_int_equal(round_trip(&req, &got, &memory), ERR_PROTOCOL);
+    free(memory);
+}
+
+/* max_tokens 0 is for prompts that are scored, and then only. */
+static void a_prompt_may_be_scored_alone(void **state)
+{
+    struct engine_request req = example(), got;
+    void *memory;
+
+    (void)state;
+    req.max_tokens = req.min_tokens = 0;
+    req.num_output = 0;
+    assert_int_equal(round_trip(&req, &got, &memory), ERR_PROTOCOL);
+    free(memory);
+    req.score_prompt = true;
+    assert_int_equal(round_trip(&req, &got, &memory), 0);
+    free(memory);
+    req.num_prompt = 1;
+    assert_int_equal(round_trip(&req, &got, &memory), ERR_PROTOCOL);
+    free(memory);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_submit_arrives_as_it_was),
         cmocka_unit_test(fields_out_of_range_are_refused),
         cmocka_unit_test(counts_must_match_the_length),
+        cmocka_unit_test(what_may_be_drawn_arrives),
+        cmocka_unit_test(broken_masks_are_refused),
+        cmocka_unit_test(a_prompt_may_be_scored_alone),
         cmocka_unit_test(too_many_tokens_for_the_context),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -298,9 +298,30 @@ static void kinds_and_lookups(void **state)
     json_free(root);
 }
 
+static void numbers_remember_how_they_were_written(void **state)
+{
+    static const char text[] = "[1,{\"a\":1.0,\"b\":[1e3,2]},9007199254740993,-0.5,3,1E2,\"\\u0000\",4.0]";
+    static const bool real[] = { false, true, true, false, true, false, true, true };
+    struct cJSON *root = NULL;
+    struct err err = { 0 };
+    size_t n = 0;
+
+    (void)state;
+    assert_int_equal(json_parse(text, sizeof text - 1, &json_limits_request, &root, &err), 0);
+    const struct cJSON *all[] = { root->child, json_get(root->child->next, "a"), json_get(root->child->next, "b")->child,
+        json_get(root->child->next, "b")->child->next, root->child->next->next->next, root->child->next->next->next->next,
+        root->child->next->next->next->next->next, root->child->prev };
+    for (; n < sizeof all / sizeof all[0]; n++) assert_int_equal(json_is_written_real(all[n]), real[n]);
+    assert_true(json_is_big_int(root->child->next->next));
+    assert_false(json_is_written_real(root->child->next->next));
+    assert_true(json_is_int(all[1]) && cJSON_IsNumber(all[1]));
+    json_free(root);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(numbers_remember_how_they_were_written),
         cmocka_unit_test(malformed_text_is_refused_with_its_offset),
         cmocka_unit_test(duplicate_keys_are_found_after_unescaping),
         cmocka_unit_test(duplicate_key_of_a_large_object_is_found),

@@ -16,8 +16,10 @@ static const char *const tiny_archs[] = { "LlamaForCausalLM", "Qwen2ForCausalLM"
 static const char *const tiny_types[] = { "llama", "qwen2", "qwen3" };
 enum { TINY_ARCHS = 3 };
 
+struct tiny_shape { int num_layers, hidden, ffn, head_dim, vocab; };
+
 /* extra: more members of config.json, "" or ", \"key\": value". The directory is removed before the return. */
-static struct model_source *tiny_open(int arch, bool tied, const char *extra)
+static struct model_source *tiny_open_shape(int arch, bool tied, const struct tiny_shape *shape, const char *extra)
 {
     char dir[] = "/tmp/sluice-tiny-XXXXXX", path[64];
     struct model_source *src = NULL;
@@ -32,14 +34,20 @@ static struct model_source *tiny_open(int arch, bool tied, const char *extra)
                 "\"head_dim\": %d, \"vocab_size\": %d, \"max_position_embeddings\": 512, \"rms_norm_eps\": 1e-5, "
                 "\"rope_theta\": 10000.0, "
                 "\"hidden_act\": \"silu\", \"tie_word_embeddings\": %s%s}\n",
-                tiny_archs[arch], tiny_types[arch], TINY_HIDDEN, TINY_FFN, TINY_LAYERS, TINY_HEADS, TINY_KV_HEADS,
-                TINY_HEAD_DIM, TINY_VOCAB, tied ? "true" : "false", extra);
+                tiny_archs[arch], tiny_types[arch], shape->hidden, shape->ffn, shape->num_layers, TINY_HEADS,
+                TINY_KV_HEADS, shape->head_dim, shape->vocab, tied ? "true" : "false", extra);
         fclose(file);
         if (model_source_open(&src, dir, LOAD_DUMMY, &err) < 0) fprintf(stderr, "tiny model: %s\n", err.message);
     }
     unlink(path);
     rmdir(dir);
     return src;
+}
+
+static inline struct model_source *tiny_open(int arch, bool tied, const char *extra)
+{
+    const struct tiny_shape shape = { TINY_LAYERS, TINY_HIDDEN, TINY_FFN, TINY_HEAD_DIM, TINY_VOCAB };
+    return tiny_open_shape(arch, tied, &shape, extra);
 }
 
 #endif

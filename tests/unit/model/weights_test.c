@@ -66,7 +66,7 @@ static int load(struct loaded *l, const struct model_source *src, const struct m
     *l = (struct loaded){ .config = config ? *config : *model_source_config(src) };
     const struct weight_groups *groups = &model_arch_desc(l->config.arch)->weights;
     assert_int_equal(shard_of(&l->shard, &l->config, tp_size, 1, tp_rank, 0, NULL, NULL), 0);
-    l->backend.size = weights_bytes(groups, &l->config, &l->shard, &plain_ops);
+    l->backend.size = weights_bytes(groups, &l->config, &l->shard, &plain_ops, src);
     l->backend.memory = calloc(1, l->backend.size);
     assert_non_null(l->backend.memory);
     struct weights_load_args args = { .src = src, .groups = groups, .config = &l->config, .shard = &l->shard, .ops =

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -162,9 +163,47 @@ static void host_memory_is_read(void **state)
     assert_true(host_memory_bytes() < (uint64_t)1 << 50);
 }
 
+/* One line per rank: what it holds; the last line sums up. */
+static void the_table_shows_every_rank(void **state)
+{
+    struct ranks_options o = options();
+    struct model_config config = smollm2();
+    struct rank_plan plans[6];
+    char line[RANK_LINE_MAX];
+    uint64_t weights = 0;
+    (void)state;
+    o.tp_size = 2;
+    o.pp_size = 3;
+    assert_int_equal(ranks_plan(plans, &config, &o, 16 * GIB, NULL), 0);
+    for (int i = 0; i < 6; i++) {
+        int stage = -1, rank = -1, first_layer = -1, last_layer = -1, first_head = -1, last_head = -1, blocks = -1;
+        double weights_mib = 0, kv_mib = 0;
+        ranks_plan_line(line, plans, 6, i);
+        assert_int_equal(sscanf(line, "%d %d %d-%d %d-%d %*d-%*d %d %lf %lf", &stage, &rank, &first_layer, &last_layer,
+                                &first_head, &last_head, &blocks, &weights_mib, &kv_mib), 9);
+        assert_int_equal(stage, i / 2);
+        assert_int_equal(rank, i);
+        assert_int_equal(first_layer, plans[i].shard.layers.begin);
+        assert_int_equal(last_layer, plans[i].shard.layers.end - 1);
+        assert_int_equal(first_head, i % 2 ? 6 : 0);
+        assert_int_equal(last_head, i % 2 ? 8 : 5);
+        assert_int_equal(blocks, plans[0].memory.num_blocks);
+        assert_float_equal(weights_mib, (double)plans[i].memory.weights / (1 << 20), 0.06);
+        assert_float_equal(kv_mib, (double)plans[i].memory.kv / (1 << 20), 0.06);
+        weights += plans[i].memory.weights;
+    }
+    double sum = 0;
+    ranks_plan_line(line, plans, 6, 6);
+    assert_int_equal(sscanf(line, " all %lf", &sum), 1);
+    assert_float_equal(sum, (double)weights / (1 << 20), 0.06);
+    ranks_plan_line(line, plans, 6, -1);
+    assert_non_null(strstr(line, "KV heads"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_table_shows_every_rank),
         cmocka_unit_test(terms_are_sums_by_hand),     cmocka_unit_test(blocks_follow_the_options),
         cmocka_unit_test(memory_bounds_blocks),       cmocka_unit_test(ranks_share_kv_bytes),
         cmocka_unit_test(what_does_not_fit_is_named), cmocka_unit_test(plan_prints_every_term),

@@ -12,6 +12,7 @@
 
 #include <sluice/rank.h>
 
+#include "base/log.h"
 #include "unit/model/tiny_model.h"
 #include "unit/rank/plan_builder.h"
 
@@ -49,6 +50,19 @@ static void blocks_of(block_id blocks[MAX_BLOCKS], int which, bool ascending)
 {
     for (int i = 0; i < MAX_BLOCKS; i++) blocks[i] = ascending ? which * MAX_BLOCKS + i
         : (i * 7 + 3 + which) % NUM_BLOCKS;
+}
+
+/* A shuffled pool, so that tables of different sequences interleave and no neighbour in a table is one in memory. */
+static void shuffled_pool(block_id pool[NUM_BLOCKS], uint32_t seed)
+{
+    for (int i = 0; i < NUM_BLOCKS; i++) pool[i] = i;
+    for (int i = NUM_BLOCKS - 1; i > 0; i--) {
+        seed = seed * 1664525u + 1013904223u;
+        int j = (int)((seed >> 8) % (uint32_t)(i + 1));
+        block_id swap = pool[i];
+        pool[i] = pool[j];
+        pool[j] = swap;
+    }
 }
 
 static struct step_plan *new_plan(void)
@@ -115,8 +129,9 @@ static void every_layout_is_one_model(void **state)
     static const int layouts[][2] = { { 2, 1 }, { 3, 1 }, { 4, 1 }, { 6, 1 }, { 1, 2 }, { 1, 3 }, { 1, 5 }, { 2, 2 },
                                       { 3, 2 } };
     (void)state;
-    for (int arch = 0; arch < TINY_ARCHS; arch++) {
-        struct model_source *src = tiny_open(arch, arch != 1, "");
+    for (int i = 0; i < 2 * TINY_ARCHS; i++) {
+        int arch = i % TINY_ARCHS;                           /* each with a tied and with a head of its own */
+        struct model_source *src = tiny_open(arch, i < TINY_ARCHS, "");
         struct distribution want[POSITIONS], got[POSITIONS];
         assert_non_null(src);
         struct ranks *one = start(src, 1, 1);
@@ -124,12 +139,12 @@ static void every_layout_is_one_model(void **state)
         ranks_stop(one);
         assert_telling(&want[0]);
         assert_true(max_difference(&want[0], &want[1], 1) > 0.01);
-        for (size_t i = 0; i < sizeof(layouts) / sizeof(layouts[0]); i++) {
-            struct ranks *ranks = start(src, layouts[i][0], layouts[i][1]);
+        for (size_t j = 0; j < sizeof(layouts) / sizeof(layouts[0]); j++) {
+            struct ranks *ranks = start(src, layouts[j][0], layouts[j][1]);
             run_sequence(ranks, 1, PROMPT, true, got);
             ranks_stop(ranks);
             double difference = max_difference(want, got, POSITIONS);
-            if (!(difference <= 1e-4)) fail_msg("arch %d tp %d pp %d: %g", arch, layouts[i][0], layouts[i][1],
+            if (!(difference <= 1e-4)) fail_msg("arch %d tp %d pp %d: %g", arch, layouts[j][0], layouts[j][1],
                                                 difference);
         }
         model_source_close(src);
@@ -184,6 +199,50 @@ static void neighbours_change_no_bit(void **state)
     ranks_stop(ranks);
     model_source_close(src);
     free(rows);
+}
+
+/* Four sequences of one pool, their blocks dealt out at random, prefilled in turns by chunks of 13: each ends with the
+ * distribution that it has alone in neighbouring blocks. */
+static void run_scattered(struct ranks *ranks, uint32_t seed, struct distribution want[MAX_SEQS][POSITIONS])
+{
+    enum { CHUNK = 13 };
+    block_id pool[NUM_BLOCKS];
+    token_id tokens[PROMPT + DECODES];
+    struct result_row *rows = calloc(TINY_VOCAB, sizeof(*rows));
+    struct step_result result = { .rows = rows };
+    shuffled_pool(pool, seed);
+    for (int32_t done = 0; done < PROMPT; done += CHUNK) {
+        int32_t len = done + CHUNK < PROMPT ? CHUNK : PROMPT - done;
+        for (int i = 0; i < MAX_SEQS; i++) {
+            struct step_plan *plan = new_plan();
+            prompt_of(tokens, i);
+            plan_add_seq(plan, &(struct plan_seq){ .tokens = tokens, .done = done, .len = len,
+                                                   .blocks = pool + i * MAX_BLOCKS, .slot = i });
+            if (done + len == PROMPT) all_targets(plan, 0);
+            assert_int_equal(ranks_execute(ranks, plan, &result), 0);
+            for (int v = 0; v < plan->num_rows; v++) {
+                assert_memory_equal(&rows[v].logprob, &want[i][0].logprobs[v], sizeof(float));
+            }
+            free(plan);
+        }
+    }
+    free(rows);
+}
+
+static void scattered_blocks_change_no_bit(void **state)
+{
+    static const int layouts[][2] = { { 1, 1 }, { 3, 1 }, { 4, 1 }, { 1, 2 }, { 2, 2 } };
+    struct model_source *src = tiny_open(2, true, "");
+    (void)state;
+    assert_non_null(src);
+    for (size_t i = 0; i < sizeof(layouts) / sizeof(layouts[0]); i++) {
+        struct ranks *ranks = start(src, layouts[i][0], layouts[i][1]);
+        struct distribution want[MAX_SEQS][POSITIONS];
+        for (int which = 0; which < MAX_SEQS; which++) run_sequence(ranks, which, PROMPT, true, want[which]);
+        for (uint32_t seed = 1; seed <= 2; seed++) run_scattered(ranks, seed, want);
+        ranks_stop(ranks);
+    }
+    model_source_close(src);
 }
 
 /* pp_size prompts at once through the stages; each comes back in order with what it gives alone. */
@@ -242,7 +301,7 @@ static void bad_options_and_files_are_reported(void **state)
     assert_non_null(src);
     struct ranks_options options = options_of(7, 1);
     assert_int_equal(ranks_start(&ranks, src, &options, NULL, NULL, &err), ERR_CONFIG);
-    assert_non_null(strstr(err.message, "nearest is 6"));
+    assert_non_null(strstr(err.message, "nearest layout is 6 x 1"));
     err_clear(&err);
     options = options_of(1, 1);
     options.num_blocks_override = INT32_MAX;
@@ -278,8 +337,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_layout_is_one_model),  cmocka_unit_test(chunks_and_blocks_change_no_bit),
-        cmocka_unit_test(neighbours_change_no_bit),   cmocka_unit_test(pipeline_keeps_plans_apart),
+        cmocka_unit_test(neighbours_change_no_bit),   cmocka_unit_test(scattered_blocks_change_no_bit),
+        cmocka_unit_test(pipeline_keeps_plans_apart),
         cmocka_unit_test(bad_options_and_files_are_reported), cmocka_unit_test(progress_ends_at_one),
     };
+    log_set_level(LOG_WARNING);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -675,14 +675,36 @@ static void test_lost_replica_beside_one_that_serves(void **state)
     client_free(c);
 }
 
-/* A request that kills every engine it meets ends; what was there before it survives. */
+/* A replica that comes back takes its share of what waits at the other; what was taken back there is not answered twice. */
+static void test_replica_that_comes_back_takes_its_share(void **state)
+{
+    const char *options[] = { "--max-num-seqs", "4", NULL };
+    struct client *expected[STREAMS], *got[STREAMS];
+    struct bed bed;
+
+    (void)state;
+    make_streams(expected);
+    make_streams(got);
+    run_undisturbed("vocab=127", expected, STREAMS);
+    bed_ready(&bed, "vocab=127,delay_ms=4", 2, options);
+    wait_replicas(2);
+    signal_engines(SIGKILL, 1);
+    for (int i = 0; i < 500 && metric_sum("sluice_replica_up") > 1; i++) nap(1);
+    for (int i = 0; i < STREAMS; i++) assert_int_equal(submit(bed.router, got[i]), 0);
+    wait_metric("sluice_requests_running", 5);                    /* one alone runs four */
+    compare_and_free(got, expected, STREAMS);
+    assert_true(metric_sum("sluice_replica_restarts_total") == 1);
+    bed_stop(&bed);
+}
+
+/* A request that crashes every engine it meets ends. */
 static void test_poison_request(void **state)
 {
     struct client *c = client_new(10);
     struct bed bed;
 
     (void)state;
-    bed_ready(&bed, "die_at=1", 4, NULL);
+    bed_ready(&bed, "exit_at=1", 4, NULL);
     wait_replicas(4);
     assert_int_equal(submit(bed.router, c), 0);
     assert_int_equal(finish(c), ERR_REPLICA_LOST);
@@ -856,7 +878,8 @@ static int setup(void **state)
     if (len <= 0) return -1;
     engine_path[len] = '\0';
     for (int up = 0; up < 2; up++) *strrchr(engine_path, '/') = '\0';
-    strcat(engine_path, "/bin/fake-engine");
+    size_t used = strlen(engine_path);
+    snprintf(engine_path + used, sizeof engine_path - used, "/bin/fake-engine");
     snprintf(scratch_dir, sizeof scratch_dir, "/tmp/sluice-router-XXXXXX");
     if (!mkdtemp(scratch_dir)) return -1;
     return tiny_load(&tokenizer, &tiny, &err);
@@ -882,6 +905,7 @@ int main(void)
         cmocka_unit_test(test_stop_ends_streams_and_engines), cmocka_unit_test(test_engine_killed_mid_stream),
         cmocka_unit_test(test_all_engines_killed), cmocka_unit_test(test_replica_never_back),
         cmocka_unit_test(test_lost_replica_beside_one_that_serves), cmocka_unit_test(test_poison_request),
+        cmocka_unit_test(test_replica_that_comes_back_takes_its_share),
         cmocka_unit_test(test_hostile_frames), cmocka_unit_test(test_engine_reports_an_error), cmocka_unit_test(test_stall),
         cmocka_unit_test(test_engine_stopped_while_idle), cmocka_unit_test(test_refused_start),
         cmocka_unit_test(test_one_of_two_cannot_start), cmocka_unit_test(test_engine_missing),

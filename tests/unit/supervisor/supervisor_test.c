@@ -20,7 +20,7 @@ struct bed {
     uv_loop_t loop;
     uv_timer_t guard;
     struct supervisor *sup;
-    int num_ready, num_lost, num_refused, num_stopped, num_frames;
+    int num_ready, num_lost, num_refused, num_crashed, num_stopped, num_frames;
     int last_code;
     char message[512];
     uint32_t pid;
@@ -45,13 +45,14 @@ static void on_ready(void *arg, int replica, const struct msg_ready *info)
     bed->num_ready++;
 }
 
-static void on_lost(void *arg, int replica, const struct err *why)
+static void on_lost(void *arg, int replica, const struct err *why, bool crashed)
 {
     struct bed *bed = arg;
 
     assert_int_equal(supervisor_state(bed->sup, replica), REPLICA_DOWN);
     snprintf(bed->message, sizeof bed->message, "%s", why->message);
     bed->num_lost++;
+    bed->num_crashed += crashed;
 }
 
 static void on_refused(void *arg, int replica, int exit_code, const char *message)
@@ -134,12 +135,14 @@ static void test_ready_killed_and_back(void **state)
     kill((pid_t)first, SIGKILL);
     run_until(&bed, &bed.num_lost, 1);
     int64_t lost_ms = clock_now_ms();
+    assert_int_equal(bed.num_crashed, 0);             /* somebody killed it */
     run_until(&bed, &bed.num_ready, 2);
     assert_int_not_equal(bed.pid, first);
     assert_true(bed.ready_ms[1] - lost_ms >= 990);    /* the first backoff */
     supervisor_kill(bed.sup, 0, "because");
     assert_int_equal(bed.num_lost, 2);                /* at once: nothing is sent there any more */
     assert_string_equal(bed.message, "because");
+    assert_int_equal(bed.num_crashed, 1);
     lost_ms = clock_now_ms();
     run_until(&bed, &bed.num_ready, 3);
     assert_true(bed.ready_ms[2] - lost_ms >= 1990);   /* the second: it did not serve for long */
@@ -242,7 +245,8 @@ static int setup(void **state)
     if (len <= 0) return -1;
     engine_path[len] = '\0';
     for (int up = 0; up < 2; up++) *strrchr(engine_path, '/') = '\0';
-    strcat(engine_path, "/bin/fake-engine");
+    size_t used = strlen(engine_path);
+    snprintf(engine_path + used, sizeof engine_path - used, "/bin/fake-engine");
     return access(engine_path, X_OK);
 }
 
