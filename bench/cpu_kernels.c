@@ -186,7 +186,7 @@ static void pack_all(struct bench *bench, void *arg, int unused)
 static void bench_init(struct bench *bench, const struct backend_ops *ops, int threads, int isa, bool kept)
 {
     struct err err = { 0 };
-    struct backend_options options = { .threads = threads, .kv_dtype = DTYPE_BF16, .max_tokens = MAX_T, .max_seqs = MAX_SEQS,
+    struct backend_options options = { .threads = threads, .kv_dtype = DTYPE_F16, .max_tokens = MAX_T, .max_seqs = MAX_SEQS,
                                        .max_rows = MAX_SEQS, .vocab_size = VOCAB };
     float *src = must(malloc((size_t)VOCAB * HIDDEN * sizeof(float)));
     size_t kv_bytes = (size_t)MAX_SEQS * MAX_CONTEXT * KV_HEADS * DIM * 2;

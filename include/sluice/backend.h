@@ -30,7 +30,7 @@ enum weight_kind { WEIGHT_MATRIX, WEIGHT_VECTOR };   /* WEIGHT_MATRIX serves mat
 struct backend_options {
     int32_t threads;               /* CPU: threads of this rank, >= 1 */
     int32_t device;                /* GPU index */
-    enum dtype kv_dtype;           /* F32 or BF16 */
+    enum dtype kv_dtype;           /* cpu-ref F32 or BF16, cpu-fast F16 */
     int32_t max_tokens, max_seqs, max_rows, vocab_size;    /* largest step, for workspace and sampler state */
 };
 

@@ -31,7 +31,7 @@ struct config {
     int64_t tensor_parallel_size, pipeline_parallel_size, data_parallel_size;
     struct str_list pp_layer_partition;   /* layers per stage; empty = by cost */
     int64_t block_size;                   /* tokens per KV block, 16..256, power of two */
-    char *kv_cache_dtype;                 /* auto f32 bf16 */
+    char *kv_cache_dtype;                 /* auto f32 f16 bf16 */
     double headroom;                      /* share of memory kept free */
     int64_t kv_cache_memory_bytes;        /* 0 = what headroom leaves (CPU: what is needed, at most 1 GiB) */
     int64_t num_gpu_blocks_override;      /* 0 = off; KV blocks whatever the memory */

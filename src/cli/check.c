@@ -31,7 +31,7 @@ static int64_t kv_bytes_per_token(const struct model_config *model, enum dtype d
 static void print_model(const struct config *config, const struct model_source *source)
 {
     const struct model_config *model = model_source_config(source);
-    bool f32 = strcmp(config->kv_cache_dtype, "bf16") != 0, bf16 = strcmp(config->kv_cache_dtype, "f32") != 0;
+    bool f32 = strcmp(config->kv_cache_dtype, "bf16") != 0, f16 = strcmp(config->kv_cache_dtype, "f32") != 0;
 
     printf("\nmodel %s\n", config_model_name(config));
     printf("  %-26s %s\n", "format", format_name(model_source_format(source)));
@@ -46,7 +46,7 @@ static void print_model(const struct config *config, const struct model_source *
     printf("  %-26s %zu tensors, %" PRIu64 " bytes\n", "weights", model_source_num_tensors(source),
            model_source_bytes(source));
     if (f32) printf("  %-26s %" PRId64 " bytes (f32)\n", "KV cache per token", kv_bytes_per_token(model, DTYPE_F32));
-    if (bf16) printf("  %-26s %" PRId64 " bytes (bf16)\n", "KV cache per token", kv_bytes_per_token(model, DTYPE_BF16));
+    if (f16) printf("  %-26s %" PRId64 " bytes (f16)\n", "KV cache per token", kv_bytes_per_token(model, DTYPE_F16));
 }
 
 /* On a GPU that is not here the room for KV is unknown: the column shows what one full context takes. */

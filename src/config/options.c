@@ -64,7 +64,7 @@ const struct option option_table[] = {
     LIST("engine", pp_layer_partition, START, ENGINE,
         "layers of each pipeline stage, such as 16,14; empty = split by cost"),
     INT("engine", block_size, "64", 16, 256, "tokens", START, ENGINE, "tokens in a KV block; a power of two"),
-    ENUM("engine", kv_cache_dtype, "auto", "auto f32 bf16", START, ENGINE, "element type of the KV cache"),
+    ENUM("engine", kv_cache_dtype, "auto", "auto f32 f16 bf16", START, ENGINE, "element type of the KV cache"),
     REAL("engine", headroom, "0.10", 0.01, 0.9, "share", START, ENGINE,
         "of the memory kept free; --gpu-memory-utilization U = 1 - U"),
     BYTES("engine", kv_cache_memory_bytes, "0", 0, 64 * TIB, START, ENGINE,

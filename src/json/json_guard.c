@@ -500,7 +500,7 @@ static void repair_string(cJSON *item)
 static void repair_tree(const struct guard *g, cJSON *root)
 {
     cJSON *stack[JSON_DEPTH_CAP + 1];
-    const char *next_real = g->reals.data, *end = next_real + g->reals.len;
+    const char *next_real = g->reals.data, *end = g->reals.len ? next_real + g->reals.len : next_real;
     uint32_t number = 0, ordinal;
     int depth = 0;
 

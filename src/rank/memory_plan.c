@@ -45,8 +45,8 @@ static int check_options(const struct ranks_options *options, struct err *err)
                        "threads %d must be 1 or more", (int)options->block_size, (int)options->max_model_len,
                        (int)options->max_num_seqs, (int)options->max_num_batched_tokens, (int)options->threads);
     }
-    if (options->kv_dtype != DTYPE_F32 && options->kv_dtype != DTYPE_BF16) {
-        return err_set(err, ERR_CONFIG, "kv_cache_dtype %s: expected f32 or bf16", dtype_name(options->kv_dtype));
+    if (options->kv_dtype != DTYPE_F32 && options->kv_dtype != DTYPE_BF16 && options->kv_dtype != DTYPE_F16) {
+        return err_set(err, ERR_CONFIG, "kv_cache_dtype %s: expected f32, f16 or bf16", dtype_name(options->kv_dtype));
     }
     if (!(options->headroom >= 0 && options->headroom < 1)) {
         return err_set(err, ERR_CONFIG, "headroom %g: expected 0 up to 1", options->headroom);

@@ -96,7 +96,8 @@ static int cores(void)
 
 static enum dtype kv_dtype_of(const struct config *config, bool fast)
 {
-    if (strcmp(config->kv_cache_dtype, "auto") == 0) return fast ? DTYPE_BF16 : DTYPE_F32;
+    if (strcmp(config->kv_cache_dtype, "auto") == 0) return fast ? DTYPE_F16 : DTYPE_F32;
+    if (strcmp(config->kv_cache_dtype, "f16") == 0) return DTYPE_F16;
     return strcmp(config->kv_cache_dtype, "f32") == 0 ? DTYPE_F32 : DTYPE_BF16;
 }
 

@@ -43,7 +43,7 @@ static struct ranks_options options_of(const char *backend, int threads, int32_t
 {
     const struct backend_ops *ops = strcmp(backend, "fast") == 0 ? &backend_cpu_fast : &backend_cpu_ref;
     return (struct ranks_options){ .ops = ops, .tp_size = 1, .pp_size = 1, .threads = threads,
-                                   .kv_dtype = ops == &backend_cpu_fast ? DTYPE_BF16 : DTYPE_F32,
+                                   .kv_dtype = ops == &backend_cpu_fast ? DTYPE_F16 : DTYPE_F32,
                                    .max_num_seqs = MAX_PROMPTS_HERE, .max_num_batched_tokens = MAX_LEN,
                                    .max_model_len = max_len, .block_size = BLOCK_SIZE, .max_rows = MAX_LEN,
                                    .num_blocks_override = MAX_PROMPTS_HERE * MAX_BLOCKS };

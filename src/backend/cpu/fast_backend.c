@@ -4,8 +4,8 @@
 static int fast_open(struct backend **out, const struct backend_options *options, struct err *err)
 {
     const struct cpu_kernels *kernels = cpu_kernels_for(cpu_isa_best());
-    if (options->kv_dtype != DTYPE_BF16)
-        return err_set(err, ERR_CONFIG, "cpu-fast: KV cache in %s, must be bf16", dtype_name(options->kv_dtype));
+    if (options->kv_dtype != DTYPE_F16)
+        return err_set(err, ERR_CONFIG, "cpu-fast: KV cache in %s, must be f16", dtype_name(options->kv_dtype));
     return cpu_backend_new(out, options, kernels, kernels->name, err);
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/bug.h"
 #include "bf16.h"
+#include "half.h"
 #include "blocks.h"
 
 static void embed_rows(void *arg, int thread, int64_t begin, int64_t end)
@@ -103,8 +104,8 @@ static void store_token(const struct rope_store_args *args, int64_t slot, const 
         uint32_t *k_pairs = (uint32_t *)((uint16_t *)args->kv.k + base) + offset;
         uint16_t *v_row = (uint16_t *)args->kv.v + base + offset * dim;
         for (int i = 0; i < dim / 2; i++)
-            k_pairs[(int64_t)i * block_size] = bf16_from_f32(k[2 * i]) | (uint32_t)bf16_from_f32(k[2 * i + 1]) << 16;
-        for (int d = 0; d < dim; d++) v_row[d] = bf16_from_f32(v[d]);
+            k_pairs[(int64_t)i * block_size] = half_from_f32(k[2 * i]) | (uint32_t)half_from_f32(k[2 * i + 1]) << 16;
+        for (int d = 0; d < dim; d++) v_row[d] = half_from_f32(v[d]);
     }
 }
 

@@ -21,21 +21,6 @@ INLINE const uint8_t *block_vec_at(const uint8_t *block, const enum dtype TYPE, 
     return block + (blocks_have_min(TYPE) ? 128 : 64) + v * VL * (TYPE == DTYPE_Q8_0 ? 2 : 4);
 }
 
-/* VL scales, exactly. */
-INLINE vf load_half(const uint8_t *at)
-{
-#if defined(__AVX512F__)
-    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
-#else
-    vh half;
-    memcpy(&half, at, sizeof half);
-    vu wide = __builtin_convertvector(half, vu), bits = (wide & 0x7fff) << 13;
-    vu special = (vu)((wide & 0x7c00) == 0x7c00) & 0x7f800000u;
-    bits = (vu)((vf)bits * 0x1p112f) | special | (wide & 0x8000) << 16;
-    return (vf)bits;
-#endif
-}
-
 #if defined(__AVX512BF16__)
 
 typedef __m512i qvec;                      /* 16 outputs x 2 inputs, 16 bits each; without the offset */

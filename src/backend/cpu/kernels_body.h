@@ -9,6 +9,7 @@
 
 #include "bf16.h"
 #include "blocks.h"
+#include "half.h"
 #include "kernels.h"
 
 #if defined(__AVX512F__)
@@ -69,11 +70,32 @@ INLINE vf fma_f(vf a, vf b, vf c)
 INLINE vf pair_even(vu pair) { return (vf)(pair << 16); }
 INLINE vf pair_odd(vu pair) { return (vf)(pair & 0xffff0000u); }
 
-INLINE vf load_bf16(const uint16_t *p)
+/* binary16 in the lower halves of the lanes to float, exactly; what is above is ignored. */
+INLINE vf half_values(vu lanes)
 {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)lanes));
+#else
+    vu special = (vu)((lanes & 0x7c00) == 0x7c00) & 0x7f800000u;
+    vu bits = (vu)((vf)((lanes & 0x7fff) << 13) * 0x1p112f) | special | (lanes & 0x8000) << 16;
+    return (vf)bits;
+#endif
+}
+
+/* The even and the odd element of each pair of halves. */
+INLINE vf half_even(vu pair) { return half_values(pair); }
+INLINE vf half_odd(vu pair) { return half_values(pair >> 16); }
+
+/* VL halves of memory. */
+INLINE vf load_half(const void *at)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
+#else
     vh half;
-    memcpy(&half, p, sizeof half);
-    return (vf)(__builtin_convertvector(half, vu) << 16);
+    memcpy(&half, at, sizeof half);
+    return half_values(__builtin_convertvector(half, vu));
+#endif
 }
 
 /* Round to nearest even, as bf16_from_f32. */
@@ -297,8 +319,8 @@ INLINE void score_tile(float *scores, const float *q, const uint32_t *k, int64_t
             }
             UNROLL for (int v = 0; v < VECS; v++) {
                 vu pair = load_u(k + d * k_stride + first + v * VL);
-                even[v] = pair_even(pair);
-                odd[v] = pair_odd(pair);
+                even[v] = half_even(pair);
+                odd[v] = half_odd(pair);
             }
             UNROLL for (int r = 0; r < ROWS; r++) {
                 vf q0 = splat(q[r * head_dim + 2 * d]), q1 = splat(q[r * head_dim + 2 * d + 1]);
@@ -381,7 +403,7 @@ INLINE void mix_tile(float *acc, const float *weights, const uint16_t *v, int n,
             __builtin_prefetch(ahead + j * 128);
             __builtin_prefetch(ahead + j * 128 + 64);
         }
-        UNROLL for (int i = 0; i < VECS; i++) value[i] = load_bf16(v + j * head_dim + first + i * VL);
+        UNROLL for (int i = 0; i < VECS; i++) value[i] = load_half(v + j * head_dim + first + i * VL);
         UNROLL for (int r = 0; r < ROWS; r++) {
             vf weight = splat(weights[r * ATTEND_CHUNK + j]);
             UNROLL for (int i = 0; i < VECS; i++) sum[r][i] = fma_f(weight, value[i], sum[r][i]);
@@ -403,7 +425,7 @@ INLINE void mix_group(float *acc, const float *weights, const uint16_t *v, int n
     for (int r = 0; r < ROWS; r++)
         for (int e = d; e < head_dim; e++)
             for (int j = 0; j < n; j++)
-                acc[r * head_dim + e] += weights[r * ATTEND_CHUNK + j] * bf16_to_f32(v[j * head_dim + e]);
+                acc[r * head_dim + e] += weights[r * ATTEND_CHUNK + j] * half_to_f32(v[j * head_dim + e]);
 }
 
 static void mix_rows(const struct attend_state *s, const uint16_t *v, int offset, int n, int rows, int head_dim,

@@ -14,7 +14,7 @@ enum { NUM_KEPT = 5 };
 
 static struct backend *open_fast(enum cpu_isa isa, int threads)
 {
-    struct backend *b = open_backend(FAST, DTYPE_BF16, threads, 64, 8);
+    struct backend *b = open_backend(FAST, DTYPE_F16, threads, 64, 8);
     assert_int_equal(backend_cpu_fast_force_isa(b, isa), 0);
     return b;
 }

@@ -9,7 +9,7 @@ static const struct backend_ops *const FAST = &backend_cpu_fast, *const REF = &b
 
 static struct backend *open_fast(enum cpu_isa isa, int threads)
 {
-    struct backend *b = open_backend(FAST, DTYPE_BF16, threads, 64, 8);
+    struct backend *b = open_backend(FAST, DTYPE_F16, threads, 64, 8);
     assert_int_equal(backend_cpu_fast_force_isa(b, isa), 0);
     return b;
 }
@@ -252,9 +252,9 @@ static void attention_agrees_with_the_oracle(void **state)
         for (int i = 0; i < NUM_CASES; i++)
             for (int with_norm = 0; with_norm < 2; with_norm++) {
                 struct attention_setup f, r;
-                struct backend *fast = open_fast(isa, 2), *ref = open_backend(REF, DTYPE_BF16, 2, 64, 8);
+                struct backend *fast = open_fast(isa, 2), *ref = open_backend(REF, DTYPE_F32, 2, 64, 8);
                 setup_init(&f, &CASES[i], 2);
-                setup_init(&r, &CASES[i], 2);
+                setup_init(&r, &CASES[i], 4);
                 struct weight wf = make_weight(FAST, fast, WEIGHT_VECTOR, 1, CASES[i].dim, f.norm);
                 struct weight wr = make_weight(REF, ref, WEIGHT_VECTOR, 1, CASES[i].dim, f.norm);
                 float *got = zeroed(f.out_floats, sizeof *got), *want = zeroed(f.out_floats, sizeof *want);
@@ -264,11 +264,11 @@ static void attention_agrees_with_the_oracle(void **state)
                 attend_range(FAST, fast, &f.run, f.qkv, f.middle, f.full, nf, got);
                 attend_range(REF, ref, &r.run, r.qkv, r.middle, r.full, nr, want);
                 size_t n = (size_t)f.run.num_tokens * CASES[i].heads * CASES[i].dim;
-                /* rope differs in the last bit, which may round k to the other bf16 neighbour */
+                /* the oracle keeps K and V in f32, the fast backend in f16 */
                 assert_true(largest_difference(got, want, n) < 5e-3);
                 double mean = 0;
                 for (size_t e = 0; e < n; e++) mean += fabs((double)got[e] - (double)want[e]) / (double)n;
-                assert_true(mean < 5e-5);
+                assert_true(mean < 5e-4);
                 free(got), free(want);
                 setup_free(&f), setup_free(&r);
                 FAST->close(fast);
@@ -311,7 +311,7 @@ static void attention_rows_do_not_depend_on_the_way(void **state)
 static void describe_names_the_choice(void **state)
 {
     (void)state;
-    struct backend *b = open_backend(FAST, DTYPE_BF16, 2, 64, 8);
+    struct backend *b = open_backend(FAST, DTYPE_F16, 2, 64, 8);
     assert_non_null(strstr(FAST->describe(b), cpu_kernels_for(cpu_isa_best())->name));
     assert_non_null(strstr(FAST->describe(b), "2 threads"));
     assert_non_null(cpu_kernels_for(CPU_ISA_PORTABLE));

@@ -6,7 +6,7 @@ static const struct backend_ops *const BACKENDS[] = { &backend_cpu_ref, &backend
 
 static struct backend *open_sampler(const struct backend_ops *ops, int threads, int vocab_size)
 {
-    return open_backend(ops, ops == &backend_cpu_ref ? DTYPE_F32 : DTYPE_BF16, threads, vocab_size, 8);
+    return open_backend(ops, ops == &backend_cpu_ref ? DTYPE_F32 : DTYPE_F16, threads, vocab_size, 8);
 }
 
 static void run(const struct backend_ops *ops, struct backend *b, const struct step_plan *plan, const float *logits,

@@ -131,8 +131,8 @@ static void what_does_not_fit_is_named(void **state)
     o.block_size = 0;
     refusal(&o, 16 * GIB, "block_size");
     o = options();
-    o.kv_dtype = DTYPE_F16;
-    refusal(&o, 16 * GIB, "expected f32 or bf16");
+    o.kv_dtype = DTYPE_I8;
+    refusal(&o, 16 * GIB, "expected f32, f16 or bf16");
     o = options();
     o.headroom = 1.5;
     refusal(&o, 16 * GIB, "headroom");
