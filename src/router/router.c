@@ -761,7 +761,6 @@ static void router_free(struct router *router)
     ring_release(&router->inbox);
     pthread_mutex_destroy(&router->state_lock);
     pthread_cond_destroy(&router->state_changed);
-    buf_release(&router->text);
     free(router->scratch);
     free(router->by_id);
     free(router);

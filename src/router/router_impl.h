@@ -107,7 +107,6 @@ struct router {
     uint32_t num_waiting_choices;            /* of them: no token yet */
     uint64_t num_waiting_tokens;             /* prompt tokens of these */
     token_id *scratch; size_t scratch_cap;   /* prompt + log of one submit */
-    struct buf text;                         /* scratch of one delta */
     bool stopping;
     /* any thread, relaxed or under state_lock */
     uint64_t next_id;                        /* atomic */
