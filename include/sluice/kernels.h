@@ -1,0 +1,130 @@
+/* kernels.h - the door to kernels/: one launch_*() per op with its arguments; nothing else of CUDA shows here.
+ * A launch puts work on the stream and returns at once: 0, ERR_UNSUPPORTED (a shape the kernel does not do; nothing was
+ * launched) or ERR_INTERNAL (the launch itself failed; the process has to end). All pointers are device memory unless said,
+ * 16-byte aligned. Safe inside a stream capture: no allocation, no synchronisation, sizes only from the arguments.
+ *
+ * Letters as in backend.h: T tokens, B sequences, R rows, H heads, Hk KV heads, D head_dim, C hidden, F ffn, V vocab.
+ * Activations are bf16, row-major, contiguous; the residual stream is f32; vectors (norm weights, biases) are f32;
+ * matrices are bf16 [N, K], K contiguous.
+ *
+ * Padding: a captured step runs with T, B, R rounded up to a bucket. Padded entries: input id 0, position 0, slot -1 (its K
+ * and V are not stored), context_len 0 (attention writes zeros), row.slot -1 (the sampler skips it). Kernels need nothing else.
+ *
+ * Programmatic dependent launch: with launch.pdl every kernel starts while its predecessor may still run. Each kernel calls
+ * pdl_trigger() first and pdl_wait() before it reads anything a predecessor wrote and before it writes anything at all;
+ * weights and tables that no kernel writes may be read before the wait. Every block waits, also one with nothing to do:
+ * the order of three kernels in a row rests on it. */
+#ifndef SLUICE_KERNELS_H
+#define SLUICE_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <sluice/err.h>
+#include <sluice/step_plan.h>
+#include <sluice/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct CUstream_st;                /* cudaStream_t is a pointer to it */
+
+struct launch {
+    struct CUstream_st *stream;
+    int sm;                        /* compute capability x 10: 80, 86, 89, 90 */
+    int num_sms;
+    bool pdl;                      /* launch with the programmatic-serialization attribute */
+};
+
+/* ---- rows and norms ---- */
+
+/* out[t, :] = table[ids[t] - first_row], zeros when that row is not in 0..num_rows-1. */
+struct embed_kernel { const token_id *ids; const void *table; float *out; int32_t num_tokens, hidden; token_id first_row; int32_t num_rows; };
+int launch_embed(const struct embed_kernel *a, const struct launch *l);
+
+/* residual[t, :] += x[t, :] (x may be NULL); out[t, :] = residual[t, :] * rsqrt(mean(residual[t, :]^2) + eps) * weight.
+ * With rows: out[r, :] is that of token rows[r].token and the residual is left as it is (num_tokens = R). C % 8 == 0,
+ * C <= 16384. */
+struct rmsnorm_kernel { const void *x; float *residual; const float *weight; void *out; const struct sampling_row *rows;
+                        int32_t num_tokens, hidden; float eps; };
+int launch_rmsnorm(const struct rmsnorm_kernel *a, const struct launch *l);
+
+/* qkv [T, (H + 2 Hk) D] += bias (may be NULL), then q and k heads are normed (q_norm, k_norm [D], both or neither), rotated
+ * by cos_sin[positions[t]] (half-split rotation: D/2 cosines, then D/2 sines), q written back in place, k and v stored at
+ * slot_mapping[t] = block * block_size + offset in kv [num_blocks, Hk, block_size, D]; slot < 0: not stored. */
+struct rope_store_kernel { void *qkv; const float *bias, *q_norm, *k_norm, *cos_sin; const int32_t *positions; const int64_t *slot_mapping;
+                           void *k, *v; int32_t num_tokens, num_heads, num_kv_heads, head_dim, block_size; float eps; };
+int launch_rope_store(const struct rope_store_kernel *a, const struct launch *l);
+
+/* out[t, f] = silu(gate_up[t, f]) * gate_up[t, F + f]. F % 8 == 0. */
+struct silu_mul_kernel { const void *gate_up; void *out; int32_t num_tokens, ffn; };
+int launch_silu_mul(const struct silu_mul_kernel *a, const struct launch *l);
+
+/* ---- attention over paged KV ---- */
+
+/* Shared by both kernels. k, v: [num_blocks, Hk, block_size, D] bf16. q: rows of qkv, row stride q_stride elements.
+ * Query head h reads KV head h / (H / Hk). Position p of sequence b lives in block block_tables[b * max_blocks_per_seq + p /
+ * block_size]. D in {64, 80, 96, 128, 256}; block_size a multiple of 16, 16..256; H % Hk == 0.
+ * sliding_window w > 0: the query at position p sees p-w+1 .. p. */
+struct paged_kv { const void *k, *v; const block_id *block_tables; int32_t max_blocks_per_seq, block_size; int64_t num_blocks; };
+
+/* One query per sequence (q row b, out row b): the first num_seqs rows. Work is cut into pieces of KV by a plan made on the
+ * host (attn_decode_plan.h) that lies in device memory; the grid is fixed, so a captured launch serves any lengths. */
+struct attn_decode_kernel {
+    const void *q; int64_t q_stride; void *out;          /* out [B, H, D] */
+    struct paged_kv kv; const int32_t *context_lens;     /* [B], 0 = padding: out row is zeros */
+    const void *plan;                                    /* attn_decode_plan_bytes(): device copy of what the host planned */
+    void *workspace;                                     /* attn_decode_workspace_bytes(); zeroed once at start, left zeroed */
+    int32_t num_seqs, num_heads, num_kv_heads, head_dim, sliding_window; float scale;
+};
+int launch_attn_decode(const struct attn_decode_kernel *a, const struct launch *l);
+
+/* Several queries per sequence, causal: sequence b has queries cu_seqlens_q[b] .. cu_seqlens_q[b+1]-1 (rows of q and out),
+ * the last of them at position context_lens[b]-1. Serves first_seq .. num_seqs-1. max_q_len: the longest of them. */
+struct attn_prefill_kernel {
+    const void *q; int64_t q_stride; void *out;          /* out [T, H, D] */
+    struct paged_kv kv; const int32_t *cu_seqlens_q, *context_lens;
+    int32_t first_seq, num_seqs, max_q_len, num_heads, num_kv_heads, head_dim, sliding_window; float scale;
+    int32_t num_tokens;                                  /* rows of q: bounds of tensor maps */
+};
+int launch_attn_prefill(const struct attn_prefill_kernel *a, const struct launch *l);
+
+/* ---- matrix products of few rows ---- */
+
+enum { GEMV_MAX_ROWS = 16 };
+/* out [T, N] = x [T, K] * w [N, K]^T, T <= GEMV_MAX_ROWS, fp32 sums; out bf16, or f32 when out_f32. silu_mul: w is [2F, K], gate
+ * rows then up rows, and out is [T, F] = silu(gate) * up. K % 8 == 0. A row's sum has one order, whatever T. */
+struct gemv_kernel { const void *x, *w; void *out; int32_t num_tokens, n, k; bool out_f32, silu_mul; };
+int launch_gemv(const struct gemv_kernel *a, const struct launch *l);
+
+/* ---- sampling ---- */
+
+/* What a row drew, for the host: written to host memory that the device can write (mapped, pinned). */
+struct sample_head { token_id token; float logprob; int32_t rank; int32_t num_top; uint32_t bad; uint32_t reserved_[3]; };
+
+/* Draws every row with slot >= 0: the same rule and the same uniform number as the CPU sampler (sampling.h), up to the rounding
+ * of fp32 sums in another order. tops [R, MAX_TOP_LOGPROBS] is written only where row.params.num_logprobs > 0. */
+struct sample_kernel {
+    const float *logits;                                 /* [R, V], raw; not changed */
+    const struct sampling_row *rows;                     /* [R] */
+    const token_id *bias_ids; const float *bias_values;  /* what rows point into */
+    const struct history_entry *history; const token_id *history_tokens; int32_t num_history;    /* applied before the rows; a captured
+                                                            launch has 0 here and launch_sample_history runs before it */
+    uint16_t *counts;                                    /* [max_seqs, V] times each token was generated */
+    uint32_t *seen;                                      /* [max_seqs, (V + 31) / 32] prompt or generated */
+    token_id *last_tokens;                               /* [max_seqs]: the token drawn for each slot feeds the next step; rows with
+                                                            row.target >= 0 leave it */
+    struct sample_head *heads; struct token_logprob *tops;       /* [R], [R, MAX_TOP_LOGPROBS] */
+    void *workspace;                                     /* sample_workspace_bytes(max_rows, V) */
+    int32_t num_rows, vocab_size;
+};
+size_t sample_workspace_bytes(int32_t max_rows, int32_t vocab_size);
+int launch_sample_history(const struct sample_kernel *a, const struct launch *l);   /* rebuilds counts and seen of history's slots */
+int launch_sample(const struct sample_kernel *a, const struct launch *l);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

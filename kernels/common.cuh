@@ -1,0 +1,99 @@
+/* common.cuh - what the kernels share: dependent launch, 16-byte loads, bf16 pairs, reductions, mma. Each with its why.
+ * Private to kernels/. */
+#ifndef SLUICE_KERNELS_COMMON_CUH
+#define SLUICE_KERNELS_COMMON_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include <sluice/kernels.h>
+
+using bf16 = __nv_bfloat16;
+using bf162 = __nv_bfloat162;
+
+constexpr int WARP = 32;
+
+/* ---- programmatic dependent launch (kernels.h says the rule) ---- */
+
+__device__ __forceinline__ void pdl_trigger()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+__device__ __forceinline__ void pdl_wait()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* One launch, with the dependent-launch attribute where asked for. Returns 0 or ERR_INTERNAL. */
+template <typename... Params, typename... Args>
+static int launch_kernel(const struct launch *l, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, Args... args)
+{
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t config = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = smem;
+    config.stream = (cudaStream_t)l->stream;
+    config.attrs = &attribute;
+    config.numAttrs = l->pdl && l->sm >= 90 ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...) == cudaSuccess ? 0 : ERR_INTERNAL;
+}
+
+/* ---- loads ---- */
+
+/* Eight bf16 in one 16-byte access: the widest a thread can do. */
+union bf16x8 { uint4 raw; bf162 pair[4]; };
+
+/* Data that is read once by this kernel and by nobody soon after (weights): does not push others out of L1. */
+__device__ __forceinline__ uint4 load_once(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
+/* ---- reductions: a fixed tree, so a row's result does not depend on its neighbours ---- */
+
+__device__ __forceinline__ float warp_sum(float x)
+{
+    for (int lane = WARP / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x)
+{
+    for (int lane = WARP / 2; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lane));
+    return x;
+}
+
+/* Sum over the block; every thread gets it. scratch: at least one float per warp in shared memory, free to reuse after the next
+ * __syncthreads(). */
+__device__ __forceinline__ float block_sum(float x, float *scratch)
+{
+    int warps = (blockDim.x + WARP - 1) / WARP;
+    x = warp_sum(x);
+    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = threadIdx.x % WARP < warps ? scratch[threadIdx.x % WARP] : 0.0f;
+    return warp_sum(x);
+}
+
+/* ---- tensor cores of sm_80 and newer: D[16,8] += A[16,16] * B[16,8], bf16 in, fp32 sums ---- */
+
+__device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+#endif

@@ -1,0 +1,108 @@
+/* gpu.h - what the kernel tests share: is there a GPU, device copies, random bf16, comparison. Header of one test program. */
+#ifndef SLUICE_TESTS_KERNELS_GPU_H
+#define SLUICE_TESTS_KERNELS_GPU_H
+
+#include <cuda_runtime_api.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <sluice/kernels.h>
+
+enum { GPU_SKIP = 77 };            /* ctest: skipped */
+
+#define CUDA_MUST(call) do { cudaError_t e_ = (call); \
+    if (e_ != cudaSuccess) { fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e_)); abort(); } } while (0)
+
+/* First line of main: returns from it with GPU_SKIP and a reason where there is no GPU. */
+static inline int gpu_absent(void)
+{
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e == cudaSuccess && n > 0) return 0;
+    printf("skipped: no GPU here (%s)\n", e == cudaSuccess ? "0 devices" : cudaGetErrorString(e));
+    return 1;
+}
+
+static inline struct launch gpu_launch(int pdl)
+{
+    struct cudaDeviceProp p;
+    CUDA_MUST(cudaGetDeviceProperties(&p, 0));
+    return (struct launch){ .stream = NULL, .sm = p.major * 10 + p.minor, .num_sms = p.multiProcessorCount, .pdl = pdl };
+}
+
+/* Waits for the device; aborts on any error of the launches before. */
+static inline void gpu_sync(void) { CUDA_MUST(cudaGetLastError()); CUDA_MUST(cudaDeviceSynchronize()); }
+
+static inline void *gpu_new(size_t bytes)                  /* poisoned: what a kernel forgets to write shows as NaN */
+{
+    void *p;
+    CUDA_MUST(cudaMalloc(&p, bytes ? bytes : 16));
+    CUDA_MUST(cudaMemset(p, 0xFF, bytes ? bytes : 16));
+    return p;
+}
+static inline void *gpu_copy(const void *host, size_t bytes)
+{
+    void *p = gpu_new(bytes);
+    CUDA_MUST(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice));
+    return p;
+}
+static inline void gpu_read(void *host, const void *device, size_t bytes) { CUDA_MUST(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost)); }
+static inline void gpu_free(void *p) { CUDA_MUST(cudaFree(p)); }
+
+/* ---- bf16 on the host ---- */
+static inline uint16_t to_bf16(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return (uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
+}
+static inline float of_bf16(uint16_t h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+static inline uint64_t rng_next(uint64_t *state)           /* splitmix64 */
+{
+    uint64_t x = *state += 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+static inline double rng_uniform(uint64_t *state) { return (double)(rng_next(state) >> 11) * 0x1p-53; }
+static inline float rng_normal(uint64_t *state)
+{
+    double u = rng_uniform(state), v = rng_uniform(state);
+    return (float)(sqrt(-2 * log(u + 1e-300)) * cos(6.283185307179586 * v));
+}
+
+/* n normal numbers times scale, rounded to bf16: as[] the values, raw[] the bits; either may be NULL. */
+static inline void random_bf16(uint64_t *state, float scale, float *as, uint16_t *raw, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = to_bf16(scale * rng_normal(state));
+        if (raw) raw[i] = h;
+        if (as) as[i] = of_bf16(h);
+    }
+}
+
+/* |a - b|_2 / |b|_2 of a (bf16 bits) against b; NaN where a has one. */
+static inline double relative_error_bf16(const uint16_t *a, const float *b, size_t n)
+{
+    double d = 0, s = 0;
+    for (size_t i = 0; i < n; i++) { double x = (double)of_bf16(a[i]) - b[i]; d += x * x; s += (double)b[i] * b[i]; }
+    return s > 0 ? sqrt(d / s) : sqrt(d);
+}
+static inline double relative_error_f32(const float *a, const float *b, size_t n)
+{
+    double d = 0, s = 0;
+    for (size_t i = 0; i < n; i++) { double x = (double)a[i] - b[i]; d += x * x; s += (double)b[i] * b[i]; }
+    return s > 0 ? sqrt(d / s) : sqrt(d);
+}
+
+#endif
