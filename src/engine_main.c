@@ -17,39 +17,10 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "engine/engine.h"
+#include "engine/engine_load.h"
 #include "engine/replay.h"
 
 static void leave(int exit_code) { _exit(exit_code); }
-
-static int exit_code_of(int code) { return code == ERR_CONFIG || code == ERR_MODEL_FILE ? EXIT_CONFIG : EXIT_FAULT; }
-
-static enum scheduler_policy policy_of(const char *name)
-{
-    return !strcmp(name, "fcfs") ? POLICY_FCFS : !strcmp(name, "priority") ? POLICY_PRIORITY : POLICY_FAIR;
-}
-
-static void setup_of(struct engine_setup *setup, const struct config *config, const struct model_source *src,
-                     int32_t max_model_len)
-{
-    const struct model_config *model = model_source_config(src);
-
-    setup->scheduler = (struct scheduler_options){
-        .max_num_seqs = (int32_t)config->max_num_seqs,
-        .max_num_batched_tokens = (int32_t)config->max_num_batched_tokens,
-        .max_model_len = max_model_len,
-        .block_size = (int32_t)config->block_size,
-        .vocab_size = model->vocab_size,
-        /* the gateway counts requests, each of up to MAX_PROMPTS sequences; it stays below this by far more than one */
-        .max_sequences = (int32_t)(config->max_num_seqs + config->max_queue_requests + MAX_PROMPTS),
-        .long_prefill_chunk = (int32_t)config->long_prefill_chunk,
-        .itl_target_ms = (int32_t)config->itl_target_ms,
-        .policy = policy_of(config->scheduling_policy),
-        .enable_prefix_caching = config->enable_prefix_caching,
-        .eos.num = model->num_eos_token_ids,
-    };
-    memcpy(setup->scheduler.eos.ids, model->eos_token_ids, sizeof setup->scheduler.eos.ids);
-    model_source_digest(src, setup->model_digest);
-}
 
 /* Each replica has a file of its own. */
 static int trace_path_of(struct engine_setup *setup, const struct config *config, struct err *err)
@@ -64,27 +35,6 @@ static int trace_path_of(struct engine_setup *setup, const struct config *config
     return 0;
 }
 
-/* Loads what config says. src and ranks are the caller's to close. */
-static int load(struct engine *engine, const struct config *config, struct model_source **src,
-                struct engine_setup *setup, struct err *err)
-{
-    struct ranks_options options;
-    int layers[MAX_PP] = { 0 };
-    int rc;
-
-    if (!config->model || !config->model[0]) return err_set(err, ERR_CONFIG, "--model: no model given");
-    if ((rc = model_source_open(src, config->model, load_format_from_name(config->load_format), err)) < 0) return rc;
-    if (!strcmp(config->device, "cuda"))
-        return err_set(err, ERR_CONFIG, "--device: this sluice-engine was built without CUDA");
-    if ((rc = ranks_options_of(&options, layers, config, model_source_config(*src), err)) < 0) return rc;
-    setup_of(setup, config, *src, options.max_model_len);
-    if ((rc = ranks_start(&setup->ranks, *src, &options, engine_progress, engine, err)) < 0) return rc;
-    setup->free_memory = host_memory_bytes;
-    uint64_t num_ranks = (uint64_t)(options.tp_size * options.pp_size);
-    setup->headroom_bytes = ranks_memory_plan(setup->ranks, 0)->headroom_bytes * num_ranks;
-    return trace_path_of(setup, config, err);
-}
-
 static int serve(struct engine *engine, const struct config *config, struct err *err)
 {
     struct model_source *src = NULL;
@@ -92,7 +42,8 @@ static int serve(struct engine *engine, const struct config *config, struct err 
     int64_t began_ms = clock_now_ms();
     int rc;
 
-    if ((rc = load(engine, config, &src, &setup, err)) < 0) goto out;
+    if ((rc = engine_load(&setup, &src, config, engine_progress, engine, err)) < 0) goto out;
+    if ((rc = trace_path_of(&setup, config, err)) < 0) goto out;
     model_source_close(src);               /* descriptors and tables of the files are no longer needed */
     src = NULL;
     setup.load_ms = clock_now_ms() - began_ms;
@@ -152,9 +103,9 @@ int main(int argc, char **argv)
     }
     if (rc < 0) {
         fprintf(stderr, "sluice-engine: %s\n", err.message);
-        engine_fail(engine, exit_code_of(rc), err.message);
+        engine_fail(engine, engine_exit_code(rc), err.message);
     }
     engine_close(engine);
     config_release(&config);
-    return rc < 0 ? exit_code_of(rc) : 0;
+    return rc < 0 ? engine_exit_code(rc) : 0;
 }
