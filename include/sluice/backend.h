@@ -1,10 +1,15 @@
 /* backend.h - the only door from a model to a device.
  * A backend is one rank's device: its memory and the operations a forward pass is made of. Ops tables are complete at
  * start-up. Ops are issued in order by the rank's one thread and return at once on a GPU (stream-ordered); on the CPU they
- * have finished on return. They cannot fail: shapes were checked when the model was built; a device fault ends the process.
+ * have finished on return. They cannot fail: shapes were checked when the model was built; a device fault ends the process
+ * (a GPU reports the first one from step_end or collect).
+ *
+ * A step: upload(plan) -> step_begin -> the model's ops and sample -> step_end -> ... -> collect(result). Up to steps_in_flight
+ * steps may be between step_end and collect; collect takes the oldest.
  *
  * Letters: T tokens, B sequences, R rows, H heads, Hk KV heads, D head_dim, C hidden, F ffn, V vocab, K inputs, N outputs.
- * Activations have ops->act_dtype (cpu ref and fast: f32; cuda: bf16), row-major, contiguous unless a stride says otherwise.
+ * Activations have ops->act_dtype (cpu ref and fast: f32; cuda: bf16), row-major, contiguous unless a stride says otherwise;
+ * the residual stream is f32 everywhere.
  * Batch invariance: on the CPU backends a row's result never depends on T, B or the neighbours. */
 #ifndef SLUICE_BACKEND_H
 #define SLUICE_BACKEND_H
@@ -32,17 +37,22 @@ struct backend_options {
     int32_t device;                /* GPU index */
     enum dtype kv_dtype;           /* cpu-ref F32 or BF16, cpu-fast F16 */
     int32_t max_tokens, max_seqs, max_rows, vocab_size;    /* largest step, for workspace and sampler state */
+    int32_t max_model_len, block_size;     /* of the block tables */
+    int32_t num_heads, num_kv_heads, head_dim;             /* of this shard */
+    bool is_last;                  /* the shard draws tokens */
 };
 
 /* KV cache of one layer: k and v are [num_blocks, Hk, block_size, D] of kv_dtype. The order inside one head of one block is the
  * backend's own (cpu-fast keeps K as [D/2, block_size, 2]); whole blocks may be copied. */
 struct kv_layer { void *k, *v; };
 
+struct matmul_shape { int64_t rows, cols; bool out_f32, silu_mul; };     /* a weight that will be multiplied */
+
 struct embed_args { const token_id *ids; int32_t num_tokens; const struct weight *table; token_id first_row; void *out; };
     /* out [T, C] = table[ids - first_row]; rows outside this shard of the vocabulary give zeros */
 struct rmsnorm_args {
     const void *x;                 /* [T, C] added to residual first, or NULL: no add */
-    void *residual;                /* [T, C] in: running sum; out: the sum incl. x. Always f32 on the CPU, bf16 on CUDA */
+    void *residual;                /* [T, C] f32 in: running sum; out: the sum incl. x */
     const struct weight *weight;   /* [C] */
     void *out;                     /* [T, C] = norm(residual) * weight */
     int32_t num_tokens, hidden; float eps;
@@ -57,6 +67,7 @@ struct matmul_args {
 };
 struct rope_store_args {
     void *qkv;                     /* [T, (H + 2 Hk) * D]: q is rotated in place; k is rotated and stored; v stored */
+    const struct weight *bias;     /* [(H + 2 Hk) * D], added first, or NULL */
     const struct weight *q_norm, *k_norm;    /* [D] or NULL (Qwen3: RMS norm of each head before the rotation) */
     const float *cos_sin;          /* [max_position, D]: D/2 cosines then D/2 sines, attention factor applied */
     const int32_t *positions;      /* [T] */
@@ -76,12 +87,17 @@ struct attention_args {
     float scale;                   /* 1 / sqrt(D) */
 };
 struct silu_mul_args { const void *gate_up; /* [T, 2F]: gate then up */ void *out; /* [T, F] */ int32_t num_tokens, ffn; };
-struct gather_rows_args { const void *x; /* [T, C] */ const struct step_plan *plan; void *out; /* [R, C]: row r = x[rows[r].token] */
-                          int32_t hidden; };
+/* gate_up = x * w^T, then as silu_mul; wide [T, 2F] is scratch, which a backend that does both at once leaves alone. */
+struct gate_up_args { const void *x; /* [T, C] */ const struct weight *w; /* [2F, C] */ void *wide, *out; int32_t num_tokens, ffn; };
+/* out [R, C]: row r = norm(residual[t] + x[t]) * weight with t = rows[r].token; residual is left as it is. */
+struct norm_rows_args { const void *x, *residual; const struct weight *weight; const struct step_plan *plan; void *out;
+                        int32_t hidden; float eps; };
+/* gathered [tp_size, R, widest] -> logits [R, V]; a shard's rows lie [R, its own width] at the start of its part. */
+struct join_shards_args { const float *gathered; float *logits; int32_t num_rows, vocab_size, tp_size; int64_t widest; };
 struct sample_args {
     const float *logits;           /* [R, V] f32; the op may overwrite it */
     const struct step_plan *plan;  /* rows, bias, history */
-    struct step_result *result;    /* rows filled */
+    struct step_result *result;    /* rows filled; on a GPU by collect */
     int32_t vocab_size;
 };
 
@@ -95,6 +111,10 @@ struct backend_ops {
     int   (*reserve)(struct backend *b, size_t bytes, struct err *err);
     void *(*carve)(struct backend *b, size_t bytes);
     size_t (*workspace_bytes)(const struct backend_options *options);    /* what open itself needs; part of the memory plan */
+    /* All of a device's memory and what is free, in bytes, with the driver's own share already taken; NULL: it is the host's.
+     * Also the memory of captured steps and of the libraries' modules, which no arena holds. Any thread. */
+    int (*device_memory)(int32_t device, uint64_t *total, uint64_t *free, struct err *err);
+    uint64_t (*library_bytes)(const struct backend_options *options);
     /* Weights: bytes in the backend's layout; store converts n_rows rows of fp32 starting at row (any order, any thread). */
     size_t (*weight_bytes)(enum weight_kind kind, int64_t rows, int64_t cols);
     void   (*weight_store)(struct backend *b, struct weight *w, enum weight_kind kind, int64_t row, int64_t n_rows, const float *src);
@@ -102,9 +122,26 @@ struct backend_ops {
      * fp32 instead. store_kept: n_rows rows of blocks into w (w->kept = dtype), as weight_store. NULL: keeps nothing. */
     size_t (*kept_bytes)(enum dtype dtype, int64_t rows, int64_t cols);
     void   (*store_kept)(struct backend *b, struct weight *w, int64_t row, int64_t n_rows, const void *src);
-    /* Plan to device, results back: on the CPU upload returns the plan itself. */
+    /* A random matrix as dummy_row (model/weights.h) makes it: rows row.. of w, n_rows of them, from file row first_row on, columns
+     * from first_col on; key: of the tensor's name. NULL: made on the host. */
+    void   (*store_dummy)(struct backend *b, struct weight *w, int64_t row, int64_t n_rows, uint64_t key, int64_t first_row,
+                          int64_t first_col);
+    int32_t (*load_chunk)(void);   /* elements that are loaded at a time; NULL: the loader's own choice */
+    /* Host memory to a carved place (tables made at start). */
+    void   (*write)(struct backend *b, void *dst, const void *src, size_t bytes);
+    /* All weights and tables are there: waits for copies, may measure (matmul algorithms for these shapes). */
+    int    (*loaded)(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err);
+    /* Plan to device. On the CPU the plan itself; on a GPU a plan whose counts may be padded (kernels.h) and whose arrays lie in
+     * device memory: plan_*() addresses may only be handed on to ops. Valid until the next upload. */
     const struct step_plan *(*upload)(struct backend *b, const struct step_plan *plan);
-    void  (*synchronize)(struct backend *b);
+    /* False: the whole step was launched as one captured graph; the caller skips the ops and calls step_end. */
+    bool  (*step_begin)(struct backend *b, const struct step_plan *uploaded);
+    int   (*step_end)(struct backend *b, const struct step_plan *uploaded);
+    bool  (*done)(struct backend *b);      /* the oldest step in flight has finished (or failed): collect will not wait */
+    /* Waits for the oldest step in flight; result as given to its sample, or NULL on a rank that does not report. */
+    int   (*collect)(struct backend *b, struct step_result *result);
+    int32_t steps_in_flight;       /* 1 on the CPU; 2: a step may be launched while the one before runs */
+    void  *(*stream)(struct backend *b);   /* what a communicator orders its work by (cudaStream_t), NULL on the CPU */
     /* Runs fn(arg, begin, end) over 0..n on the rank's threads (weight loading); fn must be pure per index. */
     void  (*parallel_for)(struct backend *b, int64_t n, int64_t grain, void (*fn)(void *arg, int64_t begin, int64_t end), void *arg);
 
@@ -114,11 +151,14 @@ struct backend_ops {
     void (*rope_store)(struct backend *b, const struct rope_store_args *args);
     void (*attention)(struct backend *b, const struct attention_args *args);
     void (*silu_mul)(struct backend *b, const struct silu_mul_args *args);
-    void (*gather_rows)(struct backend *b, const struct gather_rows_args *args);
+    void (*gate_up)(struct backend *b, const struct gate_up_args *args);
+    void (*norm_rows)(struct backend *b, const struct norm_rows_args *args);
+    void (*join_shards)(struct backend *b, const struct join_shards_args *args);
     void (*sample)(struct backend *b, const struct sample_args *args);
 };
 
 extern const struct backend_ops backend_cpu_ref;     /* plain fp32, reads like the formula: the oracle */
 extern const struct backend_ops backend_cpu_fast;    /* bf16 weights and KV, vector code chosen at run time */
+extern const struct backend_ops backend_cuda;        /* in builds with CUDA: bf16 weights, activations and KV */
 
 #endif

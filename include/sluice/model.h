@@ -54,9 +54,9 @@ void model_set_kv(struct model *model, const struct kv_layer *kv);
 /* fp32 bytes that model_load will report to progress in total. */
 uint64_t model_load_bytes(const struct model_config *config, const struct shard *shard);
 
-/* What one stage hands to the next: the running sum and the last block's output, still to be added to it. [T, C] each,
- * of ops->act_dtype. A later stage receives into these before model_forward; an earlier one sends them after it. */
-struct model_hidden { void *residual, *x; size_t row_bytes; };
+/* What one stage hands to the next: the running sum (f32) and the last block's output (ops->act_dtype), still to be added to
+ * it. [T, C] each. A later stage receives into these before model_forward; an earlier one sends them after it. */
+struct model_hidden { void *residual, *x; size_t residual_row_bytes, x_row_bytes; };
 struct model_hidden model_hidden(const struct model *model);
 
 /* One step of this shard. The first stage embeds plan's ids, later ones start from model_hidden. On the last stage

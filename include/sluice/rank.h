@@ -28,6 +28,7 @@ struct ranks_options {
     int tp_size, pp_size;
     const int *layer_partition;            /* [pp_size] or NULL */
     int32_t threads;                       /* CPU threads per rank */
+    int32_t first_device;                  /* GPU of rank 0; rank i has first_device + i */
     enum dtype kv_dtype;
     int32_t max_num_seqs, max_num_batched_tokens, max_model_len, block_size;
     int32_t max_rows;                      /* rows of logits in one step; 0 = max_num_seqs */
@@ -44,32 +45,36 @@ struct ranks_options {
 };
 enum { RANKS_STALL_FACTOR = 18 };
 
-/* What the configuration asks of one replica of this model. layers: storage that options points into. ERR_CONFIG. */
+/* What the configuration asks of one replica of this model. layers: storage that options points into. cuda: the GPU's backend,
+ * NULL in a program without; taken for device cuda, and for auto where a GPU is visible. ERR_CONFIG. */
 int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const struct config *config,
-                     const struct model_config *model, struct err *err);
+                     const struct model_config *model, const struct backend_ops *cuda, struct err *err);
 
 /* The plan of one rank's memory; every term in bytes. Arithmetic only: `sluice plan` uses it without a device. */
 struct memory_plan {
     uint64_t device_bytes;                 /* what there is for this rank (CPU: its share of the host's) */
     uint64_t headroom_bytes;
     uint64_t weights, activations, workspace, rope_table, comm;
+    uint64_t context;                      /* held before the arena is: driver, modules, other processes; 0 on the CPU */
+    uint64_t library;                      /* taken outside the arena later: captured steps, library handles; 0 on the CPU */
     uint64_t kv_per_block;                 /* all layers of this rank */
     int32_t num_blocks;                    /* the same on every rank once the lowest is taken */
     int32_t block_size, max_model_len;
     uint64_t kv, total;
 };
-/* device_bytes: of this rank. KV blocks: kv_cache_bytes, else num_blocks_override, else the least of what is left under
+/* device_bytes: of this rank; context_bytes of them are taken already. KV blocks: kv_cache_bytes, else num_blocks_override, else the least of what is left under
  * the headroom, what max_num_seqs x max_model_len can use, and (host memory) 1 GiB for all ranks, but room for one
  * sequence of max_model_len. ERR_CONFIG naming the term that does not fit and three ways out. */
 int  memory_plan_make(struct memory_plan *plan, const struct model_config *config, const struct shard *shard,
-                      const struct ranks_options *options, uint64_t device_bytes, struct err *err);
+                      const struct ranks_options *options, uint64_t device_bytes, uint64_t context_bytes, struct err *err);
 void memory_plan_print(const struct memory_plan *plan, FILE *out);
 
 /* One rank of the plan, and all of them: plans[tp_size * pp_size], the number of blocks the same on each. host_bytes:
  * of all together. ERR_CONFIG: an impossible layout, or what memory_plan_make refuses. */
 struct rank_plan { struct shard shard; struct memory_plan memory; };
+/* device_free: of each rank's device, when host_bytes is what each device has in all (NULL: ranks share the host's memory). */
 int  ranks_plan(struct rank_plan *plans, const struct model_config *config, const struct ranks_options *options,
-                uint64_t host_bytes, struct err *err);
+                uint64_t host_bytes, const uint64_t *device_free, struct err *err);
 /* The table of them, a line at a time: line -1 is the heading, line n_ranks the sum. No newline. */
 enum { RANK_LINE_MAX = 256 };
 void ranks_plan_line(char line[RANK_LINE_MAX], const struct rank_plan *plans, int num_ranks, int i);
@@ -85,7 +90,7 @@ int  ranks_start(struct ranks **out, const struct model_source *src, const struc
  * that it may still touch: then the process has to end. */
 void ranks_stop(struct ranks *ranks);
 int32_t ranks_num_blocks(const struct ranks *ranks);     /* same on every rank */
-int32_t ranks_num_slots(const struct ranks *ranks);      /* pipeline slots: plans in flight at once = pp_size */
+int32_t ranks_num_slots(const struct ranks *ranks);      /* plans in flight at once: pp_size, or the backend's steps_in_flight */
 int32_t ranks_max_rows(const struct ranks *ranks);       /* rows of logits one plan may have */
 const struct memory_plan *ranks_memory_plan(const struct ranks *ranks, int rank);
 const char *ranks_describe(const struct ranks *ranks);   /* "cpu-fast, AVX-512 BF16, 2 threads" */

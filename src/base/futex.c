@@ -7,15 +7,6 @@
 #include <time.h>
 #include <unistd.h>
 
-static void cpu_relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
 void futex_wait(_Atomic uint32_t *word, uint32_t expected, int spins, int64_t timeout_ns)
 {
     for (int i = 0; i < spins; i++) {

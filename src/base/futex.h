@@ -11,4 +11,14 @@
 void futex_wait(_Atomic uint32_t *word, uint32_t expected, int spins, int64_t timeout_ns);
 void futex_wake_all(_Atomic uint32_t *word);
 
+/* One round of a loop that spins. */
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
 #endif

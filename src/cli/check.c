@@ -68,12 +68,12 @@ static int print_ranks(const struct config *config, const struct model_config *m
     uint64_t host_bytes = host_memory_bytes();
     char line[RANK_LINE_MAX];
     int layers[MAX_PP] = { 0 };
-    int rc = ranks_options_of(&options, layers, config, model, err);
+    int rc = ranks_options_of(&options, layers, config, model, NULL, err);
 
     if (rc < 0) return rc;
     int num_ranks = options.tp_size * options.pp_size;
     bool unknown = size_unknown_room(config, &options, &host_bytes);
-    if ((rc = ranks_plan(plans, model, &options, host_bytes, err)) < 0) return rc;
+    if ((rc = ranks_plan(plans, model, &options, host_bytes, NULL, err)) < 0) return rc;
     printf("\nlayout: %d replica%s of %d rank%s, tp %d x pp %d, %s%s\n", (int)config->data_parallel_size,
            config->data_parallel_size > 1 ? "s" : "", num_ranks, num_ranks > 1 ? "s" : "", options.tp_size,
            options.pp_size, options.ops->name, unknown ? "; KV of one full context, GPU memory is not known here" : "");

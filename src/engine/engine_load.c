@@ -2,6 +2,12 @@
 
 #include <string.h>
 
+#ifdef SLUICE_HAVE_CUDA
+static const struct backend_ops *const cuda = &backend_cuda;
+#else
+static const struct backend_ops *const cuda = NULL;
+#endif
+
 int engine_exit_code(int code) { return code == ERR_CONFIG || code == ERR_MODEL_FILE ? EXIT_CONFIG : EXIT_FAULT; }
 
 static enum scheduler_policy policy_of(const char *name)
@@ -41,9 +47,9 @@ int engine_load(struct engine_setup *setup, struct model_source **src, const str
 
     if (!config->model || !config->model[0]) return err_set(err, ERR_CONFIG, "--model: no model given");
     if ((rc = model_source_open(src, config->model, load_format_from_name(config->load_format), err)) < 0) return rc;
-    if (!strcmp(config->device, "cuda"))
+    if (!cuda && !strcmp(config->device, "cuda"))
         return err_set(err, ERR_CONFIG, "--device: this sluice-engine was built without CUDA");
-    if ((rc = ranks_options_of(&options, layers, config, model_source_config(*src), err)) < 0) return rc;
+    if ((rc = ranks_options_of(&options, layers, config, model_source_config(*src), cuda, err)) < 0) return rc;
     setup_of(setup, config, *src, options.max_model_len);
     if ((rc = ranks_start(&setup->ranks, *src, &options, progress, progress_arg, err)) < 0) return rc;
     setup->free_memory = host_memory_bytes;

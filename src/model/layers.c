@@ -31,12 +31,12 @@ uint64_t activations_layout(struct activations *act, const struct model_config *
 {
     struct activations a = { 0 };
     uint64_t total = 0;
-    enum dtype dtype = ops->act_dtype;
+    enum dtype dtype = ops->act_dtype;         /* the residual stream is f32 whatever it is */
     int64_t tokens = limits->max_tokens, rows = limits->max_rows, hidden = config->hidden_size;
     int64_t q = range_len(shard->heads) * config->head_dim, kv = range_len(shard->kv_heads) * config->head_dim;
     int64_t ffn = range_len(shard->ffn), widest = widest_vocab_shard(config, shard);
 
-    a.residual = place(&total, tokens * hidden, dtype, ops, carve);
+    a.residual = place(&total, tokens * hidden, DTYPE_F32, ops, carve);
     a.x = place(&total, tokens * hidden, dtype, ops, carve);
     a.normed = place(&total, tokens * hidden, dtype, ops, carve);
     a.wide = place(&total, tokens * max64(q + 2 * kv, 2 * ffn), dtype, ops, carve);
@@ -68,20 +68,18 @@ static const struct weight *optional(const struct weight *weight)
     return weight->data ? weight : NULL;
 }
 
-static void matmul(struct model *model, const struct step_plan *plan, const void *x, const struct weight *w,
-                   const struct weight *bias, void *out)
+static void matmul(struct model *model, const struct step_plan *plan, const void *x, const struct weight *w, void *out)
 {
     model->env.ops->matmul(model->env.backend, &(struct matmul_args){
-        .x = x, .w = w, .bias = bias, .out = out, .num_tokens = plan->num_tokens });
+        .x = x, .w = w, .out = out, .num_tokens = plan->num_tokens });
 }
 
 /* data [T, C], a partial sum on each tp rank -> the sum on all. */
-static int sum_over_ranks(struct model *model, const struct step_plan *plan, void *data)
+static int sum_over_ranks(struct model *model, const struct step_plan *plan, void *data, enum dtype dtype)
 {
     if (model->shard.tp_size == 1) return 0;
     return model->env.comm_ops->all_reduce(model->env.tp_comm, data,
-                                           (int64_t)plan->num_tokens * model->config.hidden_size,
-                                           model->env.ops->act_dtype);
+                                           (int64_t)plan->num_tokens * model->config.hidden_size, dtype);
 }
 
 int layer_embed(struct model *model, const struct step_plan *plan)
@@ -90,7 +88,7 @@ int layer_embed(struct model *model, const struct step_plan *plan)
     env->ops->embed(env->backend, &(struct embed_args){
         .ids = plan_input_ids(plan), .num_tokens = plan->num_tokens, .table = weights_get(&model->weights, W_EMBED, 0),
         .first_row = (token_id)model->shard.vocab.begin, .out = model->act.residual });
-    return sum_over_ranks(model, plan, model->act.residual);
+    return sum_over_ranks(model, plan, model->act.residual, DTYPE_F32);
 }
 
 int layer_attention(struct model *model, const struct step_plan *plan, int64_t layer, bool with_x)
@@ -103,10 +101,9 @@ int layer_attention(struct model *model, const struct step_plan *plan, int64_t l
     int32_t num_kv_heads = (int32_t)range_len(model->shard.kv_heads);
 
     norm(model, plan, weights_get(w, W_ATTN_NORM, layer), with_x);
-    matmul(model, plan, act->normed, weights_get(w, W_QKV, layer), optional(weights_get(w, W_QKV_BIAS, layer)),
-           act->wide);
+    matmul(model, plan, act->normed, weights_get(w, W_QKV, layer), act->wide);
     env->ops->rope_store(env->backend, &(struct rope_store_args){
-        .qkv = act->wide, .q_norm = optional(weights_get(w, W_Q_NORM, layer)),
+        .qkv = act->wide, .bias = optional(weights_get(w, W_QKV_BIAS, layer)), .q_norm = optional(weights_get(w, W_Q_NORM, layer)),
         .k_norm = optional(weights_get(w, W_K_NORM, layer)), .cos_sin = model->cos_sin,
         .positions = plan_positions(plan), .slot_mapping = plan_slot_mapping(plan), .kv = model->kv[layer],
         .num_tokens = plan->num_tokens, .num_heads = num_heads,
@@ -121,8 +118,8 @@ int layer_attention(struct model *model, const struct step_plan *plan, int64_t l
         .max_context_len = plan->max_context_len, .num_heads = num_heads, .num_kv_heads = num_kv_heads,
         .head_dim = config->head_dim, .block_size = plan->block_size, .sliding_window = config->sliding_window,
         .scale = (float)(1.0 / sqrt(config->head_dim)) });
-    matmul(model, plan, act->inner, weights_get(w, W_O, layer), NULL, act->x);
-    return sum_over_ranks(model, plan, act->x);
+    matmul(model, plan, act->inner, weights_get(w, W_O, layer), act->x);
+    return sum_over_ranks(model, plan, act->x, env->ops->act_dtype);
 }
 
 int layer_mlp(struct model *model, const struct step_plan *plan, int64_t layer)
@@ -132,30 +129,14 @@ int layer_mlp(struct model *model, const struct step_plan *plan, int64_t layer)
     struct activations *act = &model->act;
 
     norm(model, plan, weights_get(w, W_MLP_NORM, layer), true);
-    matmul(model, plan, act->normed, weights_get(w, W_GATE_UP, layer), NULL, act->wide);
-    env->ops->silu_mul(env->backend, &(struct silu_mul_args){
-        .gate_up = act->wide, .out = act->inner, .num_tokens = plan->num_tokens,
-        .ffn = (int32_t)range_len(model->shard.ffn) });
-    matmul(model, plan, act->inner, weights_get(w, W_DOWN, layer), NULL, act->x);
-    return sum_over_ranks(model, plan, act->x);
+    env->ops->gate_up(env->backend, &(struct gate_up_args){
+        .x = act->normed, .w = weights_get(w, W_GATE_UP, layer), .wide = act->wide, .out = act->inner,
+        .num_tokens = plan->num_tokens, .ffn = (int32_t)range_len(model->shard.ffn) });
+    matmul(model, plan, act->inner, weights_get(w, W_DOWN, layer), act->x);
+    return sum_over_ranks(model, plan, act->x, env->ops->act_dtype);
 }
 
 /* ---- head ---- */
-
-/* gathered [tp_size, R, Vs] (each shard padded to the widest) -> logits [R, V]. Host memory: a device that keeps logits
- * to itself samples over vocabulary shards instead. */
-static void join_shards(const struct model *model, int64_t num_rows, int64_t widest)
-{
-    int64_t vocab = model->config.vocab_size;
-    for (int t = 0; t < model->shard.tp_size; t++) {
-        struct range range = vocab_range(model->config.vocab_size, model->shard.tp_size, t);
-        int64_t len = range_len(range);
-        const float *shard = model->act.gathered + t * num_rows * widest;
-        for (int64_t r = 0; r < num_rows; r++) {
-            memcpy(model->act.logits + r * vocab + range.begin, shard + r * len, (size_t)len * sizeof(float));
-        }
-    }
-}
 
 int layer_head(struct model *model, const struct step_plan *plan, float **logits)
 {
@@ -167,9 +148,9 @@ int layer_head(struct model *model, const struct step_plan *plan, float **logits
 
     *logits = NULL;
     if (num_rows == 0) return 0;
-    norm(model, plan, weights_get(&model->weights, W_FINAL_NORM, 0), true);
-    env->ops->gather_rows(env->backend, &(struct gather_rows_args){
-        .x = model->act.normed, .plan = plan, .out = model->act.rows, .hidden = model->config.hidden_size });
+    env->ops->norm_rows(env->backend, &(struct norm_rows_args){
+        .x = model->act.x, .residual = model->act.residual, .weight = weights_get(&model->weights, W_FINAL_NORM, 0),
+        .plan = plan, .out = model->act.rows, .hidden = model->config.hidden_size, .eps = model->config.rms_norm_eps });
     env->ops->matmul(env->backend, &(struct matmul_args){
         .x = model->act.rows, .w = head, .out = sharded ? model->act.shard_logits : model->act.logits,
         .num_tokens = plan->num_rows, .out_f32 = true });
@@ -179,6 +160,8 @@ int layer_head(struct model *model, const struct step_plan *plan, float **logits
     rc = env->comm_ops->all_gather(env->tp_comm, model->act.shard_logits, model->act.gathered, num_rows * widest,
                                    DTYPE_F32);
     if (rc < 0) return rc;
-    join_shards(model, num_rows, widest);
+    env->ops->join_shards(env->backend, &(struct join_shards_args){
+        .gathered = model->act.gathered, .logits = model->act.logits, .num_rows = plan->num_rows,
+        .vocab_size = model->config.vocab_size, .tp_size = model->shard.tp_size, .widest = widest });
     return 0;
 }

@@ -99,7 +99,7 @@ out:
     return rc;
 }
 
-struct rope_fill { float *table; const struct model_config *config; const float *factors; };
+struct rope_fill { float *table; const struct model_config *config; const float *factors; };   /* table: host memory */
 
 static void fill_positions(void *arg, int64_t begin, int64_t end)
 {
@@ -114,12 +114,38 @@ static int make_rope_table(struct model *model, const struct model_source *src, 
     float *factors = NULL;
     int rc = read_freq_factors(src, model->config.head_dim / 2, &factors, err);
     if (rc < 0) return rc;
+    uint64_t bytes = rope_table_bytes(&model->config, &env->limits);
+    float *table = env->ops->carve(env->backend, bytes);
     fill.factors = factors;
-    fill.table = env->ops->carve(env->backend, rope_table_bytes(&model->config, &env->limits));
-    env->ops->parallel_for(env->backend, env->limits.max_model_len, 256, fill_positions, &fill);
-    model->cos_sin = fill.table;
+    fill.table = malloc(bytes);
+    if (!fill.table) rc = err_set(err, ERR_NO_MEMORY, "rope table of %llu bytes", (unsigned long long)bytes);
+    if (rc == 0) {
+        env->ops->parallel_for(env->backend, env->limits.max_model_len, 256, fill_positions, &fill);
+        env->ops->write(env->backend, table, fill.table,
+                        (size_t)env->limits.max_model_len * (size_t)model->config.head_dim * sizeof(float));
+    }
+    model->cos_sin = table;
+    free(fill.table);
     free(factors);
-    return 0;
+    return rc;
+}
+
+/* The shapes of every product of a step, once each. */
+static int tell_loaded(struct model *model, struct err *err)
+{
+    const struct weights *w = &model->weights;
+    struct matmul_shape shapes[5];
+    int n = 0;
+    static const enum weight_id ids[] = { W_QKV, W_O, W_GATE_UP, W_DOWN };
+    for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++) {
+        const struct weight *weight = weights_get(w, ids[i], 0);
+        shapes[n++] = (struct matmul_shape){ weight->rows, weight->cols, false, ids[i] == W_GATE_UP };
+    }
+    if (model->shard.has_head) {
+        const struct weight *head = weights_get(w, model->config.tie_word_embeddings ? W_EMBED : W_HEAD, 0);
+        shapes[n++] = (struct matmul_shape){ head->rows, head->cols, true, false };
+    }
+    return model->env.ops->loaded(model->env.backend, shapes, n, err);
 }
 
 int model_load(struct model **out, const struct model_source *src, const struct shard *shard,
@@ -142,6 +168,7 @@ int model_load(struct model **out, const struct model_source *src, const struct 
     if ((rc = weights_load(&model->weights, &args, err)) < 0) goto out;
     activations_layout(&model->act, &model->config, shard, env->ops, &env->limits, env->backend);
     if ((rc = make_rope_table(model, src, err)) < 0) goto out;
+    if ((rc = tell_loaded(model, err)) < 0) goto out;
     *out = model;
     model = NULL;
 out:
@@ -165,7 +192,8 @@ struct model_hidden model_hidden(const struct model *model)
 {
     return (struct model_hidden){
         .residual = model->act.residual, .x = model->act.x,
-        .row_bytes = (size_t)model->config.hidden_size * (size_t)dtype_block_bytes(model->env.ops->act_dtype) };
+        .residual_row_bytes = (size_t)model->config.hidden_size * sizeof(float),
+        .x_row_bytes = (size_t)model->config.hidden_size * (size_t)dtype_block_bytes(model->env.ops->act_dtype) };
 }
 
 int model_forward(struct model *model, const struct step_plan *plan, float **logits)

@@ -4,6 +4,8 @@
  *   workspace    what the backend itself needs for such a step
  *   rope_table   max_model_len x head_dim x 4
  *   comm         0 on the CPU: ranks read each other's memory
+ *   context      GPU: what is taken before the arena (driver, modules, other processes), as the device reports it
+ *   library      GPU: captured steps and library handles, taken outside the arena
  *   kv           num_blocks x (layers x 2 x KV heads x head_dim x block_size x bytes) */
 #include <sluice/rank.h>
 
@@ -29,11 +31,15 @@ struct model_limits plan_limits(const struct ranks_options *options)
 }
 
 struct backend_options plan_backend_options(const struct ranks_options *options, const struct model_config *config,
-                                            int device)
+                                            const struct shard *shard, int device)
 {
     return (struct backend_options){ .threads = options->threads, .device = device, .kv_dtype = options->kv_dtype,
                                      .max_tokens = options->max_num_batched_tokens, .max_seqs = options->max_num_seqs,
-                                     .max_rows = plan_max_rows(options), .vocab_size = config->vocab_size };
+                                     .max_rows = plan_max_rows(options), .vocab_size = config->vocab_size,
+                                     .max_model_len = options->max_model_len, .block_size = options->block_size,
+                                     .num_heads = (int32_t)range_len(shard->heads),
+                                     .num_kv_heads = (int32_t)range_len(shard->kv_heads), .head_dim = config->head_dim,
+                                     .is_last = shard->has_head };
 }
 
 static int check_options(const struct ranks_options *options, struct err *err)
@@ -81,7 +87,8 @@ static int kv_per_block_of_all(uint64_t *bytes, const struct model_config *confi
 
 static uint64_t fixed_bytes(const struct memory_plan *plan)
 {
-    return plan->weights + plan->activations + plan->workspace + plan->rope_table + plan->comm;
+    return plan->weights + plan->activations + plan->workspace + plan->rope_table + plan->comm + plan->context +
+           plan->library;
 }
 
 static const char *largest_fixed_term(const struct memory_plan *plan)
@@ -102,7 +109,7 @@ static uint64_t blocks_by_default(const struct memory_plan *plan, const struct r
     uint64_t one_seq = blocks_of(options->max_model_len, options->block_size);
     uint64_t all_seqs = one_seq * (uint64_t)options->max_num_seqs;
     uint64_t fits = (usable - fixed_bytes(plan)) / plan->kv_per_block;
-    uint64_t cap = KV_DEFAULT_CAP / kv_all;
+    uint64_t cap = options->ops->device_memory ? all_seqs : KV_DEFAULT_CAP / kv_all;     /* a GPU is there to be filled */
     if (cap < one_seq) cap = one_seq;
     if (cap > all_seqs) cap = all_seqs;
     return fits < cap ? fits : cap;
@@ -118,11 +125,11 @@ static int choose_blocks(struct memory_plan *plan, const struct model_config *co
     if (fixed > usable) {
         const char *term = largest_fixed_term(plan);
         return err_set(err, ERR_CONFIG,
-                       "memory plan: weights %.0f MiB + activations %.0f + workspace %.0f + rope table %.0f "
-                       "do not fit into %.0f MiB (%.0f less headroom %.0f); the largest term is %s. Ways out: a "
+                       "memory plan: weights %.0f MiB + activations %.0f + workspace %.0f + rope table %.0f + "
+                       "driver and libraries %.0f do not fit into %.0f MiB (%.0f less headroom %.0f); the largest term is %s. Ways out: a "
                        "smaller max_num_batched_tokens or max_num_seqs, a smaller model, more memory or ranks",
                        mib(plan->weights), mib(plan->activations), mib(plan->workspace), mib(plan->rope_table),
-                       mib(usable), mib(plan->device_bytes), mib(plan->headroom_bytes), term);
+                       mib(plan->context + plan->library), mib(usable), mib(plan->device_bytes), mib(plan->headroom_bytes), term);
     }
     if (options->kv_cache_bytes > 0) blocks = options->kv_cache_bytes / kv_all;
     else if (options->num_blocks_override > 0) blocks = (uint64_t)options->num_blocks_override;
@@ -149,10 +156,10 @@ static int choose_blocks(struct memory_plan *plan, const struct model_config *co
 }
 
 int memory_plan_make(struct memory_plan *plan, const struct model_config *config, const struct shard *shard,
-                     const struct ranks_options *options, uint64_t device_bytes, struct err *err)
+                     const struct ranks_options *options, uint64_t device_bytes, uint64_t context_bytes, struct err *err)
 {
     struct model_limits limits = plan_limits(options);
-    struct backend_options backend_options = plan_backend_options(options, config, 0);
+    struct backend_options backend_options = plan_backend_options(options, config, shard, 0);
     struct model_bytes model;
     int rc = check_options(options, err);
     if (rc < 0) return rc;
@@ -162,7 +169,8 @@ int memory_plan_make(struct memory_plan *plan, const struct model_config *config
         .device_bytes = device_bytes,
         .headroom_bytes = (uint64_t)((double)device_bytes * options->headroom),
         .weights = model.weights, .activations = model.activations, .rope_table = model.rope_table,
-        .workspace = options->ops->workspace_bytes(&backend_options),
+        .workspace = options->ops->workspace_bytes(&backend_options), .context = context_bytes,
+        .library = options->ops->library_bytes ? options->ops->library_bytes(&backend_options) : 0,
         .kv_per_block = model.kv_per_block,
         .block_size = options->block_size, .max_model_len = options->max_model_len,
     };
@@ -187,6 +195,10 @@ void memory_plan_print(const struct memory_plan *plan, FILE *out)
     fprintf(out, "  workspace    %10.1f MiB\n", mib(plan->workspace));
     fprintf(out, "  rope table   %10.1f MiB  max_model_len %d\n", mib(plan->rope_table), (int)plan->max_model_len);
     fprintf(out, "  comm         %10.1f MiB\n", mib(plan->comm));
+    if (plan->context || plan->library) {
+        fprintf(out, "  context      %10.1f MiB  taken before: driver, modules, other processes\n", mib(plan->context));
+        fprintf(out, "  library      %10.1f MiB  captured steps, library handles\n", mib(plan->library));
+    }
     fprintf(out, "  kv           %10.1f MiB  %d blocks of %d tokens, %.3f MiB each\n", mib(plan->kv),
             (int)plan->num_blocks, (int)plan->block_size, mib(plan->kv_per_block));
     fprintf(out, "  total        %10.1f MiB\n", mib(plan->total));

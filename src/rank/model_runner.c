@@ -39,7 +39,7 @@ static int carve_kv(struct model_runner *runner, const struct model_runner_args 
 int model_runner_open(struct model_runner *runner, const struct model_runner_args *args, struct err *err)
 {
     const struct model_config *config = model_source_config(args->src);
-    struct backend_options backend_options = plan_backend_options(args->options, config, args->device);
+    struct backend_options backend_options = plan_backend_options(args->options, config, &args->shard, args->device);
     int rc = 0;
 
     *runner = (struct model_runner){ .ops = args->options->ops, .shard = args->shard, .comm_ops = args->comm_ops,
@@ -72,19 +72,17 @@ void model_runner_close(struct model_runner *runner)
 static int receive_hidden(struct model_runner *runner, const struct step_plan *plan)
 {
     struct model_hidden hidden = model_hidden(runner->model);
-    int64_t bytes = plan->num_tokens * (int64_t)hidden.row_bytes;
     int from = runner->shard.pp_stage - 1;
-    int rc = runner->comm_ops->recv(runner->pp_comm, hidden.residual, bytes, from);
-    return rc < 0 ? rc : runner->comm_ops->recv(runner->pp_comm, hidden.x, bytes, from);
+    int rc = runner->comm_ops->recv(runner->pp_comm, hidden.residual, plan->num_tokens * (int64_t)hidden.residual_row_bytes, from);
+    return rc < 0 ? rc : runner->comm_ops->recv(runner->pp_comm, hidden.x, plan->num_tokens * (int64_t)hidden.x_row_bytes, from);
 }
 
 static int send_hidden(struct model_runner *runner, const struct step_plan *plan)
 {
     struct model_hidden hidden = model_hidden(runner->model);
-    int64_t bytes = plan->num_tokens * (int64_t)hidden.row_bytes;
     int to = runner->shard.pp_stage + 1;
-    int rc = runner->comm_ops->send(runner->pp_comm, hidden.residual, bytes, to);
-    return rc < 0 ? rc : runner->comm_ops->send(runner->pp_comm, hidden.x, bytes, to);
+    int rc = runner->comm_ops->send(runner->pp_comm, hidden.residual, plan->num_tokens * (int64_t)hidden.residual_row_bytes, to);
+    return rc < 0 ? rc : runner->comm_ops->send(runner->pp_comm, hidden.x, plan->num_tokens * (int64_t)hidden.x_row_bytes, to);
 }
 
 int model_runner_forward(struct model_runner *runner, const struct step_plan *plan, float **logits)
@@ -97,24 +95,42 @@ int model_runner_forward(struct model_runner *runner, const struct step_plan *pl
     return runner->shard.pp_stage + 1 < runner->shard.pp_size ? send_hidden(runner, plan) : 0;
 }
 
-int model_runner_step(struct model_runner *runner, const struct step_plan *plan, struct step_result *result)
+/* Every tp rank of a device that draws the next step's tokens itself (steps_in_flight > 1) needs them; else only rank 0. */
+static bool draws(const struct model_runner *runner)
+{
+    return runner->shard.has_head && (runner->shard.tp_rank == 0 || runner->ops->steps_in_flight > 1);
+}
+
+static bool reports(const struct model_runner *runner)
+{
+    return runner->shard.has_head && runner->shard.tp_rank == 0;
+}
+
+int model_runner_launch(struct model_runner *runner, const struct step_plan *plan, struct step_result *result)
 {
     const struct step_plan *uploaded = runner->ops->upload(runner->backend, plan);
     float *logits = NULL;
-    int rc = model_runner_forward(runner, uploaded, &logits);
-    if (rc < 0) return rc;
-    if (runner->shard.has_head && runner->shard.tp_rank == 0) {
+    if (reports(runner)) {
         result->step = plan->step;
         result->num_rows = plan->num_rows;
-        if (plan->num_rows > 0) {
+    }
+    if (runner->ops->step_begin(runner->backend, uploaded)) {
+        int rc = model_runner_forward(runner, uploaded, &logits);
+        if (rc < 0) return rc;
+        if (draws(runner) && uploaded->num_rows > 0) {
             runner->ops->sample(runner->backend, &(struct sample_args){
                 .logits = logits, .plan = uploaded, .result = result, .vocab_size = runner->vocab_size });
         }
-        runner->ops->synchronize(runner->backend);
-        runner->time.end_ns = runner->now_ns();
     } else {
-        runner->ops->synchronize(runner->backend);
+        runner->time.begin_ns = runner->now_ns();
     }
+    return runner->ops->step_end(runner->backend, uploaded);
+}
+
+int model_runner_collect(struct model_runner *runner, struct step_result *result)
+{
+    int rc = runner->ops->collect(runner->backend, reports(runner) ? result : NULL);
+    if (runner->ops->steps_in_flight > 1 || reports(runner)) runner->time.end_ns = runner->now_ns();
     if (runner->shard.tp_rank == 0) result->stages[runner->shard.pp_stage] = runner->time;
-    return 0;
+    return rc;
 }

@@ -38,8 +38,10 @@ int  model_runner_open(struct model_runner *runner, const struct model_runner_ar
 void model_runner_close(struct model_runner *runner);
 /* Receives from the stage before, runs this shard, sends to the stage behind. *logits: see model_forward. */
 int  model_runner_forward(struct model_runner *runner, const struct step_plan *plan, float **logits);
-/* The same, then (last stage, tp_rank 0) fills result by sampling; tp_rank 0 of each stage notes its time in it. plan
- * is in host memory. */
-int  model_runner_step(struct model_runner *runner, const struct step_plan *plan, struct step_result *result);
+/* The same, then (last stage) draws into result. plan is in host memory, both stay until collect. Up to ops->steps_in_flight
+ * steps may be launched and not collected. */
+int  model_runner_launch(struct model_runner *runner, const struct step_plan *plan, struct step_result *result);
+/* Waits for the oldest launched step; result: as given to its launch. tp_rank 0 of each stage notes its time in it. */
+int  model_runner_collect(struct model_runner *runner, struct step_result *result);
 
 #endif

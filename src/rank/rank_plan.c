@@ -13,7 +13,7 @@
 #include "memory_plan.h"
 
 int ranks_plan(struct rank_plan *plans, const struct model_config *config, const struct ranks_options *options,
-               uint64_t host_bytes, struct err *err)
+               uint64_t host_bytes, const uint64_t *device_free, struct err *err)
 {
     int32_t num_blocks = INT32_MAX;
     int num_ranks = options->tp_size * options->pp_size;
@@ -23,8 +23,9 @@ int ranks_plan(struct rank_plan *plans, const struct model_config *config, const
         rc = shard_of(&plans[i].shard, config, options->tp_size, options->pp_size, tp_rank, pp_stage,
                       options->layer_partition, err);
         if (rc == 0) {
-            rc = memory_plan_make(&plans[i].memory, config, &plans[i].shard, options, host_bytes / (uint64_t)num_ranks,
-                                  err);
+            uint64_t bytes = device_free ? host_bytes : host_bytes / (uint64_t)num_ranks;
+            rc = memory_plan_make(&plans[i].memory, config, &plans[i].shard, options, bytes,
+                                  device_free ? host_bytes - device_free[i] : 0, err);
         }
         if (rc < 0) return rc;
         if (plans[i].memory.num_blocks < num_blocks) num_blocks = plans[i].memory.num_blocks;
@@ -94,15 +95,16 @@ static int cores(void)
     return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-static enum dtype kv_dtype_of(const struct config *config, bool fast)
+static enum dtype kv_dtype_of(const struct config *config, bool cuda, bool fast)
 {
+    if (cuda && strcmp(config->kv_cache_dtype, "auto") == 0) return DTYPE_BF16;
     if (strcmp(config->kv_cache_dtype, "auto") == 0) return fast ? DTYPE_F16 : DTYPE_F32;
     if (strcmp(config->kv_cache_dtype, "f16") == 0) return DTYPE_F16;
     return strcmp(config->kv_cache_dtype, "f32") == 0 ? DTYPE_F32 : DTYPE_BF16;
 }
 
 int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const struct config *config,
-                     const struct model_config *model, struct err *err)
+                     const struct model_config *model, const struct backend_ops *cuda, struct err *err)
 {
     bool fast = strcmp(config->cpu_kernels, "ref") != 0;
     struct layout layout;
@@ -112,15 +114,16 @@ int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const st
         return err_set(err, ERR_CONFIG, "max_model_len: %lld is above the model's %d", (long long)config->max_model_len,
                        (int)model->max_position_embeddings);
     }
+    if (strcmp(config->device, "cpu") == 0 || (strcmp(config->device, "auto") == 0 && gpus_visible() == 0)) cuda = NULL;
     layout_of_config(&layout, config);
     if ((rc = layout_check(&layout, model, err)) < 0) return rc;
     memcpy(layers, layout.layers, sizeof(layout.layers));
     int num_ranks = layout.tp_size * layout.pp_size * layout.dp_size, per_rank = cores() / num_ranks;
     *options = (struct ranks_options){
-        .ops = fast ? &backend_cpu_fast : &backend_cpu_ref,
+        .ops = cuda ? cuda : fast ? &backend_cpu_fast : &backend_cpu_ref,
         .tp_size = layout.tp_size, .pp_size = layout.pp_size, .layer_partition = layout.told ? layers : NULL,
         .threads = config->cpu_threads ? (int32_t)config->cpu_threads : per_rank > 1 ? per_rank : 1,
-        .kv_dtype = kv_dtype_of(config, fast),
+        .kv_dtype = kv_dtype_of(config, cuda != NULL, fast),
         .max_num_seqs = (int32_t)config->max_num_seqs,
         .max_num_batched_tokens = (int32_t)config->max_num_batched_tokens,
         .max_model_len = config->max_model_len ? (int32_t)config->max_model_len : model->max_position_embeddings,

@@ -1,4 +1,4 @@
-/* ranks.c - one thread per rank, fed through pp_size plan slots.
+/* ranks.c - one thread per rank, fed through num_slots plan slots.
  * `submitted` counts plans given, `finished` plans that every rank is done with; both only grow (and wrap), so slot
  * i % num_slots belongs to plan i, and plans finish in the order of submission because every rank takes them in order.
  * The plan that would come after `ending` was set tells the threads to end.
@@ -53,6 +53,7 @@ struct rank {
 struct ranks {
     struct ranks_options options;
     int size;                                       /* tp_size * pp_size */
+    int num_slots;                                  /* plans in flight: pp_size, or what the device takes at once */
     int spins;                                      /* before a wait sleeps; 0 when threads outnumber the cores */
     const struct comm_ops *comm_ops;
     struct rank *all;                               /* [size] */
@@ -160,13 +161,49 @@ static int64_t stall_limit_ns(const struct ranks *ranks)
 /* On the engine thread, when the oldest plan did not end in time. */
 static void give_up(struct ranks *ranks)
 {
-    const struct plan_slot *slot = &ranks->slots[ranks->waited % (uint32_t)ranks->options.pp_size];
+    const struct plan_slot *slot = &ranks->slots[ranks->waited % (uint32_t)ranks->num_slots];
     int stalled = find_stalled(ranks, ranks->waited, NULL);
     if (stalled < 0) return;                        /* just now finished */
     ranks->abandoned = true;
     if (!claim_failure(ranks)) return;
     record_failure(ranks, stalled, slot->step, ERR_ENDED, "stalled");
     set_failed(ranks, ERR_ENDED);
+}
+
+static struct plan_slot *slot_of(struct ranks *ranks, uint32_t plan)
+{
+    return &ranks->slots[plan % (uint32_t)ranks->num_slots];
+}
+
+static void launch_plan(struct rank *rank, uint32_t plan)
+{
+    struct plan_slot *slot = slot_of(rank->ranks, plan);
+    if (atomic_load(&rank->ranks->failed) != 0) return;
+    int rc = model_runner_launch(&rank->runner, slot->plan, slot->result);
+    if (rc < 0) rank_failed(rank, slot, plan, rc);
+}
+
+static void collect_plan(struct rank *rank, uint32_t plan)
+{
+    struct ranks *ranks = rank->ranks;
+    struct plan_slot *slot = slot_of(ranks, plan);
+    if (atomic_load(&ranks->failed) == 0) {
+        int rc = model_runner_collect(&rank->runner, slot->result);
+        if (rc < 0) rank_failed(rank, slot, plan, rc);
+    }
+    atomic_store(&rank->done, plan + 1);
+    if (atomic_fetch_sub(&slot->ranks_left, 1) == 1) bump(&ranks->finished);
+}
+
+/* A device that takes the next step while this one runs: waits for a new plan or the end of the oldest, whichever is first. */
+static bool plan_came(struct rank *rank, uint32_t launched)
+{
+    struct ranks *ranks = rank->ranks;
+    while (atomic_load(&ranks->submitted) == launched) {
+        if (rank->runner.ops->done(rank->runner.backend) || atomic_load(&ranks->failed) != 0) return false;
+        cpu_relax();
+    }
+    return true;
 }
 
 static void *rank_main(void *arg)
@@ -177,16 +214,17 @@ static void *rank_main(void *arg)
     if (rc < 0 && claim_failure(ranks)) set_failed(ranks, rc);       /* told by ranks_start */
     bump(&ranks->opened);
 
-    for (uint32_t next = 0;; next++) {
-        await_change(ranks, &ranks->submitted, next);
-        if (atomic_load(&ranks->ending) && atomic_load(&ranks->submitted) == next + 1) break;
-        struct plan_slot *slot = &ranks->slots[next % (uint32_t)ranks->options.pp_size];
-        if (atomic_load(&ranks->failed) == 0) {
-            rc = model_runner_step(&rank->runner, slot->plan, slot->result);
-            if (rc < 0) rank_failed(rank, slot, next, rc);
+    /* ending is set when nothing is in flight any more, and then one more plan is "submitted" */
+    uint32_t launched = 0, collected = 0, depth = (uint32_t)ranks->options.ops->steps_in_flight;
+    for (;;) {
+        if (launched == collected) {
+            await_change(ranks, &ranks->submitted, launched);
+            if (atomic_load(&ranks->ending) && atomic_load(&ranks->submitted) == launched + 1) break;
+        } else if (launched - collected == depth || !plan_came(rank, launched)) {
+            collect_plan(rank, collected++);
+            continue;
         }
-        atomic_store(&rank->done, next + 1);
-        if (atomic_fetch_sub(&slot->ranks_left, 1) == 1) bump(&ranks->finished);
+        launch_plan(rank, launched++);
     }
     model_runner_close(&rank->runner);
     return NULL;
@@ -232,7 +270,7 @@ static int start_thread(struct ranks *ranks, int i, const struct model_source *s
     char name[16];
     rank->ranks = ranks;
     rank->args = (struct model_runner_args){
-        .src = src, .options = &ranks->options, .plan = &ranks->plans[i].memory, .shard = shard, .device = i,
+        .src = src, .options = &ranks->options, .plan = &ranks->plans[i].memory, .shard = shard, .device = ranks->options.first_device + i,
         .comm_ops = ranks->comm_ops, .now_ns = ranks->options.now_ns,
         .tp_comm = shard.tp_size > 1 ? comm_cpu_rank(ranks->tp_groups[shard.pp_stage], shard.tp_rank) : NULL,
         .pp_comm = shard.pp_size > 1 ? comm_cpu_rank(ranks->pp_groups[shard.tp_rank], shard.pp_stage) : NULL,
@@ -267,6 +305,20 @@ static void describe(struct ranks *ranks)
                   options->tp_size, options->pp_size);
 }
 
+/* What the devices have; the first call on each makes the driver's context, so that its share is known. */
+static int plan_memory(struct ranks *ranks, const struct model_config *config, struct err *err)
+{
+    const struct ranks_options *options = &ranks->options;
+    uint64_t total = 0, least = UINT64_MAX, device_free[MAX_RANKS];
+    int rc;
+    if (!options->ops->device_memory) return ranks_plan(ranks->plans, config, options, host_memory_bytes(), NULL, err);
+    for (int i = 0; i < ranks->size; i++) {
+        if ((rc = options->ops->device_memory(options->first_device + i, &total, &device_free[i], err)) < 0) return rc;
+        if (total < least) least = total;
+    }
+    return ranks_plan(ranks->plans, config, options, least, device_free, err);
+}
+
 int ranks_start(struct ranks **out, const struct model_source *src, const struct ranks_options *options,
                 void (*progress)(void *arg, double share), void *progress_arg, struct err *err)
 {
@@ -283,6 +335,7 @@ int ranks_start(struct ranks **out, const struct model_source *src, const struct
     if (options->stall_timeout_ms == 0) ranks->options.stall_timeout_ms = STALL_TIMEOUT_MS;
     ranks->comm_ops = options->comm_ops ? options->comm_ops : &comm_cpu_ops;
     ranks->size = options->tp_size * options->pp_size;
+    ranks->num_slots = options->pp_size > options->ops->steps_in_flight ? options->pp_size : options->ops->steps_in_flight;
     ranks->spins = ranks->size < sysconf(_SC_NPROCESSORS_ONLN) ? SPINS : 0;
     ranks->progress = progress;
     ranks->progress_arg = progress_arg;
@@ -293,7 +346,7 @@ int ranks_start(struct ranks **out, const struct model_source *src, const struct
     ranks->all = calloc((size_t)ranks->size, sizeof(*ranks->all));
     ranks->plans = calloc((size_t)ranks->size, sizeof(*ranks->plans));
     if (!ranks->all || !ranks->plans) { rc = err_set(err, ERR_NO_MEMORY, "ranks"); goto out; }
-    if ((rc = ranks_plan(ranks->plans, config, &ranks->options, host_memory_bytes(), err)) < 0) goto out;
+    if ((rc = plan_memory(ranks, config, err)) < 0) goto out;
     log_plans(ranks);
     for (int i = 0; i < ranks->size; i++) ranks->load_bytes += model_load_bytes(config, &ranks->plans[i].shard);
     if ((rc = make_groups(ranks, err)) < 0) goto out;
@@ -346,8 +399,8 @@ int ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_
     uint32_t submitted = atomic_load(&ranks->submitted);
     int failed = atomic_load(&ranks->failed);
     if (failed < 0) return failed;
-    if (submitted - ranks->waited == (uint32_t)ranks->options.pp_size) return ERR_QUEUE_FULL;
-    struct plan_slot *slot = &ranks->slots[submitted % (uint32_t)ranks->options.pp_size];
+    if (submitted - ranks->waited == (uint32_t)ranks->num_slots) return ERR_QUEUE_FULL;
+    struct plan_slot *slot = &ranks->slots[submitted % (uint32_t)ranks->num_slots];
     slot->plan = plan;
     slot->result = result;
     slot->step = plan->step;
@@ -361,7 +414,7 @@ int ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_
 /* Until the oldest plan is finished, or given up. */
 static void await_finished(struct ranks *ranks)
 {
-    const struct plan_slot *slot = &ranks->slots[ranks->waited % (uint32_t)ranks->options.pp_size];
+    const struct plan_slot *slot = &ranks->slots[ranks->waited % (uint32_t)ranks->num_slots];
     int64_t began_ns = clock_now_ns();
     while (atomic_load(&ranks->finished) == ranks->waited && !ranks->abandoned) {
         int64_t before_ns = clock_now_ns();
@@ -378,7 +431,7 @@ int ranks_wait(struct ranks *ranks, struct step_result **result)
 {
     if (atomic_load(&ranks->submitted) == ranks->waited) return ERR_NOT_FOUND;
     await_finished(ranks);
-    *result = ranks->slots[ranks->waited % (uint32_t)ranks->options.pp_size].result;
+    *result = ranks->slots[ranks->waited % (uint32_t)ranks->num_slots].result;
     ranks->waited++;
     int failed = atomic_load(&ranks->failed);
     (*result)->rc = failed;
@@ -400,7 +453,7 @@ int32_t ranks_num_blocks(const struct ranks *ranks)
 
 int32_t ranks_num_slots(const struct ranks *ranks)
 {
-    return ranks->options.pp_size;
+    return ranks->num_slots;
 }
 
 int32_t ranks_max_rows(const struct ranks *ranks)

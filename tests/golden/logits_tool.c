@@ -70,7 +70,7 @@ static int run_logits(const struct model_source *src, const struct ranks_options
     struct memory_plan plan;
     struct model_runner_args args = { .src = src, .options = options, .plan = &plan };
     int rc = shard_of(&args.shard, model_source_config(src), 1, 1, 0, 0, NULL, err);
-    if (rc == 0) rc = memory_plan_make(&plan, model_source_config(src), &args.shard, options, host_memory_bytes(), err);
+    if (rc == 0) rc = memory_plan_make(&plan, model_source_config(src), &args.shard, options, host_memory_bytes(), 0, err);
     if (rc == 0) rc = model_runner_open(&runner, &args, err);
     if (rc < 0) return rc;
     fprintf(stderr, "%s, %s\n", options->ops->name, options->ops->describe(runner.backend));

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <sluice/parallel.h>
+
 #include "base/bug.h"
 
 static size_t align_up(size_t bytes) { return (bytes + CPU_ALIGN - 1) & ~(size_t)(CPU_ALIGN - 1); }
@@ -104,8 +106,6 @@ const struct step_plan *cpu_backend_upload(struct backend *b, const struct step_
     return plan;
 }
 
-void cpu_backend_synchronize(struct backend *b) { (void)b; }
-
 struct plain_loop {
     void (*fn)(void *arg, int64_t begin, int64_t end);
     void *arg;
@@ -134,16 +134,76 @@ int64_t cpu_grain(const struct backend *b, int64_t n, int64_t work_per_item)
     return grain > 1 ? grain : 1;
 }
 
-void cpu_backend_gather_rows(struct backend *b, const struct gather_rows_args *args)
+void cpu_backend_norm_rows(struct backend *b, const struct norm_rows_args *args,
+                           void (*rmsnorm)(struct backend *b, const struct rmsnorm_args *args))
 {
-    (void)b;
     const struct sampling_row *rows = plan_rows(args->plan);
-    size_t row_bytes = (size_t)args->hidden * sizeof(float);
     for (int32_t r = 0; r < args->plan->num_rows; r++) {
         BUG_ON(rows[r].token < 0 || rows[r].token >= args->plan->num_tokens);
-        memcpy((char *)args->out + (size_t)r * row_bytes, (const char *)args->x + (size_t)rows[r].token * row_bytes,
-               row_bytes);
+        int64_t from = (int64_t)rows[r].token * args->hidden;
+        const float *residual = (const float *)args->residual + from, *x = (const float *)args->x + from;
+        float *out = (float *)args->out + (int64_t)r * args->hidden;
+        for (int32_t c = 0; c < args->hidden; c++) out[c] = residual[c] + x[c];
     }
+    rmsnorm(b, &(struct rmsnorm_args){ .residual = args->out, .weight = args->weight, .out = args->out,
+                                       .num_tokens = args->plan->num_rows, .hidden = args->hidden, .eps = args->eps });
+}
+
+void cpu_backend_join_shards(struct backend *b, const struct join_shards_args *args)
+{
+    (void)b;
+    for (int t = 0; t < args->tp_size; t++) {
+        struct range range = vocab_range(args->vocab_size, args->tp_size, t);
+        int64_t len = range_len(range);
+        const float *shard = args->gathered + t * args->num_rows * args->widest;
+        for (int64_t r = 0; r < args->num_rows; r++)
+            memcpy(args->logits + r * args->vocab_size + range.begin, shard + r * len, (size_t)len * sizeof(float));
+    }
+}
+
+void cpu_backend_write(struct backend *b, void *dst, const void *src, size_t bytes)
+{
+    (void)b;
+    memcpy(dst, src, bytes);
+}
+
+int cpu_backend_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err)
+{
+    (void)b;
+    (void)shapes;
+    (void)num_shapes;
+    (void)err;
+    return 0;
+}
+
+/* Ops have finished when they return: nothing is ever in flight. */
+bool cpu_backend_step_begin(struct backend *b, const struct step_plan *uploaded)
+{
+    (void)b;
+    (void)uploaded;
+    return true;
+}
+int cpu_backend_step_end(struct backend *b, const struct step_plan *uploaded)
+{
+    (void)b;
+    (void)uploaded;
+    return 0;
+}
+bool cpu_backend_done(struct backend *b)
+{
+    (void)b;
+    return true;
+}
+int cpu_backend_collect(struct backend *b, struct step_result *result)
+{
+    (void)b;
+    (void)result;
+    return 0;
+}
+void *cpu_backend_stream(struct backend *b)
+{
+    (void)b;
+    return NULL;
 }
 
 void cpu_backend_sample(struct backend *b, const struct sample_args *args)

@@ -43,10 +43,18 @@ int  cpu_backend_reserve(struct backend *b, size_t bytes, struct err *err);
 void *cpu_backend_carve(struct backend *b, size_t bytes);
 size_t cpu_backend_workspace_bytes(const struct backend_options *options);
 const struct step_plan *cpu_backend_upload(struct backend *b, const struct step_plan *plan);
-void cpu_backend_synchronize(struct backend *b);
+void cpu_backend_write(struct backend *b, void *dst, const void *src, size_t bytes);
+int  cpu_backend_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err);
+bool cpu_backend_step_begin(struct backend *b, const struct step_plan *uploaded);
+int  cpu_backend_step_end(struct backend *b, const struct step_plan *uploaded);
+bool cpu_backend_done(struct backend *b);
+int  cpu_backend_collect(struct backend *b, struct step_result *result);
+void *cpu_backend_stream(struct backend *b);
 void cpu_backend_parallel_for(struct backend *b, int64_t n, int64_t grain,
                               void (*fn)(void *arg, int64_t begin, int64_t end), void *arg);
-void cpu_backend_gather_rows(struct backend *b, const struct gather_rows_args *args);
+void cpu_backend_norm_rows(struct backend *b, const struct norm_rows_args *args,
+                           void (*rmsnorm)(struct backend *b, const struct rmsnorm_args *args));
+void cpu_backend_join_shards(struct backend *b, const struct join_shards_args *args);
 void cpu_backend_sample(struct backend *b, const struct sample_args *args);
 
 /* Rows for one claim of the pool: enough work to pay for the claim, enough claims to balance. */

@@ -119,6 +119,8 @@ static void rope_tokens(void *arg, int thread, int64_t begin, int64_t end)
     for (int64_t t = begin; t < end; t++) {
         float *q = (float *)args->qkv + t * (heads + 2 * kv_heads) * dim, *k = q + heads * dim, *v = k + kv_heads * dim;
         const float *cos_sin = args->cos_sin + (int64_t)args->positions[t] * dim;
+        const float *bias = args->bias ? args->bias->data : NULL;
+        for (int i = 0; bias && i < (heads + 2 * kv_heads) * dim; i++) q[i] += bias[i];
         for (int h = 0; h < heads; h++) turn_head(job, q + h * dim, args->q_norm, cos_sin);
         for (int h = 0; h < kv_heads; h++) turn_head(job, k + h * dim, args->k_norm, cos_sin);
         store_token(args, args->slot_mapping[t], k, v);
@@ -131,4 +133,15 @@ void fast_rope_store(struct backend *b, const struct rope_store_args *args)
     int64_t work = (int64_t)(args->num_heads + 4 * args->num_kv_heads) * args->head_dim;
     BUG_ON(args->head_dim % 2);
     pool_run(b->pool, args->num_tokens, cpu_grain(b, args->num_tokens, work), rope_tokens, &job);
+}
+
+void fast_gate_up(struct backend *b, const struct gate_up_args *args)
+{
+    fast_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->wide, .num_tokens = args->num_tokens });
+    fast_silu_mul(b, &(struct silu_mul_args){ args->wide, args->out, args->num_tokens, args->ffn });
+}
+
+void fast_norm_rows(struct backend *b, const struct norm_rows_args *args)
+{
+    cpu_backend_norm_rows(b, args, fast_rmsnorm);
 }

@@ -39,15 +39,6 @@ struct pool {
     int num_workers;
 };
 
-static inline void cpu_relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
 static void claim_chunks(struct pool *pool, int thread)
 {
     int64_t n = pool->n, grain = pool->grain;

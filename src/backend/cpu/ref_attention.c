@@ -60,6 +60,8 @@ static void rope_tokens(void *arg, int thread, int64_t begin, int64_t end)
     for (int64_t t = begin; t < end; t++) {
         float *q = (float *)args->qkv + t * (heads + 2 * kv_heads) * dim, *k = q + heads * dim, *v = k + kv_heads * dim;
         const float *cos_sin = args->cos_sin + (int64_t)args->positions[t] * dim;
+        const float *bias = args->bias ? args->bias->data : NULL;
+        for (int i = 0; bias && i < (heads + 2 * kv_heads) * dim; i++) q[i] += bias[i];
         for (int h = 0; h < heads; h++) {
             norm_head(q + h * dim, args->q_norm, dim, args->eps);
             rotate_head(q + h * dim, cos_sin, dim);

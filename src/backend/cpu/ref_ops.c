@@ -68,3 +68,14 @@ void ref_silu_mul(struct backend *b, const struct silu_mul_args *args)
     struct silu_mul_args copy = *args;
     pool_run(b->pool, args->num_tokens, cpu_grain(b, args->num_tokens, 4 * (int64_t)args->ffn), silu_mul_rows, &copy);
 }
+
+void ref_gate_up(struct backend *b, const struct gate_up_args *args)
+{
+    ref_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->wide, .num_tokens = args->num_tokens });
+    ref_silu_mul(b, &(struct silu_mul_args){ args->wide, args->out, args->num_tokens, args->ffn });
+}
+
+void ref_norm_rows(struct backend *b, const struct norm_rows_args *args)
+{
+    cpu_backend_norm_rows(b, args, ref_rmsnorm);
+}

@@ -177,7 +177,7 @@ static inline void attend_range(const struct backend_ops *ops, struct backend *b
     free(slots);
 }
 
-/* A plan with the arrays the sampler and gather_rows read, laid out behind the struct. */
+/* A plan with the arrays the sampler and norm_rows read, laid out behind the struct. */
 static inline struct step_plan *make_plan(int num_tokens, int num_rows, int num_bias, int num_history, int num_tokens_history)
 {
     size_t at = (sizeof(struct step_plan) + 63) & ~(size_t)63, rows = at;

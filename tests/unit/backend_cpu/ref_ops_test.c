@@ -166,19 +166,26 @@ static void attention_is_the_formula(void **state)
             }
 }
 
-static void gather_takes_the_rows_of_the_plan(void **state)
+static void norm_rows_norms_the_rows_of_the_plan(void **state)
 {
     (void)state;
     enum { T = 5, C = 8 };
     struct backend *b = open_backend(&backend_cpu_ref, DTYPE_F32, 1, 64, 4);
-    float *x = random_floats(T * C, 1, 1), out[3 * C];
+    float *x = random_floats(T * C, 1, 1), *residual = random_floats(T * C, 2, 1), *w = random_floats(C, 3, 1), out[3 * C];
+    struct weight weight = make_weight(&backend_cpu_ref, b, WEIGHT_VECTOR, 1, C, w);
     struct step_plan *plan = make_plan(T, 3, 0, 0, 0);
-    plan_rows(plan)[0].token = 4, plan_rows(plan)[1].token = 0, plan_rows(plan)[2].token = 4;
-    backend_cpu_ref.gather_rows(b, &(struct gather_rows_args){ x, backend_cpu_ref.upload(b, plan), out, C });
-    assert_memory_equal(out, x + 4 * C, C * sizeof(float));
-    assert_memory_equal(out + C, x, C * sizeof(float));
-    assert_memory_equal(out + 2 * C, x + 4 * C, C * sizeof(float));
-    free(plan), free(x);
+    static const int tokens[3] = { 4, 0, 4 };
+    for (int r = 0; r < 3; r++) plan_rows(plan)[r].token = tokens[r];
+    backend_cpu_ref.norm_rows(b, &(struct norm_rows_args){ .x = x, .residual = residual, .weight = &weight,
+                                                           .plan = backend_cpu_ref.upload(b, plan), .out = out, .hidden = C,
+                                                           .eps = 1e-5f });
+    for (int r = 0; r < 3; r++) {
+        double square = 0, sum[C];
+        for (int c = 0; c < C; c++) sum[c] = (double)x[tokens[r] * C + c] + residual[tokens[r] * C + c];
+        for (int c = 0; c < C; c++) square += sum[c] * sum[c];
+        for (int c = 0; c < C; c++) assert_true(fabs(out[r * C + c] - sum[c] / sqrt(square / C + 1e-5) * w[c]) < 1e-5);
+    }
+    free(plan), free(x), free(residual), free(w);
     backend_cpu_ref.close(b);
 }
 
@@ -206,7 +213,7 @@ int main(void)
         cmocka_unit_test(rmsnorm_adds_then_norms),
         cmocka_unit_test(silu_mul_is_the_formula),
         cmocka_unit_test(attention_is_the_formula),
-        cmocka_unit_test(gather_takes_the_rows_of_the_plan),
+        cmocka_unit_test(norm_rows_norms_the_rows_of_the_plan),
         cmocka_unit_test(open_refuses_what_it_cannot_do),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -34,7 +34,7 @@ static int make(struct memory_plan *plan, const struct ranks_options *o, int tp_
     struct model_config config = smollm2();
     struct shard shard;
     int rc = shard_of(&shard, &config, o->tp_size, o->pp_size, tp_rank, pp_stage, NULL, err);
-    return rc < 0 ? rc : memory_plan_make(plan, &config, &shard, o, device_bytes, err);
+    return rc < 0 ? rc : memory_plan_make(plan, &config, &shard, o, device_bytes, 0, err);
 }
 
 /* 134,515,008 parameters in fp32, rows of 64-byte multiples throughout. */
@@ -174,7 +174,7 @@ static void the_table_shows_every_rank(void **state)
     (void)state;
     o.tp_size = 2;
     o.pp_size = 3;
-    assert_int_equal(ranks_plan(plans, &config, &o, 16 * GIB, NULL), 0);
+    assert_int_equal(ranks_plan(plans, &config, &o, 16 * GIB, NULL, NULL), 0);
     for (int i = 0; i < 6; i++) {
         int stage = -1, rank = -1, first_layer = -1, last_layer = -1, first_head = -1, last_head = -1, blocks = -1;
         double weights_mib = 0, kv_mib = 0;
