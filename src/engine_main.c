@@ -1,6 +1,7 @@
 /* engine_main.c - program sluice-engine: one replica. Started by sluiced with a socket at descriptor 3 (and the
  * heartbeat page at 4); loads the model, builds the ranks, says READY, runs until it is stopped or the socket closes.
  * sluice-engine replay [--dump] TRACE: the steps that --trace recorded, again or as text.
+ * sluice-engine bench COMMAND: measurements of a replica without a gateway.
  * Exit: 0 asked to, 70 internal fault, 78 bad configuration or model (the reason is on stderr and in MSG_FAILED). */
 #include <fcntl.h>
 #include <signal.h>
@@ -19,6 +20,7 @@
 #include "engine/engine.h"
 #include "engine/engine_load.h"
 #include "engine/replay.h"
+#include "engine_cmd/bench.h"
 
 static void leave(int exit_code) { _exit(exit_code); }
 
@@ -81,6 +83,7 @@ int main(int argc, char **argv)
         return 0;
     }
     if (argc > 1 && !strcmp(argv[1], "replay")) return replay_main(argc - 2, argv + 2);
+    if (argc > 1 && !strcmp(argv[1], "bench")) return bench_main(argc - 2, argv + 2);
     int rc = config_load(&config, argc - 1, argv + 1, &help, &err);
     if (help) {
         config_release(&config);

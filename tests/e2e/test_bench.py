@@ -1,0 +1,82 @@
+"""The benchmark commands, on a dummy model that a CPU steps through in no time: what they count has to be right."""
+import json
+import subprocess
+
+import pytest
+
+from server import BIN
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
+          "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "tiny"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    return path
+
+
+def engine_bench(*args, code=0):
+    argv = [BIN / "sluice-engine", "bench", *args, "--log-level", "warning", "--kv-cache-memory-bytes", "8MiB"]
+    done = subprocess.run([str(arg) for arg in argv], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def test_step(tiny):
+    lines, _ = engine_bench("step", tiny, "--load-format", "dummy", "--batch", "1,3", "--context", "100", "--output-len", "16",
+                            "--bandwidth-gbs", "20")
+    assert [line["batch"] for line in lines] == [1, 3]
+    for line in lines:
+        assert line["steps"] == 16 and line["bench"] == "step"
+        assert abs(line["context"] - 100) < 4
+        assert line["step_ms_p10"] <= line["step_ms"] <= line["step_ms_p90"]
+        assert {"commit", "command", "gpu", "device", "model", "idle_pct"} <= line.keys()
+        # two layers of q, k, v, o, gate, up, down and the head, 2 bytes each; K and V of two layers, 2 heads of 16, f16
+        weights = 2 * (2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128) + 512 * 64)
+        expected = weights + line["batch"] * line["context"] * 2 * 2 * 2 * 16 * 2
+        assert abs(line["step_bytes"] / expected - 1) < 0.02
+        assert line["floor_ms"] == pytest.approx(line["step_bytes"] / 20e6, rel=1e-3)
+
+
+def test_step_in_a_pipeline(tiny):
+    lines, _ = engine_bench("step", tiny, "--load-format", "dummy", "--batch", "4", "--context", "100", "--output-len", "16", "-pp", "2")
+    assert lines[0]["plans_in_flight"] >= 2 and lines[0]["steps"] == 16
+
+
+def test_ttft(tiny):
+    lines, _ = engine_bench("ttft", tiny, "--load-format", "dummy", "--input-len", "16,600", "--repeat", "3")
+    assert [line["input_len"] for line in lines] == [16, 600]
+    assert lines[0]["ttft_ms"] < lines[1]["ttft_ms"]
+
+
+def test_throughput(tiny):
+    lines, _ = engine_bench("throughput", tiny, "--load-format", "dummy", "--input-len", "20", "--output-len", "10-30", "--num-prompts", "40",
+                            "--max-num-seqs", "8")
+    (line,) = lines
+    assert line["total_input_tokens"] == 800
+    assert 400 <= line["total_output_tokens"] <= 1200
+    assert line["output_throughput"] == pytest.approx(line["total_output_tokens"] / line["duration"], rel=1e-3)
+    assert 1 <= line["mean_batch"] <= 8
+
+
+def test_throughput_datasets(tiny):
+    for dataset in ("uniform:5-15", "sharegpt-like"):
+        (line,), _ = engine_bench("throughput", tiny, "--load-format", "dummy", "--dataset", dataset, "--num-prompts", "4")
+        assert line["num_prompts"] == 4
+
+
+@pytest.mark.parametrize("args, message", [
+    (("step", "--batch", "none"), "--batch"),
+    (("step", "--batch", "512"), "max_num_seqs"),
+    (("step", "--context", "4000", "--batch", "1"), "max_model_len"),
+    (("ttft", "--input-len", "2048"), "max_model_len"),
+    (("throughput", "--dataset", "sharegpt"), "--dataset"),
+    (("step", "--no-such-option", "1"), "--no-such-option"),
+])
+def test_refusals(tiny, args, message):
+    _, stderr = engine_bench(*args, "--model", tiny, "--load-format", "dummy", code=78)
+    assert message in stderr
