@@ -6,7 +6,10 @@
  * positions context_lens[b] - q_len .. context_lens[b]-1 of its context (context_lens counts this step's tokens).
  * Token t is stored in KV slot slot_mapping[t] = block * block_size + offset.
  * Invariants (step_plan_check): cu_seqlens_q rises from 0 to T; q_len >= 1; every slot lies in the sequence's block table;
- * row.token is the last token of a sequence, or any of its tokens when row.target >= 0. */
+ * row.token is the last token of a sequence, or any of its tokens when row.target >= 0.
+ * Plans that are in flight together may hold the same sequence (ranks_overlaps). Its input id is TOKEN_FEEDBACK where the
+ * token is drawn by a plan before this one: the last that was drawn for its slot. Only ever the one token of a decode, so
+ * that token t < num_decode_seqs is of sequence t. Everything else of the plan is known when it is made. */
 #ifndef SLUICE_STEP_PLAN_H
 #define SLUICE_STEP_PLAN_H
 
@@ -48,7 +51,7 @@ struct step_plan {
     struct step_plan_caps caps;
     int32_t num_tokens, num_seqs, num_rows;
     int32_t num_bias, num_history, num_history_tokens;
-    int32_t micro_batch;           /* pipeline slot, 0..pp_size-1 */
+    int32_t micro_batch;           /* plan slot, 0..num_slots-1 */
     int32_t max_q_len, max_context_len;
     int32_t block_size;
     int32_t num_decode_seqs;       /* the first sequences with q_len 1 (decodes come first) */
@@ -60,7 +63,7 @@ struct step_plan {
 
 #define PLAN_ARRAY(name, type) \
     static inline type *plan_##name(const struct step_plan *plan) { return (type *)((char *)plan + plan->off_##name); }
-PLAN_ARRAY(input_ids, token_id)            /* [T] */
+PLAN_ARRAY(input_ids, token_id)            /* [T] TOKEN_FEEDBACK: see above */
 PLAN_ARRAY(positions, int32_t)             /* [T] */
 PLAN_ARRAY(slot_mapping, int64_t)          /* [T] block * block_size + offset */
 PLAN_ARRAY(cu_seqlens_q, int32_t)          /* [B+1] */

@@ -5,10 +5,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef int32_t token_id;    /* 0 <= id < vocab_size; -1 = none */
+typedef int32_t token_id;    /* 0 <= id < vocab_size; < 0: the names below */
 typedef int32_t block_id;    /* a KV block, 0 <= id < num_blocks; -1 = none */
 
 #define TOKEN_NONE ((token_id)-1)
+#define TOKEN_FEEDBACK ((token_id)-2)    /* in a plan: what was drawn last in this slot, known to the device only */
 #define BLOCK_NONE ((block_id)-1)
 
 /* Element types. The block types are GGUF's: `block_elems` weights share a scale, stored in `block_bytes`. */

@@ -36,6 +36,12 @@ static bool may_admit(const struct scheduler *s)
            !(s->throttled && s->num_running);
 }
 
+static int32_t blocks_missing(const struct scheduler *s, const struct sequence *seq)
+{
+    if (seq->state == SEQ_ENDED) return 0;
+    return kv_blocks_for(&s->kv, seq->num_tokens + seq->num_pending) - seq->num_blocks;
+}
+
 /* Blocks that running ones still need for the tokens they have. Most steps admit nobody and need not know. */
 static int64_t committed_blocks(struct scheduler *s)
 {
@@ -43,10 +49,7 @@ static int64_t committed_blocks(struct scheduler *s)
 
     if (draft->committed_known) return draft->committed;
     draft->committed = 0;
-    for (int32_t i = 0; i < s->num_running; i++) {
-        const struct sequence *seq = s->running[i];
-        draft->committed += kv_blocks_for(&s->kv, seq->num_tokens) - seq->num_blocks;
-    }
+    for (int32_t i = 0; i < s->num_running; i++) draft->committed += blocks_missing(s, s->running[i]);
     draft->committed_known = true;
     return draft->committed;
 }
@@ -103,7 +106,7 @@ static bool admit(struct scheduler *s, struct sequence *seq)
     seq->passed_over = 0;
     running_insert(s, seq);
     kv_cache_adopt(&s->kv, seq, &match);
-    draft->committed += kv_blocks_for(&s->kv, seq->num_tokens) - seq->num_blocks;      /* has_room made it known */
+    draft->committed += blocks_missing(s, seq);        /* has_room made it known */
     draft->admissions_left--;
     draft->num_prompts++;
     if (s->reserved == seq) s->reserved = NULL;
@@ -125,21 +128,49 @@ static struct sequence *pick_victim(struct scheduler *s, const struct sequence *
 
 static void push_out(struct scheduler *s, struct sequence *victim)
 {
-    s->draft.committed -= kv_blocks_for(&s->kv, victim->num_tokens) - victim->num_blocks;
+    s->draft.committed -= blocks_missing(s, victim);
     scheduler_preempt(s, victim);
     s->draft.admissions_left = 0;          /* what was pushed out must not come back in the same step */
+}
+
+static bool is_held(const struct scheduler *s, const struct sequence *seq)
+{
+    return s->draft.num_held && seq->held_step == s->step;
+}
+
+/* It is pushed out when it is next needed: once it is in no plan. */
+static void hold(struct scheduler *s, struct sequence *seq)
+{
+    seq->held_step = s->step;
+    s->draft.num_held++;
+    s->draft.admissions_left = 0;          /* the room that will be is not theirs */
+}
+
+/* Overlap: all that could be pushed out for `than` are in flight. The worst of them is kept out of this step. */
+static void hold_victim(struct scheduler *s, const struct sequence *than)
+{
+    for (int32_t i = s->num_running - 1; s->options.overlap && i >= 0 && s->running[i] != than; i--) {
+        struct sequence *seq = s->running[i];
+        if (seq->state == SEQ_ENDED) return;           /* its blocks come with the next commit */
+        if (seq->num_drafted || is_held(s, seq)) continue;
+        hold(s, seq);
+        return;
+    }
 }
 
 /* Blocks for `want` tokens more; fewer tokens when only those fit, 0 when not even one. */
 static int32_t reserve_tokens(struct scheduler *s, struct sequence *seq, int32_t want)
 {
-    int32_t held = seq->num_computed + seq->num_scheduled, before = seq->num_blocks;
+    int32_t held = seq_next_position(seq), before = seq->num_blocks;
     struct sequence *victim;
     int64_t room;
 
     if (held + want <= before * s->kv.block_size) return want;
     while ((room = ((int64_t)before + kv_cache_available(&s->kv)) * s->kv.block_size - held) < 1) {
-        if (!(victim = pick_victim(s, seq))) return 0;
+        if (!(victim = pick_victim(s, seq))) {
+            hold_victim(s, seq);
+            return 0;
+        }
         push_out(s, victim);
     }
     if (want > room) want = (int32_t)room;
@@ -152,7 +183,7 @@ static int32_t reserve_tokens(struct scheduler *s, struct sequence *seq, int32_t
 static int32_t bearable(const struct scheduler *s, const struct sequence *seq, int32_t want)
 {
     const struct step_draft *draft = &s->draft;
-    int32_t held = seq->num_computed + seq->num_scheduled;
+    int32_t held = seq_next_position(seq);
     int32_t fits = step_time_ready(&s->step_time) ? step_time_fit(&s->step_time, draft->ms_left, held, want) : 0;
 
     if (fits < draft->tokens_granted) fits = draft->tokens_granted;
@@ -162,7 +193,7 @@ static int32_t bearable(const struct scheduler *s, const struct sequence *seq, i
 static void count_given(struct scheduler *s, const struct sequence *seq, int32_t given)
 {
     struct step_draft *draft = &s->draft;
-    int64_t keys = step_time_keys(seq->num_computed + seq->num_scheduled, given);
+    int64_t keys = step_time_keys(seq_next_position(seq), given);
 
     draft->batch->num_keys += keys;
     draft->budget -= given;
@@ -174,7 +205,7 @@ static void count_given(struct scheduler *s, const struct sequence *seq, int32_t
 /* From the first token that is to be scored on, each takes a row: as many as the step has left. */
 static int32_t scorable(const struct step_draft *draft, const struct sequence *seq, int32_t want)
 {
-    int32_t held = seq->num_computed + seq->num_scheduled, rows = draft->batch->plan->caps.max_rows - draft->used.rows;
+    int32_t held = seq_next_position(seq), rows = draft->batch->plan->caps.max_rows - draft->used.rows;
     int32_t without = held < seq->num_scored ? seq->num_scored - held : 0;
 
     if (seq_num_scores(seq, held, want) <= rows) return want;
@@ -187,26 +218,24 @@ static int32_t give(struct scheduler *s, struct sequence *seq, int64_t want)
     struct step_draft *draft = &s->draft;
     struct row_need need = row_need_of(seq, &s->options.eos);
     int32_t left = seq_num_left(seq);
-    bool is_new = !seq->num_scheduled;
+    bool is_new = !seq->num_drafted;
 
+    if (is_held(s, seq)) return 0;
     if (want > left) want = left;
     if (want > draft->budget) want = draft->budget;
-    if (want > draft->chunk_cap - seq->num_scheduled) want = draft->chunk_cap - seq->num_scheduled;
+    if (want > draft->chunk_cap - seq->num_drafted) want = draft->chunk_cap - seq->num_drafted;
     if (want > 0 && draft->timed) {
         want = bearable(s, seq, (int32_t)want);
         if (!want) draft->budget = 0;  /* no time left */
     }
     if (seq->num_to_score) want = scorable(draft, seq, (int32_t)want);
-    need.rows += seq_num_scores(seq, seq->num_computed + seq->num_scheduled, (int32_t)want);
+    need.rows += seq_num_scores(seq, seq_next_position(seq), (int32_t)want);
     if (want == left && !row_need_fits(&draft->used, &need, &draft->batch->plan->caps)) want--;
     if (want < 1 || (is_new && draft->batch->num_seqs == draft->max_seqs)) return 0;
     int32_t given = reserve_tokens(s, seq, (int32_t)want);
     if (!given) return 0;
-    if (is_new) {
-        draft->batch->seqs[draft->batch->num_seqs++] = seq;
-        seq->micro_batch = draft->batch->plan->micro_batch;
-    }
-    draft->used.rows += seq_num_scores(seq, seq->num_computed + seq->num_scheduled, given);
+    if (is_new) draft->batch->seqs[draft->batch->num_seqs++] = seq;
+    draft->used.rows += seq_num_scores(seq, seq_next_position(seq), given);
     if (given == left) {
         draft->used.rows += !seq->only_scores;
         draft->used.bias += need.bias;
@@ -214,12 +243,8 @@ static int32_t give(struct scheduler *s, struct sequence *seq, int64_t want)
     }
     count_given(s, seq, given);
     seq->num_scheduled += given;
+    seq->num_drafted += given;
     return given;
-}
-
-static bool in_other_plan(const struct scheduler *s, const struct sequence *seq)
-{
-    return seq->num_scheduled && seq->micro_batch != s->draft.batch->plan->micro_batch;
 }
 
 /* What nearly all decodes are: one row that needs nothing, and a place left in the last block. */
@@ -227,13 +252,14 @@ static bool give_plain(struct scheduler *s, struct sequence *seq)
 {
     struct step_draft *draft = &s->draft;
     struct batch *batch = draft->batch;
+    int32_t position = seq_next_position(seq);
 
-    if (!seq->is_plain || seq->num_tokens > seq->num_blocks * s->kv.block_size) return false;
+    if (!seq->is_plain || position >= seq->num_blocks * s->kv.block_size || is_held(s, seq)) return false;
     if (batch->num_seqs == draft->max_seqs || draft->used.rows == batch->plan->caps.max_rows) return false;
     batch->seqs[batch->num_seqs++] = seq;
-    batch->num_keys += seq->num_tokens;
-    seq->micro_batch = batch->plan->micro_batch;
-    seq->num_scheduled = 1;
+    batch->num_keys += position + 1;
+    seq->num_scheduled++;
+    seq->num_drafted = 1;
     draft->used.rows++;
     draft->budget--;
     return true;
@@ -246,7 +272,7 @@ static void give_decodes(struct scheduler *s)
         struct sequence *seq = s->running[i];
         if (i + PREFETCH < s->num_running) __builtin_prefetch(s->running[i + PREFETCH]);
         int32_t left = seq_num_left(seq);
-        if (seq->num_scheduled || left != 1) s->draft.num_prompts += left > 0;
+        if (left != 1 || seq_waits(seq)) s->draft.num_prompts += left > 0;
         else if (!give_plain(s, seq)) give(s, seq, 1);
     }
 }
@@ -272,7 +298,7 @@ static void give_in_order(struct scheduler *s)
 
     for (int32_t i = 0; s->draft.num_prompts && i < s->num_running && s->draft.budget; i++) {
         struct sequence *seq = s->running[i];
-        if (seq_num_left(seq) && !in_other_plan(s, seq)) give(s, seq, INT32_MAX);
+        if (seq_num_left(seq) && !seq_waits(seq)) give(s, seq, INT32_MAX);
     }
     list_for_each_safe(it, tmp, &s->waiting) {
         struct sequence *seq = list_entry(it, struct sequence, link);
@@ -287,11 +313,13 @@ static void give_in_order(struct scheduler *s)
 }
 
 /* Index, at `from` or before, of the worst running one that `urgent` may push out: after it in the order, of a strictly
- * worse value, in no plan. -1: none. */
+ * worse value, in no plan (overlap: if it is in one it can be held). -1: none. */
 static int32_t pick_for_urgent(const struct scheduler *s, const struct sequence *urgent, int32_t from)
 {
     for (int32_t i = from; i >= 0 && seq_before(urgent, s->running[i]); i--) {
-        if (!s->running[i]->num_scheduled && s->running[i]->priority > urgent->priority) return i;
+        const struct sequence *seq = s->running[i];
+        if (seq->state == SEQ_ENDED || seq->priority <= urgent->priority) continue;
+        if (!seq->num_scheduled || s->options.overlap) return i;
     }
     return -1;
 }
@@ -312,6 +340,13 @@ static bool worth_pushing(struct scheduler *s, struct sequence *urgent)
     return false;
 }
 
+/* Overlap: the blocks of those in flight come with a commit; until then enough of them are held. */
+static int64_t hold_for_urgent(struct scheduler *s, struct sequence *victim)
+{
+    hold(s, victim);
+    return victim->num_blocks;
+}
+
 /* priority: the first that waits pushes out running ones of worse value, when that lets it run. */
 static void push_out_for_urgent(struct scheduler *s)
 {
@@ -321,12 +356,14 @@ static void push_out_for_urgent(struct scheduler *s)
     struct sequence *urgent = list_entry(s->waiting.next, struct sequence, link);
     if (held_by_group(s, urgent) || (s->num_free_slots && has_room(s, urgent, 0, &match))) return;
     if (!worth_pushing(s, urgent)) return;
-    while (!s->num_free_slots || !has_room(s, urgent, 0, &match)) {
-        int32_t victim = pick_for_urgent(s, urgent, s->num_running - 1);
-        if (victim < 0) return;
-        push_out(s, s->running[victim]);
+    int32_t from = s->num_running;
+    int64_t coming = 0;
+    while (!(s->num_free_slots + s->draft.num_held) || !has_room(s, urgent, coming, &match)) {
+        if ((from = pick_for_urgent(s, urgent, from - 1)) < 0) return;
+        if (s->running[from]->num_scheduled) coming += hold_for_urgent(s, s->running[from]);
+        else push_out(s, s->running[from]);
     }
-    s->draft.admissions_left = 1;
+    if (!s->draft.num_held) s->draft.admissions_left = 1;
 }
 
 /* ---- fair ---- */
@@ -354,7 +391,7 @@ static bool take_turn(struct scheduler *s, struct sequence *seq)
         turns_leave(s, seq);
         return true;
     }
-    if (in_other_plan(s, seq)) {
+    if (seq_waits(seq)) {
         turn_ends(s, seq);
         return false;
     }
@@ -416,10 +453,11 @@ static struct batch *free_batch(struct scheduler *s)
 static void begin_draft(struct scheduler *s, struct batch *batch, int64_t now_ns)
 {
     int32_t could_run = s->num_running + (s->num_waiting < s->num_free_slots ? s->num_waiting : s->num_free_slots);
+    int32_t shares = s->options.overlap ? 1 : s->options.num_plans;
 
     s->draft = (struct step_draft){
         .batch = batch, .budget = s->options.max_num_batched_tokens, .admissions_left = INT32_MAX, .now_ns = now_ns,
-        .max_seqs = (could_run + s->options.num_plans - 1) / s->options.num_plans,
+        .max_seqs = (could_run + shares - 1) / shares,
         .chunk_cap = s->options.long_prefill_chunk ? s->options.long_prefill_chunk : INT32_MAX,
     };
     step_plan_reset(batch->plan);
@@ -437,7 +475,7 @@ static void fill_plan(struct scheduler *s, struct batch *batch)
 
     for (int32_t i = 0; i < n; i++) {
         struct sequence *seq = batch->seqs[i];
-        if (seq->num_scheduled != 1) continue;
+        if (seq->num_drafted != 1) continue;
         /* longer ones move back by one, keeping their order */
         memmove(&batch->seqs[at + 1], &batch->seqs[at], (size_t)(i - at) * sizeof *batch->seqs);
         batch->seqs[at++] = seq;

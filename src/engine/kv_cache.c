@@ -87,7 +87,8 @@ int kv_cache_reserve(struct kv_cache *kv, struct sequence *seq, int32_t num_toke
 
 void kv_cache_publish(struct kv_cache *kv, struct sequence *seq)
 {
-    int32_t full = seq->num_computed / kv->block_size;
+    /* of an ended sequence plans in flight may have computed more than it has */
+    int32_t full = (seq->num_computed < seq->num_tokens ? seq->num_computed : seq->num_tokens) / kv->block_size;
 
     if (seq->num_published >= full || seq->publish_off || !shares(kv, seq)) return;
     if (!kv->prefix_caching && full > seq->num_prompt / kv->block_size) full = seq->num_prompt / kv->block_size;

@@ -7,7 +7,7 @@
 
 enum { PREFETCH = 6 };                 /* sequences ahead */
 
-static bool masks_ends(const struct sequence *seq) { return seq_num_generated(seq) < seq->sub->req.min_tokens; }
+static bool masks_ends(const struct sequence *seq) { return seq_num_drawn(seq) < seq->sub->req.min_tokens; }
 
 struct row_need row_need_of(const struct sequence *seq, const struct eos_ids *eos)
 {
@@ -67,6 +67,7 @@ static void add_biases(struct step_plan *plan, const struct sequence *seq, const
 
 static void add_history(struct step_plan *plan, const struct sequence *seq)
 {
+    BUG_ON(seq->num_pending);          /* the first row of a slot: all before it is known */
     BUG_ON(seq->num_tokens > plan->caps.max_history_tokens - plan->num_history_tokens);
     plan_history(plan)[plan->num_history++] = (struct history_entry){
         .slot = seq->slot, .begin = (uint32_t)plan->num_history_tokens, .num_prompt = (uint32_t)seq->num_prompt,
@@ -84,7 +85,7 @@ static int32_t add_row(struct step_plan *plan, struct sequence *seq, int32_t b, 
     BUG_ON(plan->num_rows >= plan->caps.max_rows);
     *row = (struct sampling_row){
         .token = plan->num_tokens - 1, .seq = b, .slot = seq->slot, .target = TOKEN_NONE,
-        .num_generated = (uint32_t)seq_num_generated(seq), .bias_begin = (uint32_t)plan->num_bias,
+        .num_generated = (uint32_t)seq_num_drawn(seq), .bias_begin = (uint32_t)plan->num_bias,
         .use_penalties = seq->has_penalties, .params = seq->sub->req.sampling,
     };
     if (!seq->is_plain) add_biases(plan, seq, eos);
@@ -102,9 +103,10 @@ static int32_t add_row(struct step_plan *plan, struct sequence *seq, int32_t b, 
 /* A row for each prompt token that the scheduled ones predict and that was not scored before. */
 static void add_scores(struct step_plan *plan, const struct sequence *seq, int32_t b)
 {
-    int32_t n = seq_num_scores(seq, seq->num_computed, seq->num_scheduled);
-    int32_t first = seq->num_computed < seq->num_scored ? seq->num_scored : seq->num_computed;
-    int32_t token = plan_cu_seqlens_q(plan)[b] + first - seq->num_computed;
+    int32_t begin = seq_next_position(seq) - seq->num_drafted;
+    int32_t n = seq_num_scores(seq, begin, seq->num_drafted);
+    int32_t first = begin < seq->num_scored ? seq->num_scored : begin;
+    int32_t token = plan_cu_seqlens_q(plan)[b] + first - begin;
 
     BUG_ON(plan->num_rows + n > plan->caps.max_rows);
     for (int32_t i = 0; i < n; i++) {
@@ -123,18 +125,24 @@ static void copy_table(block_id *to, const block_id *from, int32_t n, int32_t ma
     for (int32_t i = n; i < max_blocks && to[i] != BLOCK_NONE; i++) to[i] = BLOCK_NONE;
 }
 
+/* The row draws a token that the next plan may build on, unless that one is the last. */
+static void expect_token(struct sequence *seq)
+{
+    if (seq->feeds_back && seq->num_tokens + seq->num_pending + 1 < seq->max_total) seq->num_pending++;
+}
+
 int32_t plan_fill_add(struct step_plan *plan, struct sequence *seq, const struct eos_ids *eos)
 {
-    int32_t b = plan->num_seqs++, q_len = seq->num_scheduled, context = seq->num_computed + q_len;
+    int32_t b = plan->num_seqs++, q_len = seq->num_drafted, context = seq_next_position(seq);
     int32_t max_blocks = plan->caps.max_blocks_per_seq, block_size = plan->block_size;
     block_id *table = plan_block_tables(plan) + (int64_t)b * max_blocks;
     int32_t num_table = (context - 1) / block_size + 1;
 
     BUG_ON(q_len < 1 || plan->num_tokens + q_len > plan->caps.max_tokens || b >= plan->caps.max_seqs);
-    BUG_ON(num_table > seq->num_blocks || context > seq->num_tokens);
-    for (int32_t pos = seq->num_computed; pos < context; pos++) {
+    BUG_ON(num_table > seq->num_blocks || context > seq->num_tokens + seq->num_pending);
+    for (int32_t pos = context - q_len; pos < context; pos++) {
         int32_t t = plan->num_tokens++;
-        plan_input_ids(plan)[t] = seq->tokens[pos];
+        plan_input_ids(plan)[t] = pos < seq->num_tokens ? seq->tokens[pos] : TOKEN_FEEDBACK;
         plan_positions(plan)[t] = pos;
         plan_slot_mapping(plan)[t] = (int64_t)seq->blocks[pos / block_size] * block_size + pos % block_size;
     }
@@ -145,7 +153,11 @@ int32_t plan_fill_add(struct step_plan *plan, struct sequence *seq, const struct
     if (q_len > plan->max_q_len) plan->max_q_len = q_len;
     if (context > plan->max_context_len) plan->max_context_len = context;
     if (seq->num_to_score) add_scores(plan, seq, b);
-    return context == seq->num_tokens && !seq->only_scores ? add_row(plan, seq, b, eos) : -1;
+    seq->num_drafted = 0;
+    if (context < seq->num_tokens + seq->num_pending || seq->only_scores) return -1;
+    int32_t row = add_row(plan, seq, b, eos);
+    expect_token(seq);
+    return row;
 }
 
 /* Where the next sequence of one plain token goes: the arrays' addresses, worked out once. */
@@ -170,11 +182,11 @@ static struct decode_fill decode_fill_of(const struct step_plan *plan)
 }
 
 /* plan_fill_add for what most of a step is: the counts of plan are b, tokens and rows. */
-static void fill_decode(const struct decode_fill *f, const struct sequence *seq, int32_t b, int32_t t, int32_t r)
+static void fill_decode(const struct decode_fill *f, struct sequence *seq, int32_t b, int32_t t, int32_t r)
 {
-    int32_t pos = seq->num_computed, last = pos / f->block_size;
+    int32_t pos = seq_next_position(seq) - 1, last = pos / f->block_size;
 
-    f->input_ids[t] = seq->tokens[pos];
+    f->input_ids[t] = pos < seq->num_tokens ? seq->tokens[pos] : TOKEN_FEEDBACK;
     f->positions[t] = pos;
     f->slot_mapping[t] = (int64_t)seq->blocks[last] * f->block_size + (pos - last * f->block_size);
     f->cu_seqlens_q[b + 1] = t + 1;
@@ -182,7 +194,9 @@ static void fill_decode(const struct decode_fill *f, const struct sequence *seq,
     f->seq_slots[b] = seq->slot;
     copy_table(f->tables + (int64_t)b * f->max_blocks, seq->blocks, last + 1, f->max_blocks);
     f->rows[r] = (struct sampling_row){ .token = t, .seq = b, .slot = seq->slot, .target = TOKEN_NONE,
-                                        .num_generated = (uint32_t)seq_num_generated(seq), .params = seq->sampling };
+                                        .num_generated = (uint32_t)seq_num_drawn(seq), .params = seq->sampling };
+    seq->num_drafted = 0;
+    expect_token(seq);
 }
 
 static void prefetch(const struct sequence *seq)
@@ -198,17 +212,18 @@ void plan_fill(struct step_plan *plan, struct sequence *const *seqs, int32_t n, 
     struct decode_fill f = decode_fill_of(plan);
 
     for (int32_t i = 0; i < n; i++) {
-        const struct sequence *seq = seqs[i];
+        struct sequence *seq = seqs[i];
+        int32_t context = seq_next_position(seq);
         if (i + PREFETCH < n) prefetch(seqs[i + PREFETCH]);
-        if (!seq->is_plain || seq->num_scheduled != 1 || seq->num_computed + 1 != seq->num_tokens) {
-            rows[i] = plan_fill_add(plan, seqs[i], eos);
+        if (!seq->is_plain || seq->num_drafted != 1 || context != seq->num_tokens + seq->num_pending) {
+            rows[i] = plan_fill_add(plan, seq, eos);
             continue;
         }
         BUG_ON(plan->num_tokens >= plan->caps.max_tokens || plan->num_seqs >= plan->caps.max_seqs ||
-               plan->num_rows >= plan->caps.max_rows || seq->num_tokens > seq->num_blocks * plan->block_size);
+               plan->num_rows >= plan->caps.max_rows || context > seq->num_blocks * plan->block_size);
         rows[i] = plan->num_rows;
         fill_decode(&f, seq, plan->num_seqs++, plan->num_tokens++, plan->num_rows++);
         if (plan->max_q_len < 1) plan->max_q_len = 1;
-        if (seq->num_tokens > plan->max_context_len) plan->max_context_len = seq->num_tokens;
+        if (context > plan->max_context_len) plan->max_context_len = context;
     }
 }

@@ -1,5 +1,5 @@
 /* plan_fill.h - scheduled sequences -> the flat arrays of a step_plan.
- * Flow: scheduler decides num_scheduled per sequence -> plan_fill, decodes first -> ranks.
+ * Flow: scheduler decides num_drafted per sequence -> plan_fill, decodes first -> ranks.
  * Thread: engine only. A sequence gets a row when this step computes its last token; penalties and masks travel with
  * it. */
 #ifndef SLUICE_ENGINE_PLAN_FILL_H
@@ -20,8 +20,9 @@ struct row_need { int32_t rows, bias, history_tokens; };
 struct row_need row_need_of(const struct sequence *seq, const struct eos_ids *eos);
 bool row_need_fits(const struct row_need *used, const struct row_need *more, const struct step_plan_caps *caps);
 
-/* Appends seq with its num_scheduled tokens; the room was checked. Rows that score its prompt come first. Returns the index of
- * the row that draws, or -1: a prompt goes on, or nothing is to be drawn. */
+/* Appends seq with its num_drafted tokens (0 afterwards); the room was checked. Rows that score its prompt come first. A
+ * token that a plan in flight draws is TOKEN_FEEDBACK. Returns the index of the row that draws, or -1: a prompt goes on,
+ * or nothing is to be drawn. */
 int32_t plan_fill_add(struct step_plan *plan, struct sequence *seq, const struct eos_ids *eos);
 /* The same for each of n sequences; rows [n]. */
 void plan_fill(struct step_plan *plan, struct sequence *const *seqs, int32_t n, const struct eos_ids *eos,

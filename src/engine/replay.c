@@ -172,11 +172,11 @@ static int compare(struct replay *r, const struct trace_plan *recorded, const vo
     for (int32_t b = 0; b < plan->num_seqs; b++) {
         struct trace_seq was;
         memcpy(&was, (const char *)seqs + (size_t)b * sizeof was, sizeof was);
-        const struct sequence *is = batch->seqs[b];
-        if (was.id != is->id) return differs(r, recorded, "a sequence", (long long)was.id, (long long)is->id);
-        if (was.num_tokens != is->num_scheduled || was.position != is->num_computed)
-            return differs(r, recorded, "a chunk's end", (long long)was.position + was.num_tokens,
-                           (long long)is->num_computed + is->num_scheduled);
+        uint64_t id = batch->seqs[b]->id;
+        int32_t end = plan_context_lens(plan)[b], q_len = plan_cu_seqlens_q(plan)[b + 1] - plan_cu_seqlens_q(plan)[b];
+        if (was.id != id) return differs(r, recorded, "a sequence", (long long)was.id, (long long)id);
+        if (was.num_tokens != q_len || was.position != end - q_len)
+            return differs(r, recorded, "a chunk's end", (long long)was.position + was.num_tokens, end);
     }
     if (recorded->micro_batch != plan->micro_batch)
         return differs(r, recorded, "micro-batch", recorded->micro_batch, plan->micro_batch);
@@ -202,6 +202,14 @@ static int plan_step(struct replay *r, const void *payload)
     return compare(r, &recorded, (const char *)payload + sizeof recorded, plan);
 }
 
+static bool is_oldest(const struct replay *r, const struct step_plan *plan)
+{
+    for (int32_t i = 0; i < r->s.options.num_plans; i++) {
+        if (r->plans[i] && r->plans[i]->step < plan->step) return false;
+    }
+    return true;
+}
+
 static int commit(struct replay *r, const void *payload)
 {
     struct trace_commit recorded;
@@ -209,8 +217,8 @@ static int commit(struct replay *r, const void *payload)
     memcpy(&recorded, payload, sizeof recorded);
     bool known = recorded.micro_batch >= 0 && recorded.micro_batch < r->s.options.num_plans;
     const struct step_plan *plan = known ? r->plans[recorded.micro_batch] : NULL;
-    if (!plan || plan->step != recorded.step || plan->num_rows != recorded.num_rows)
-        return err_set(r->err, ERR_PROTOCOL, "trace: the result of step %llu is of no plan in flight",
+    if (!plan || plan->step != recorded.step || plan->num_rows != recorded.num_rows || !is_oldest(r, plan))
+        return err_set(r->err, ERR_PROTOCOL, "trace: the result of step %llu is not of the oldest plan in flight",
                        (unsigned long long)recorded.step);
     for (int32_t i = 0; i < recorded.num_rows; i++) {
         struct trace_row row;

@@ -55,7 +55,8 @@ static int alloc_tables(struct scheduler *s)
     for (int32_t i = 0; i < o->num_plans; i++) {
         if (alloc_batch(&s->batches[i], &caps) < 0) return ERR_NO_MEMORY;
     }
-    if (sequence_pool_init(&s->pool, o->max_sequences) < 0) return ERR_NO_MEMORY;
+    /* ended ones that plans still hold take no place from others */
+    if (sequence_pool_init(&s->pool, o->max_sequences + o->max_num_seqs) < 0) return ERR_NO_MEMORY;
     return id_map_init(&s->leaders, (uint32_t)o->max_num_seqs);
 }
 
@@ -211,7 +212,7 @@ static void running_remove(struct scheduler *s, const struct sequence *seq)
 /* Slot and blocks go back; seq is in no list afterwards. */
 static void leave_running(struct scheduler *s, struct sequence *seq)
 {
-    BUG_ON(seq->num_scheduled);
+    BUG_ON(seq->num_scheduled || seq->num_pending);
     stop_leading(s, seq);
     kv_cache_drop(&s->kv, seq);
     s->free_slots[s->num_free_slots++] = seq->slot;
@@ -231,18 +232,40 @@ void scheduler_preempt(struct scheduler *s, struct sequence *seq)
     s->stats.preemptions++;
 }
 
+/* Nobody holds it any more. */
+static void forget_sequence(struct scheduler *s, struct sequence *seq)
+{
+    hand_back(s, seq->sub);
+    sequence_pool_give(&s->pool, seq);
+}
+
+/* Its end was reported. What a plan in flight holds stays until release_ended. */
 static void end_sequence(struct scheduler *s, struct sequence *seq)
 {
     turns_leave(s, seq);
+    if (s->reserved == seq) s->reserved = NULL;
+    seq->num_pending = 0;
+    if (seq->num_scheduled) {
+        stop_leading(s, seq);
+        seq->state = SEQ_ENDED;
+        s->num_ended++;
+        return;
+    }
     if (seq->state == SEQ_RUNNING) {
         leave_running(s, seq);
     } else {
         list_remove(&seq->link);
         s->num_waiting--;
     }
-    if (s->reserved == seq) s->reserved = NULL;
-    hand_back(s, seq->sub);
-    sequence_pool_give(&s->pool, seq);
+    forget_sequence(s, seq);
+}
+
+static void release_ended(struct scheduler *s, struct sequence *seq)
+{
+    if (seq->num_scheduled) return;
+    s->num_ended--;
+    leave_running(s, seq);
+    forget_sequence(s, seq);
 }
 
 static void end_without_token(struct scheduler *s, struct sequence *seq, enum finish_reason finish, int err_code)
@@ -278,11 +301,13 @@ void scheduler_add(struct scheduler *s, struct submission *sub)
         hand_back(s, sub);
         return;
     }
-    struct sequence *seq = sequence_pool_take(&s->pool, sub);
+    bool full = s->pool.num_used - s->num_ended >= s->options.max_sequences;
+    struct sequence *seq = full ? NULL : sequence_pool_take(&s->pool, sub);
     if (!seq) {
         refuse(s, sub, sequence_pool_find(&s->pool, sub->id) ? ERR_INTERNAL : ERR_QUEUE_FULL);
         return;
     }
+    seq->feeds_back = s->options.overlap && !seq_needs_results(seq);
     seq->order = s->num_arrivals++;
     seq->waiting_since = s->step;
     insert_waiting(s, seq);
@@ -293,9 +318,7 @@ void scheduler_abort(struct scheduler *s, uint64_t id)
 {
     struct sequence *seq = sequence_pool_find(&s->pool, id);
 
-    if (!seq) return;
-    if (seq->num_scheduled) seq->aborting = true;      /* its blocks are being written: wait for the plan */
-    else end_without_token(s, seq, FINISH_ABORTED, 0);
+    if (seq && seq->state != SEQ_ENDED) end_without_token(s, seq, FINISH_ABORTED, 0);
 }
 
 /* ---- commit ---- */
@@ -317,6 +340,7 @@ static void commit_token(struct scheduler *s, struct sequence *seq, const struct
     s->stats.generation_tokens++;
     BUG_ON(seq->num_tokens >= seq->max_total || s->num_outcomes >= s->options.max_num_seqs + SCHEDULER_MAX_NOTES);
     seq->tokens[seq->num_tokens++] = row->token;
+    if (seq->num_pending) seq->num_pending--;
     enum finish_reason finish = finish_of(s, seq, row->token);
     struct step_outcome *outcome = &s->outcomes[s->num_outcomes++];
     outcome->event = (struct token_event){ .id = seq->id, .token = row->token,
@@ -362,20 +386,19 @@ static void end_scored(struct scheduler *s, struct sequence *seq, int64_t now_ns
     end_sequence(s, seq);
 }
 
-/* scores: the first of num_scores rows; row: the drawn one, or NULL. */
-static void commit_sequence(struct scheduler *s, struct sequence *seq, const struct result_row *scores, int32_t num_scores,
-                            const struct result_row *row, int64_t now_ns)
+/* seq after q_len more tokens. scores: the first of num_scores rows; row: the drawn one, or NULL. */
+static void commit_sequence(struct scheduler *s, struct sequence *seq, int32_t q_len, const struct result_row *scores,
+                            int32_t num_scores, const struct result_row *row, int64_t now_ns)
 {
-    bool bad = row && row_is_bad(s, row);
-    if (num_scores && !bad && !seq->aborting) bad = !commit_scores(s, seq, scores, num_scores);
+    bool bad = row && row_is_bad(s, row), ended = seq->state == SEQ_ENDED;
+    if (num_scores && !bad && !ended) bad = !commit_scores(s, seq, scores, num_scores);
 
-    seq->num_computed += seq->num_scheduled;
-    seq->num_scheduled = 0;
-    seq->micro_batch = -1;
+    seq->num_computed += q_len;
+    seq->num_scheduled -= q_len;
     if (bad) kv_cache_distrust(&s->kv, seq);
     else kv_cache_publish(&s->kv, seq);
     if (seq->num_computed >= seq->num_prompt) stop_leading(s, seq);
-    if (seq->aborting) end_without_token(s, seq, FINISH_ABORTED, 0);
+    if (ended) release_ended(s, seq);
     else if (bad) end_without_token(s, seq, FINISH_ERROR, ERR_INTERNAL);
     else if (row) commit_token(s, seq, row, now_ns);
     else if (seq->only_scores && seq->num_computed == seq->num_tokens) end_scored(s, seq, now_ns);
@@ -398,17 +421,18 @@ void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const s
                       int64_t now_ns)
 {
     struct batch *batch = &s->batches[plan->micro_batch];
+    const int32_t *cu = plan_cu_seqlens_q(plan), *contexts = plan_context_lens(plan);
     int32_t next_row = 0;
 
     BUG_ON(!batch->in_flight || batch->plan != plan || result->num_rows != plan->num_rows);
     for (int32_t b = 0; b < batch->num_seqs; b++) {
         struct sequence *seq = batch->seqs[b];
         if (b + PREFETCH < batch->num_seqs) prefetch_commit(batch->seqs[b + PREFETCH]);
-        int32_t drawn = batch->rows[b], num_scores = seq_num_scores(seq, seq->num_computed, seq->num_scheduled);
+        int32_t drawn = batch->rows[b], q_len = cu[b + 1] - cu[b], num_scores = seq_num_scores(seq, seq->num_computed, q_len);
         const struct result_row *scores = &result->rows[next_row];
         next_row += num_scores + (drawn >= 0);
-        BUG_ON(next_row > result->num_rows || (drawn >= 0 && drawn != next_row - 1));
-        commit_sequence(s, seq, scores, num_scores, drawn < 0 ? NULL : &result->rows[drawn], now_ns);
+        BUG_ON(next_row > result->num_rows || (drawn >= 0 && drawn != next_row - 1) || contexts[b] - q_len != seq->num_computed);
+        commit_sequence(s, seq, q_len, scores, num_scores, drawn < 0 ? NULL : &result->rows[drawn], now_ns);
     }
     batch->in_flight = false;
     batch->num_seqs = 0;
@@ -417,7 +441,7 @@ void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const s
 
 const struct engine_stats *scheduler_stats(struct scheduler *s)
 {
-    s->stats.running = (uint32_t)s->num_running;
+    s->stats.running = (uint32_t)(s->num_running - s->num_ended);
     s->stats.waiting = (uint32_t)s->num_waiting;
     s->stats.blocks_total = (uint32_t)s->kv.num_blocks;
     s->stats.blocks_used = (uint32_t)s->kv.num_used;
@@ -431,7 +455,9 @@ static void check_sequence(const struct scheduler *s, const struct sequence *seq
 {
     BUG_ON(prev && !seq_before(prev, seq));
     BUG_ON(sequence_pool_find(&s->pool, seq->id) != seq);
-    BUG_ON(seq->num_tokens > seq->sub->max_total || seq->num_computed + seq->num_scheduled > seq->num_tokens);
+    BUG_ON(seq->num_tokens > seq->sub->max_total || seq->num_drafted || seq_num_left(seq) < 0);
+    BUG_ON(seq->num_pending < 0 || seq->num_tokens + seq->num_pending >= seq->sub->max_total + !seq->num_pending);
+    BUG_ON(seq->num_pending && (!seq->feeds_back || seq->num_pending > seq->num_scheduled));
     BUG_ON(seq->leads_group && id_map_get(&s->leaders, seq->sub->req.group) != (int32_t)(seq - s->pool.all));
 }
 
@@ -453,30 +479,35 @@ static void check_waiting(const struct scheduler *s)
 
 static void check_running(const struct scheduler *s)
 {
-    int32_t num_leaders = 0;
+    int32_t num_leaders = 0, num_ended = 0;
 
     for (int32_t i = 0; i < s->num_running; i++) {
         const struct sequence *seq = s->running[i];
-        BUG_ON(seq->state != SEQ_RUNNING || seq->slot < 0 || seq->slot >= s->options.max_num_seqs);
+        BUG_ON(seq->state != SEQ_RUNNING && (seq->state != SEQ_ENDED || !seq->num_scheduled || seq->leads_group));
+        BUG_ON(seq->slot < 0 || seq->slot >= s->options.max_num_seqs);
         for (int32_t j = 0; j < i; j++) BUG_ON(s->running[j]->slot == seq->slot);
         check_sequence(s, seq, i ? s->running[i - 1] : NULL);
         num_leaders += seq->leads_group;
+        num_ended += seq->state == SEQ_ENDED;
     }
-    BUG_ON(num_leaders != (int32_t)s->leaders.count);
+    BUG_ON(num_leaders != (int32_t)s->leaders.count || num_ended != s->num_ended);
 }
 
 static void check_plans(const struct scheduler *s)
 {
-    int32_t num_planned = 0, num_scheduled = 0;
+    int64_t num_planned = 0, num_scheduled = 0;
 
     for (int32_t i = 0; i < s->options.num_plans; i++) {
         const struct batch *batch = &s->batches[i];
-        for (int32_t b = 0; batch->in_flight && b < batch->num_seqs; b++, num_planned++) {
-            BUG_ON(batch->seqs[b]->micro_batch != i || batch->seqs[b]->num_scheduled < 1 ||
-                   batch->seqs[b]->state != SEQ_RUNNING);
+        if (!batch->in_flight) continue;
+        num_planned += batch->plan->num_tokens;
+        for (int32_t b = 0; b < batch->num_seqs; b++) {
+            const struct sequence *seq = batch->seqs[b];
+            int32_t q_len = plan_cu_seqlens_q(batch->plan)[b + 1] - plan_cu_seqlens_q(batch->plan)[b];
+            BUG_ON(seq->state < SEQ_RUNNING || seq->num_scheduled < q_len || (!s->options.overlap && seq->num_scheduled != q_len));
         }
     }
-    for (int32_t i = 0; i < s->num_running; i++) num_scheduled += s->running[i]->num_scheduled > 0;
+    for (int32_t i = 0; i < s->num_running; i++) num_scheduled += s->running[i]->num_scheduled;
     BUG_ON(num_planned != num_scheduled);
 }
 

@@ -20,10 +20,17 @@
  * n > 1: sequences of a group wait until the first has computed the prompt, then share its full blocks and compute what
  * is left of the prompt (less than a block) each for itself.
  * Throttled (memory is short): nobody is admitted while anything runs.
- * Pipelining: up to num_plans plans in flight; a sequence is in one of them at most.
+ * Up to num_plans plans are in flight, committed in the order they were made.
+ * Pipelining: a sequence is in one of them at most; each plan has its share of the running ones.
+ * Overlap: a sequence may be in all of them. What an earlier plan draws for it is TOKEN_FEEDBACK in the next, and its
+ * row there counts it as generated. One whose next plan depends on the token itself (seq_needs_results), or that ends
+ * by its length with it, waits for the commit. Ended by the token or by an abort while a later plan holds it, it is
+ * reported at once and stays, as SEQ_ENDED, until that plan is back; the row there is dropped. All that run are in
+ * flight whenever a plan is made: one that should give its blocks back is held out of a step first.
  *
- * Invariants (scheduler_check): every sequence is waiting or running; running ones have a slot of their own; waiting
- * ones hold no block; num_scheduled > 0 exactly for the sequences of plans in flight; and those of kv_cache.h. */
+ * Invariants (scheduler_check): every sequence is waiting, running or ended; running and ended ones have a slot of their
+ * own; waiting ones hold no block; num_scheduled are the tokens in plans in flight; ended ones are in such a plan; and
+ * those of kv_cache.h. */
 #ifndef SLUICE_ENGINE_SCHEDULER_H
 #define SLUICE_ENGINE_SCHEDULER_H
 
@@ -46,7 +53,8 @@ struct scheduler_options {
     int32_t max_num_seqs, max_num_batched_tokens, max_model_len;
     int32_t max_sequences;             /* running and waiting */
     int32_t num_blocks, block_size, vocab_size;
-    int32_t num_plans;                 /* pipeline slots */
+    int32_t num_plans;                 /* in flight at once */
+    bool overlap;                      /* a sequence may be in several of them */
     int32_t long_prefill_chunk;        /* 0 = no limit */
     int32_t itl_target_ms;             /* 0 = none */
     enum scheduler_policy policy;
@@ -81,6 +89,7 @@ struct step_draft {
     bool committed_known;
     int64_t committed;                 /* when known: blocks that running ones still need for the tokens they have */
     int32_t admissions_left;
+    int32_t num_held;                  /* overlap: running ones that get nothing in this step */
     int32_t num_prompts;               /* running ones with more than one token to compute */
     int32_t chunk_cap;
     struct row_need used;
@@ -99,8 +108,8 @@ struct scheduler {
     struct sequence_pool pool;
     struct list waiting;               /* in the order of seq_before, */
     struct sequence *last_of[SCHEDULER_LAST];  /* by priority: who began to wait last; a hint for insertion only */
-    struct sequence **running;         /* [max_num_seqs] these too */
-    int32_t num_waiting, num_running;
+    struct sequence **running;         /* [max_num_seqs] these too; ended ones among them */
+    int32_t num_waiting, num_running, num_ended;
     struct turns prefilling, queue;    /* fair: of the running and of the waiting ones */
     int64_t first_turn, last_turn;     /* numbers given so far, downwards and upwards */
     struct sequence *reserved;         /* fair: the next room is for this one */
@@ -132,9 +141,10 @@ void scheduler_forget(struct scheduler *s);
 /* Takes the submission: it comes back in `finished`. Too many or an id in use: an outcome with ERR_QUEUE_FULL or
  * ERR_INTERNAL. */
 void scheduler_add(struct scheduler *s, struct submission *sub);
-/* O(1). The outcome is there at once, or with the commit of the plan that the sequence is in. Unknown ids are
- * ignored. */
+/* O(1). The outcome is there at once; blocks and slot follow with the commit of the last plan that holds the sequence.
+ * Unknown ids are ignored. */
 void scheduler_abort(struct scheduler *s, uint64_t id);
+/* Ended ones that a plan in flight holds are among them. */
 static inline int32_t scheduler_num_sequences(const struct scheduler *s) { return s->pool.num_used; }
 
 /* NULL: nothing to run until a plan in flight is committed or a request arrives. */
@@ -143,7 +153,7 @@ const struct step_plan *scheduler_next_step(struct scheduler *s, int64_t now_ns)
 void scheduler_measured(struct scheduler *s, const struct step_plan *plan, double step_ms);
 /* Memory is short: from the next step on, until false. */
 static inline void scheduler_throttle(struct scheduler *s, bool throttled) { s->throttled = throttled; }
-/* result must be the one of plan; now_ns: when the step ended. */
+/* plan: the oldest in flight. result must be the one of plan; now_ns: when the step ended. */
 void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const struct step_result *result,
                       int64_t now_ns);
 

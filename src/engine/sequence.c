@@ -190,7 +190,6 @@ struct sequence *sequence_pool_take(struct sequence_pool *pool, struct submissio
         .only_scores = sub->req.max_tokens == 0,
         .num_tokens = sub->num_tokens,
         .slot = -1,
-        .micro_batch = -1,
         .num_stop_ids = (int32_t)sub->req.num_stop_ids,
         .sampling = sub->req.sampling,
         .max_total = sub->max_total,
@@ -208,6 +207,17 @@ struct sequence *sequence_pool_take(struct sequence_pool *pool, struct submissio
     id_map_put(&pool->by_id, seq->id, (int32_t)(seq - pool->all));
     pool->num_used++;
     return seq;
+}
+
+bool seq_needs_results(const struct sequence *seq)
+{
+    const struct engine_request *req = &seq->sub->req;
+
+    if (seq->num_to_score || seq->only_scores) return true;
+    for (uint32_t at = 0; at < req->num_bad_ints; at += 1 + (uint32_t)req->bad_words[at]) {
+        if (req->bad_words[at] > 1) return true;
+    }
+    return false;
 }
 
 struct sequence *sequence_pool_find(const struct sequence_pool *pool, uint64_t id)

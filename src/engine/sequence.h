@@ -47,20 +47,22 @@ struct submission *submission_new(const struct engine_request *req, const struct
 struct submission *submission_note(enum submission_kind kind, uint64_t id, int err_code);
 void submission_free(struct submission *sub);
 
-enum seq_state { SEQ_FREE, SEQ_WAITING, SEQ_RUNNING };
+/* ENDED: its end was reported while a plan in flight still holds it; slot and blocks go when the last one is back. */
+enum seq_state { SEQ_FREE, SEQ_WAITING, SEQ_RUNNING, SEQ_ENDED };
 
 /* What a step touches comes first. */
 struct sequence {
     _Alignas(64) struct list link;     /* in the pool's free list, or the scheduler's waiting list */
     uint64_t id;
     enum seq_state state;
+    int32_t num_pending;               /* tokens that plans in flight draw and that the next plan may build on */
     struct submission *sub;
     token_id *tokens;                  /* [sub->max_total] */
     int32_t num_prompt, num_tokens;    /* num_tokens counts generated ones */
     int32_t num_computed;              /* tokens whose keys and values are in the blocks */
-    int32_t num_scheduled;             /* of the plan in flight; 0 = in none */
+    int32_t num_scheduled;             /* of the plans in flight and of the one being put together; 0 = in none */
     int32_t slot;                      /* device slot, -1 while waiting */
-    int32_t micro_batch;               /* plan slot while scheduled, for the check */
+    int32_t num_drafted;               /* of num_scheduled: in the plan being put together */
     block_id *blocks;                  /* [max_blocks_per_seq] row of the slot; NULL while waiting */
     int32_t num_blocks;
     int32_t num_shared;                /* first blocks that came from the prefix cache at this admission */
@@ -70,6 +72,7 @@ struct sequence {
     bool ignore_eos, wants_logprobs;
     bool only_scores;                  /* ends with its prompt: nothing is drawn */
     bool is_plain;                     /* its rows need no bias, masks, scores or penalties, whatever comes */
+    bool feeds_back;                   /* may be planned again before what it draws is known (overlap) */
     struct sampling_params sampling;   /* a copy: decodes then touch no other page than this and their last token's */
     struct list ring;                  /* fair policy: in one of the two lists of prompts with tokens to compute */
     int64_t turn;                      /* fair policy: lower goes first */
@@ -83,18 +86,31 @@ struct sequence {
     uint64_t waiting_since;            /* step number, for aging */
     int64_t deficit;                   /* fair policy: tokens it may still take in its turn */
     int32_t passed_over;               /* turns in which there was no room for it */
+    uint64_t held_step;                /* overlap: in this step it gets nothing, so that it can be pushed out in the next */
     bool has_penalties;
     bool history_sent;                 /* penalty counts of this slot are on the device */
     bool leads_group;                  /* others of its group wait until its prompt is computed */
-    bool aborting;                     /* ends when its plan comes back */
     bool publish_off;                  /* its numbers were bad: its blocks must not be reused */
 };
 
+/* Position of the next token that no plan holds yet. */
+static inline int32_t seq_next_position(const struct sequence *seq) { return seq->num_computed + seq->num_scheduled; }
+/* Tokens that the next plan may hold; a drawn one that is not known here yet is the last of them. */
 static inline int32_t seq_num_left(const struct sequence *seq)
 {
-    return seq->num_tokens - seq->num_computed - seq->num_scheduled;
+    return seq->state == SEQ_ENDED ? 0 : seq->num_tokens + seq->num_pending - seq_next_position(seq);
+}
+/* It waits for the result of a plan in flight: what its next one holds depends on it. */
+static inline bool seq_waits(const struct sequence *seq)
+{
+    return seq->num_scheduled > seq->num_drafted && !seq->feeds_back;
 }
 static inline int32_t seq_num_generated(const struct sequence *seq) { return seq->num_tokens - seq->num_prompt; }
+/* Pending ones too: how many come before what the next plan draws. */
+static inline int32_t seq_num_drawn(const struct sequence *seq) { return seq_num_generated(seq) + seq->num_pending; }
+/* The rows that a plan holds for it, or what the plan before draws, must be known before the next one is made: bad words
+ * look at the last tokens, scores count on. */
+bool seq_needs_results(const struct sequence *seq);
 /* Of `n` tokens from position `from` on: how many have a row that scores the token behind them. */
 static inline int32_t seq_num_scores(const struct sequence *seq, int32_t from, int32_t n)
 {

@@ -172,8 +172,8 @@ void trace_step(struct trace *trace, const struct scheduler *s, const struct ste
     uint8_t *to = begin_record(trace, TRACE_PLAN, len);
     memcpy(to, &record, sizeof record);
     for (int32_t b = 0; b < record.num_seqs; b++) {
-        const struct sequence *seq = batch->seqs[b];
-        struct trace_seq entry = { seq->id, seq->num_computed, seq->num_scheduled };
+        int32_t q_len = plan_cu_seqlens_q(plan)[b + 1] - plan_cu_seqlens_q(plan)[b];
+        struct trace_seq entry = { batch->seqs[b]->id, plan_context_lens(plan)[b] - q_len, q_len };
         memcpy(to + sizeof record + (size_t)b * sizeof entry, &entry, sizeof entry);
     }
     end_record(trace, len);
@@ -250,9 +250,10 @@ int trace_view_open(struct trace_view *view, const void *data, size_t len, struc
         head->head % 8 || head->head - head->tail > head->capacity)
         return err_set(err, ERR_PROTOCOL, "trace: the head does not fit the file");
     /* a bool that is neither would be undefined to read as one */
-    uint8_t caching;
+    uint8_t caching, overlap;
     memcpy(&caching, &head->options.enable_prefix_caching, 1);
-    if (caching > 1 || !options_are_sane(&head->options))
+    memcpy(&overlap, &head->options.overlap, 1);
+    if (caching > 1 || overlap > 1 || !options_are_sane(&head->options))
         return err_set(err, ERR_PROTOCOL, "trace: options out of range");
     view->data = (const uint8_t *)data + TRACE_HEAD_BYTES;
     view->at = head->tail;

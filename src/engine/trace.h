@@ -31,7 +31,7 @@ enum trace_type {
     TRACE_LOST,                        /* something too large for a record: a replay ends here */
 };
 
-#define TRACE_MAGIC UINT64_C(0x736c756963747201)
+#define TRACE_MAGIC UINT64_C(0x736c756963747202)
 enum { TRACE_HEAD_BYTES = 4096, TRACE_MIN_BYTES = 1 << 16 };
 
 struct trace_head {

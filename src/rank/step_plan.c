@@ -146,6 +146,17 @@ static int check_history(const struct step_plan *plan, int32_t i, struct err *er
     return 0;
 }
 
+/* Feedback is the only token of its sequence: these come first, so that token t is of sequence t. */
+static int check_input_ids(const struct step_plan *plan, int32_t vocab_size, struct err *err)
+{
+    const token_id *ids = plan_input_ids(plan);
+    for (int32_t t = 0; t < plan->num_tokens; t++) {
+        if (ids[t] == TOKEN_FEEDBACK && t < plan->num_decode_seqs) continue;
+        if (ids[t] < 0 || ids[t] >= vocab_size) return bad(err, "input_ids", t, ids[t]);
+    }
+    return 0;
+}
+
 static int check_ids(const token_id *ids, int32_t n, int32_t vocab_size, const char *what, struct err *err)
 {
     for (int32_t i = 0; i < n; i++) {
@@ -167,7 +178,7 @@ int step_plan_check(const struct step_plan *plan, int32_t num_blocks, int32_t vo
     for (int32_t i = 0; i < plan->num_history; i++) {
         if ((rc = check_history(plan, i, err)) < 0) return rc;
     }
-    if ((rc = check_ids(plan_input_ids(plan), plan->num_tokens, vocab_size, "input_ids", err)) < 0) return rc;
+    if ((rc = check_input_ids(plan, vocab_size, err)) < 0) return rc;
     if ((rc = check_ids(plan_bias_ids(plan), plan->num_bias, vocab_size, "bias_ids", err)) < 0) return rc;
     return check_ids(plan_history_tokens(plan), plan->num_history_tokens, vocab_size, "history_tokens", err);
 }

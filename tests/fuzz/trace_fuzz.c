@@ -1,5 +1,5 @@
 /* Step traces: the records of a ring are read, dumped and replayed through the scheduler. The input is the ring; the head
- * is made here, with options that are small enough to be fast. First byte: policy, caching, plans in flight. */
+ * is made here, with options that are small enough to be fast. First byte: policy, caching, plans in flight, overlap. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +13,7 @@ static void fill_head(struct trace_head *head, uint8_t variant, uint64_t len)
     *head = (struct trace_head){ .magic = TRACE_MAGIC, .capacity = TRACE_MIN_BYTES, .head = len / 8 * 8,
         .options = { .max_num_seqs = 8, .max_num_batched_tokens = 24, .max_model_len = 64, .max_sequences = 64,
                      .num_blocks = 20, .block_size = 4, .vocab_size = 1000, .num_plans = 1 + (variant >> 4 & 1),
-                     .itl_target_ms = variant >> 5 & 3, .policy = (enum scheduler_policy)(variant % 3),
+                     .overlap = variant >> 7, .itl_target_ms = variant >> 5 & 3, .policy = (enum scheduler_policy)(variant % 3),
                      .enable_prefix_caching = variant >> 3 & 1, .eos = { { 999 }, 1 } } };
 }
 

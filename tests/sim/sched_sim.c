@@ -12,7 +12,7 @@ enum { MAX_PLANS = 3, EPISODE_STEPS = 2000, STALL_STEPS = 20000 };
 
 struct in_flight {
     const struct step_plan *plan;
-    struct sim_request *requests[SIM_MAX_LIVE];
+    struct sim_seq seqs[SIM_MAX_LIVE];
     struct step_result result;
     bool executed;
 };
@@ -111,7 +111,7 @@ static void receive_event(struct sim *sim, const struct token_event *event)
         r->live = false;
         return;
     }
-    SIM_CHECK(event->token == sim_truth(r));
+    SIM_CHECK(event->token == sim_truth(r, r->num_tokens));
     sim_request_append(r, event->token);
     SIM_CHECK(event->index == (uint32_t)r->num_tokens - r->req.num_prompt);
     SIM_CHECK(event->finish == sim_truth_finish(r, sim->options.max_model_len));
@@ -154,7 +154,8 @@ static void execute_some(struct sim *sim, int at_least)
         struct in_flight *flight = &sim->flights[i];
         if (flight->executed) continue;
         if (i >= at_least && !sim_chance(&sim->random, 50)) return;
-        sim_device_execute(&sim->device, flight->plan, flight->requests, &flight->result);
+        for (int32_t b = 0; b < flight->plan->num_seqs; b++) flight->seqs[b].request = find(sim, flight->seqs[b].id);
+        sim_device_execute(&sim->device, flight->plan, flight->seqs, &flight->result);
         flight->executed = true;
     }
 }
@@ -168,7 +169,11 @@ static void launch(struct sim *sim, const struct step_plan *plan)
     hash_plan(sim, plan);
     flight->plan = plan;
     flight->executed = false;
-    for (int32_t b = 0; b < plan->num_seqs; b++) SIM_CHECK((flight->requests[b] = find(sim, batch->seqs[b]->id)));
+    for (int32_t b = 0; b < plan->num_seqs; b++) {
+        struct sim_request *r = find(sim, batch->seqs[b]->id);
+        SIM_CHECK(r);
+        flight->seqs[b] = (struct sim_seq){ r, r->req.id, r->domain };
+    }
     execute_some(sim, 0);
 }
 
@@ -220,6 +225,7 @@ static void choose_options(struct sim *sim)
         .vocab_size = SIM_VOCAB,
         .num_blocks = least + (int32_t)sim_below(random, sim_chance(random, 50) ? 8 : (uint32_t)(6 * least)),
         .num_plans = 1 + (int32_t)sim_below(random, MAX_PLANS),
+        .overlap = sim_chance(random, 50),
         .policy = (enum scheduler_policy)sim_below(random, 3),
         .itl_target_ms = sim_chance(random, 25) ? 1 + (int32_t)sim_below(random, 20) : 0,
         .long_prefill_chunk = sim_chance(random, 50) ? (int32_t)sim_below(random, 40) : 0,

@@ -26,6 +26,7 @@ void sim_request_append(struct sim_request *r, token_id token)
     SIM_CHECK(r->num_tokens < SIM_MAX_LEN);
     r->tokens[r->num_tokens] = token;
     r->chain[r->num_tokens++] = sim_mix(before, (uint64_t)token);
+    if (r->num_drawn < r->num_tokens) r->num_drawn = r->num_tokens;
 }
 
 /* A few prompt heads that many requests share, so that the prefix cache has work. */
@@ -75,10 +76,10 @@ void sim_request_init(struct sim_request *r, struct sim_random *random, uint64_t
     /* some come from a lost replica with tokens drawn there */
     uint32_t resumed = sim_chance(random, 15) ? sim_below(random, (uint32_t)max_tokens) : 0;
     while (req->num_output < resumed && r->num_tokens < max_model_len - 1) {
-        sim_request_append(r, sim_truth(r));
+        sim_request_append(r, sim_truth(r, r->num_tokens));
         req->num_output++;
         if (sim_truth_finish(r, max_model_len) == FINISH_NONE) continue;
-        r->num_tokens--;
+        r->num_drawn = --r->num_tokens;
         req->num_output--;
         break;
     }
@@ -89,13 +90,13 @@ void sim_request_clone(struct sim_request *r, const struct sim_request *first, u
     *r = *first;
     r->req.id = id;
     r->req.sampling.choice = choice;
-    r->num_tokens = (int32_t)r->req.num_prompt;
+    r->num_drawn = r->num_tokens = (int32_t)r->req.num_prompt;
     r->req.num_output = 0;
 }
 
-bool sim_is_masked(const struct sim_request *r, token_id token)
+bool sim_is_masked(const struct sim_request *r, int32_t n, token_id token)
 {
-    if (r->num_tokens - (int32_t)r->req.num_prompt >= r->req.min_tokens) return false;
+    if (n - (int32_t)r->req.num_prompt >= r->req.min_tokens) return false;
     if (token == SIM_EOS && !r->req.ignore_eos) return true;
     for (uint32_t i = 0; i < r->req.num_stop_ids; i++) {
         if (r->stop_ids[i] == token) return true;
@@ -103,12 +104,12 @@ bool sim_is_masked(const struct sim_request *r, token_id token)
     return false;
 }
 
-token_id sim_truth(const struct sim_request *r)
+token_id sim_truth(const struct sim_request *r, int32_t n)
 {
-    uint64_t hash = sim_mix(r->chain[r->num_tokens - 1], r->req.sampling.seed + r->req.sampling.choice);
+    uint64_t hash = sim_mix(r->chain[n - 1], r->req.sampling.seed + r->req.sampling.choice);
     token_id token = (token_id)(hash % SIM_VOCAB);
 
-    while (sim_is_masked(r, token) || (r->req.num_bias && token == r->bias_id)) token = (token + 1) % SIM_VOCAB;
+    while (sim_is_masked(r, n, token) || (r->req.num_bias && token == r->bias_id)) token = (token + 1) % SIM_VOCAB;
     return token;
 }
 

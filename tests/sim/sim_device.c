@@ -9,13 +9,15 @@ void sim_device_init(struct sim_device *d, int32_t num_blocks, int32_t block_siz
         .num_blocks = num_blocks, .block_size = block_size, .max_num_seqs = max_num_seqs, .random = {seed}};
     d->kv = calloc((size_t)num_blocks * (size_t)block_size, sizeof *d->kv);
     d->histories = calloc((size_t)max_num_seqs, sizeof *d->histories);
-    SIM_CHECK(d->kv && d->histories);
+    d->last_tokens = calloc((size_t)max_num_seqs, sizeof *d->last_tokens);
+    SIM_CHECK(d->kv && d->histories && d->last_tokens);
 }
 
 void sim_device_release(struct sim_device *d)
 {
     free(d->kv);
     free(d->histories);
+    free(d->last_tokens);
 }
 
 static int64_t kv_at(const struct sim_device *d, const struct step_plan *plan, int32_t b, int32_t position)
@@ -26,13 +28,15 @@ static int64_t kv_at(const struct sim_device *d, const struct step_plan *plan, i
     return (int64_t)block * d->block_size + position % d->block_size;
 }
 
-static void store(struct sim_device *d, const struct step_plan *plan, int32_t b, const struct sim_request *r)
+static void store(struct sim_device *d, const struct step_plan *plan, int32_t b, uint8_t domain)
 {
     for (int32_t t = plan_cu_seqlens_q(plan)[b]; t < plan_cu_seqlens_q(plan)[b + 1]; t++) {
         int32_t position = plan_positions(plan)[t];
-        uint64_t before = position ? d->kv[kv_at(d, plan, b, position - 1)] : sim_mix(0, r->domain);
+        token_id id = plan_input_ids(plan)[t];
         SIM_CHECK(plan_slot_mapping(plan)[t] == kv_at(d, plan, b, position));
-        d->kv[plan_slot_mapping(plan)[t]] = sim_mix(before, (uint64_t)plan_input_ids(plan)[t]);
+        uint64_t before = position ? d->kv[kv_at(d, plan, b, position - 1)] : sim_mix(0, domain);
+        if (id == TOKEN_FEEDBACK) id = d->last_tokens[plan_seq_slots(plan)[b]];
+        d->kv[plan_slot_mapping(plan)[t]] = sim_mix(before, (uint64_t)id);
     }
 }
 
@@ -41,7 +45,7 @@ static void verify(const struct sim_device *d, const struct step_plan *plan, int
 {
     int32_t context = plan_context_lens(plan)[b];
 
-    SIM_CHECK(context <= r->num_tokens);
+    SIM_CHECK(context <= r->num_drawn);
     for (int32_t i = 0; i < context; i++) SIM_CHECK(d->kv[kv_at(d, plan, b, i)] == r->chain[i]);
 }
 
@@ -74,7 +78,7 @@ static void check_masks(const struct step_plan *plan, const struct sampling_row 
         else biased = biased || (id == r->bias_id && plan_bias_values(plan)[i] == r->bias_value);
     }
     SIM_CHECK(biased);
-    for (token_id id = 0; id < SIM_VOCAB; id++) SIM_CHECK(masked[id] == sim_is_masked(r, id));
+    for (token_id id = 0; id < SIM_VOCAB; id++) SIM_CHECK(masked[id] == sim_is_masked(r, r->num_drawn, id));
 }
 
 static void draw(struct sim_device *d, const struct step_plan *plan, const struct sampling_row *row,
@@ -82,39 +86,55 @@ static void draw(struct sim_device *d, const struct step_plan *plan, const struc
 {
     struct sim_slot_history *history = &d->histories[row->slot];
 
-    *out = (struct result_row){ .token = sim_truth(r) };
-    SIM_CHECK(row->num_generated == (uint32_t)r->num_tokens - r->req.num_prompt);
+    *out = (struct result_row){ .token = sim_truth(r, r->num_drawn) };
+    SIM_CHECK(row->num_generated == (uint32_t)r->num_drawn - r->req.num_prompt);
     SIM_CHECK(row->params.seed == r->req.sampling.seed && row->params.choice == r->req.sampling.choice);
     check_masks(plan, row, r);
     SIM_CHECK(row->use_penalties == (r->req.sampling.frequency_penalty != 0));
     if (row->use_penalties) {
-        SIM_CHECK(history->num_tokens == r->num_tokens && history->hash == history_hash(r->tokens, r->num_tokens));
+        SIM_CHECK(history->num_tokens == r->num_drawn && history->hash == history_hash(r->tokens, r->num_drawn));
         history->hash += sim_mix(7, (uint64_t)out->token);
         history->num_tokens++;
     }
-    if (!d->bad_percent || !sim_chance(&d->random, d->bad_percent)) return;
+    if (!d->bad_percent || !sim_chance(&d->random, d->bad_percent)) {
+        int32_t received = r->num_tokens;
+        r->num_tokens = r->num_drawn;
+        sim_request_append(r, out->token);
+        r->num_tokens = received;
+        return;
+    }
     out->bad = 1;
     out->token = TOKEN_NONE;
-    r->may_fail = true;
+    r->may_fail = r->doomed = true;
     for (int32_t t = plan_cu_seqlens_q(plan)[row->seq]; t < plan_cu_seqlens_q(plan)[row->seq + 1]; t++) {
         d->kv[plan_slot_mapping(plan)[t]] = 0xbad;
     }
 }
 
-void sim_device_execute(struct sim_device *d, const struct step_plan *plan, struct sim_request *const *requests,
+/* One that is dead to its client, or doomed, may hold anything. */
+static struct sim_request *alive(const struct sim_seq *seq)
+{
+    return seq->request && !seq->request->doomed ? seq->request : NULL;
+}
+
+void sim_device_execute(struct sim_device *d, const struct step_plan *plan, const struct sim_seq *seqs,
                         struct step_result *result)
 {
     struct err err = { 0 };
 
     if (step_plan_check(plan, d->num_blocks, SIM_VOCAB, &err) < 0) sim_fail(__FILE__, __LINE__, err.message);
-    for (int32_t b = 0; b < plan->num_seqs; b++) store(d, plan, b, requests[b]);
-    for (int32_t b = 0; b < plan->num_seqs; b++) verify(d, plan, b, requests[b]);
+    for (int32_t b = 0; b < plan->num_seqs; b++) store(d, plan, b, seqs[b].domain);
+    for (int32_t b = 0; b < plan->num_seqs; b++)
+        if (alive(&seqs[b])) verify(d, plan, b, seqs[b].request);
     load_histories(d, plan);
     result->step = plan->step;
     result->num_rows = plan->num_rows;
     for (int32_t i = 0; i < plan->num_rows; i++) {
         const struct sampling_row *row = &plan_rows(plan)[i];
-        SIM_CHECK(plan_context_lens(plan)[row->seq] == requests[row->seq]->num_tokens);
-        draw(d, plan, row, requests[row->seq], &result->rows[i]);
+        struct sim_request *r = alive(&seqs[row->seq]);
+        if (r) SIM_CHECK(plan_context_lens(plan)[row->seq] == r->num_drawn);
+        if (r) draw(d, plan, row, r, &result->rows[i]);
+        else result->rows[i] = (struct result_row){ .token = (token_id)sim_below(&d->random, SIM_VOCAB + 1) - 1 };
+        d->last_tokens[row->slot] = result->rows[i].token;
     }
 }

@@ -43,7 +43,7 @@ static void a_chunk_fills_the_arrays(void **state)
 
     (void)state;
     seq.num_computed = 3;
-    seq.num_scheduled = 6;                     /* positions 3..8 of 10: no row */
+    seq.num_scheduled = seq.num_drafted = 6;   /* positions 3..8 of 10: no row */
     assert_int_equal(plan_fill_add(plan, &seq, &eos), -1);
     assert_int_equal(plan->num_tokens, 6);
     assert_int_equal(plan_cu_seqlens_q(plan)[1], 6);
@@ -75,7 +75,7 @@ static void the_last_token_gets_a_row(void **state)
     sub->req.min_tokens = 1;
     seq.has_penalties = true;
     seq.num_computed = 8;
-    seq.num_scheduled = 2;
+    seq.num_scheduled = seq.num_drafted = 2;
     struct row_need need = row_need_of(&seq, &eos);
     assert_int_equal(need.bias, 1);
     assert_int_equal(need.history_tokens, 10);
@@ -125,7 +125,7 @@ static void words_and_allowed_ids_become_masks(void **state)
     seq.tokens[11] = 111;
     seq.num_tokens = 12;
     seq.num_computed = 11;
-    seq.num_scheduled = 1;
+    seq.num_scheduled = seq.num_drafted = 1;
     struct row_need need = row_need_of(&seq, &eos);
     assert_true(need.bias >= 5);
     assert_int_equal(plan_fill_add(plan, &seq, &eos), 0);

@@ -551,7 +551,7 @@ static void eight_choices_cost_one_prefill_without_prefix_caching(void **state)
     eight_choices(false);
 }
 
-static void aborts_free_at_once_or_with_the_plan(void **state)
+static void aborts_are_told_at_once_and_free_with_the_plan(void **state)
 {
     struct bench bench;
 
@@ -565,12 +565,17 @@ static void aborts_free_at_once_or_with_the_plan(void **state)
     assert_int_equal(bench.s.num_outcomes, 1);
     const struct step_plan *plan = next(&bench);
     scheduler_abort(&bench.s, 1);                      /* in a plan: its blocks are being written */
-    assert_int_equal(bench.s.num_outcomes, 0);
-    assert_true(bench.s.kv.num_used > 0);
-    run_plan(&bench, plan);
     assert_int_equal(bench.s.num_outcomes, 1);
     assert_int_equal(event(&bench, 0)->finish, FINISH_ABORTED);
+    assert_true(bench.s.kv.num_used > 0);
+    scheduler_check(&bench.s);
+    scheduler_abort(&bench.s, 1);
+    assert_int_equal(bench.s.num_outcomes, 1);         /* told once */
+    assert_int_equal(scheduler_stats(&bench.s)->running, 0);
+    run_plan(&bench, plan);
+    assert_int_equal(bench.s.num_outcomes, 1);
     assert_int_equal(bench.s.kv.num_used, 0);
+    assert_int_equal(scheduler_num_sequences(&bench.s), 0);
     assert_int_equal(scheduler_stats(&bench.s)->aborted, 2);
     close_bench(&bench);
 }
@@ -762,7 +767,7 @@ int main(void)
         cmocka_unit_test(eight_choices_cost_one_prefill),
         cmocka_unit_test(eight_choices_cost_one_prefill_without_prefix_caching),
         cmocka_unit_test(choices_of_one_prompt_compute_it_once),
-        cmocka_unit_test(aborts_free_at_once_or_with_the_plan),
+        cmocka_unit_test(aborts_are_told_at_once_and_free_with_the_plan),
         cmocka_unit_test(bad_numbers_end_one_sequence_only),
         cmocka_unit_test(two_plans_in_flight_hold_different_sequences),
         cmocka_unit_test(a_prompt_is_scored_once_whatever_the_rows),
