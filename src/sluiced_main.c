@@ -1,6 +1,7 @@
 /* sluiced_main.c - the gateway daemon: configuration, the model's text side, router with its engines, HTTP, signals.
  * Order: everything that can be refused is read first (exit 78), then the socket is bound, then the engines load.
  * Main thread: waits for signals. SIGTERM or SIGINT drains and exits 0; a second one ends at once. */
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -59,6 +60,21 @@ static int read_template_file(const char *path, char **text, size_t *len, struct
     return 0;
 }
 
+/* Dummy weights need no tokenizer either: prompts are ids then. */
+static int load_tokenizer(struct daemon *d, struct err *err)
+{
+    const struct model_config *model = model_source_config(d->source);
+    const struct gguf_file *gguf = model_source_gguf(d->source);
+    int dir_fd = model_source_dir_fd(d->source);
+
+    if (gguf) return tokenizer_load_gguf(&d->tokenizer, gguf, err);
+    if (model_source_format(d->source) != LOAD_DUMMY || faccessat(dir_fd, "tokenizer.json", F_OK, 0) == 0)
+        return tokenizer_load_dir(&d->tokenizer, dir_fd, err);
+    log_info("no_tokenizer", "dummy weights without tokenizer.json: prompts must be token ids");
+    return tokenizer_new_ids(&d->tokenizer, model->vocab_size, model->bos_token_id, model->eos_token_ids,
+                             model->num_eos_token_ids, err);
+}
+
 /* What the gateway needs of the model: configuration, tokenizer, template. No weights. */
 static int load_text_side(struct daemon *d, struct err *err)
 {
@@ -66,9 +82,7 @@ static int load_text_side(struct daemon *d, struct err *err)
     int rc = model_source_open(&d->source, d->config.model, load_format_from_name(d->config.load_format), err);
 
     if (rc < 0) return rc;
-    const struct gguf_file *gguf = model_source_gguf(d->source);
-    rc = gguf ? tokenizer_load_gguf(&d->tokenizer, gguf, err) : tokenizer_load_dir(&d->tokenizer, model_source_dir_fd(d->source), err);
-    if (rc < 0) return rc;
+    if ((rc = load_tokenizer(d, err)) < 0) return rc;
     if (d->config.chat_template && d->config.chat_template[0]) rc = read_template_file(d->config.chat_template, &d->chat_template_text, &len, err);
     else rc = model_source_chat_template(d->source, &d->chat_template_text, &len, err);
     if (rc < 0 || !d->chat_template_text) return rc;

@@ -35,6 +35,10 @@ int  tokenizer_load_dir(struct tokenizer **out, int dir_fd, struct err *err);
 int  tokenizer_load_json(struct tokenizer **out, const char *json, size_t len, const char *config_json /* or NULL */,
                          size_t config_len, struct err *err);
 int  tokenizer_load_gguf(struct tokenizer **out, const struct gguf_file *gguf, struct err *err);
+/* For a model that has no tokenizer files (dummy weights): ids only. Id N reads " tN", no text can be encoded
+ * (ERR_UNSUPPORTED), nothing is special. eos_ids[n_eos_ids] and bos (or TOKEN_NONE) as the model's configuration has them. */
+int  tokenizer_new_ids(struct tokenizer **out, int32_t vocab_size, token_id bos, const token_id *eos_ids, int n_eos_ids,
+                       struct err *err);
 void tokenizer_free(struct tokenizer *tok);
 
 int32_t tokenizer_vocab_size(const struct tokenizer *tok);        /* ids 0..size-1, added tokens included */

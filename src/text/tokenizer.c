@@ -210,6 +210,10 @@ int tokenizer_encode(const struct tokenizer *tok, const struct text_segment *seg
     int rc = input_open(&in, segments, n_segments, err);
 
     if (rc < 0) goto out;
+    if (tok->ids_only && in.len) {
+        rc = err_set(err, ERR_UNSUPPORTED, "this model has no tokenizer: prompts must be token ids");
+        goto out;
+    }
     if (in.len > INT32_MAX) {
         rc = err_set(err, ERR_LIMIT, "a text of %zu bytes, at most %d", in.len, INT32_MAX);
         goto out;

@@ -31,6 +31,7 @@ enum start_space { START_KEEP, START_STRIP_ONE, START_STRIP_MARKS /* every mark 
 struct tokenizer {
     struct arena arena;                     /* every string and table below */
     int32_t vocab_size;
+    bool ids_only;                          /* tokenizer_ids.c */
     struct token_entry *entries;
     struct str_map texts;                   /* added tokens by text, then model tokens by decoded bytes */
     struct bpe bpe;
