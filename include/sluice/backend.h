@@ -39,6 +39,7 @@ struct backend_options {
     int32_t max_tokens, max_seqs, max_rows, vocab_size;    /* largest step, for workspace and sampler state */
     int32_t max_model_len, block_size;     /* of the block tables */
     int32_t num_heads, num_kv_heads, head_dim;             /* of this shard */
+    int32_t sliding_window;        /* 0 = none */
     bool is_last;                  /* the shard draws tokens */
 };
 

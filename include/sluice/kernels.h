@@ -124,6 +124,51 @@ size_t sample_workspace_bytes(int32_t max_rows, int32_t vocab_size);
 int launch_sample_history(const struct sample_kernel *a, const struct launch *l);   /* rebuilds counts and seen of history's slots */
 int launch_sample(const struct sample_kernel *a, const struct launch *l);
 
+/* ---- a step's begin and end ---- */
+
+/* A step as it is uploaded: this head, then packed arrays at byte offsets from it (each 16-byte aligned). Only used parts travel;
+ * step_begin spreads them over arrays at fixed addresses, so that a captured step can be replayed. */
+struct step_image {
+    uint64_t step;
+    int32_t num_tokens, num_seqs, num_rows;
+    int32_t pad_tokens, pad_seqs, pad_rows;              /* >= those: entries behind are neutral (see Padding above) */
+    int32_t num_bias, num_history, num_history_tokens, attn_plan_words;
+    uint32_t off_input_ids, off_positions, off_slot_mapping, off_cu_seqlens_q, off_context_lens, off_seq_slots;
+    uint32_t off_table_begin, off_tables;                /* [B+1] and the used entries of every block table row */
+    uint32_t off_rows, off_bias_ids, off_bias_values, off_history, off_history_tokens, off_attn_plan;
+};
+struct step_arrays {
+    token_id *input_ids; int32_t *positions; int64_t *slot_mapping;
+    int32_t *cu_seqlens_q, *context_lens, *seq_slots; block_id *block_tables;
+    struct sampling_row *rows; token_id *bias_ids; float *bias_values;
+    struct history_entry *history; token_id *history_tokens;
+    int32_t *attn_plan;
+    /* [max_seqs] of the sampler: an input id < 0 at token t means that of slot seq_slots[t] (sequences of one token come first) */
+    const token_id *last_tokens;
+    uint64_t *step;                                      /* the image's step, for step_end */
+    int32_t max_blocks_per_seq;
+};
+int launch_step_begin(const struct step_image *image, const struct step_arrays *arrays, const struct launch *l);
+
+/* Copies the rows' heads (and the tops of rows that ask) to host memory, then sets *done = step, in that order as the host sees
+ * it. host pointers are mapped, pinned; which half is chosen on the device by step & 1. */
+struct step_end_kernel {
+    const struct sampling_row *rows; const struct sample_head *heads; const struct token_logprob *tops;
+    struct sample_head *host_heads[2]; struct token_logprob *host_tops[2]; volatile uint64_t *host_done[2];
+    const uint64_t *step;                                /* device: the image's step, kept by step_begin */
+    int32_t num_rows;
+};
+int launch_step_end(const struct step_end_kernel *a, const struct launch *l);
+
+/* gathered [tp_size, R, widest] -> logits [R, V]: shard t holds rows of widths[t] values one behind the other. */
+enum { JOIN_MAX_SHARDS = 8 };
+struct join_shards_kernel { const float *gathered; float *logits; int32_t num_rows, vocab_size, tp_size; int64_t widest; int32_t begins[JOIN_MAX_SHARDS + 1]; };
+int launch_join_shards(const struct join_shards_kernel *a, const struct launch *l);
+
+/* Random weights, bit for bit those of dummy_row (model/weights.h) rounded to bf16. */
+struct dummy_kernel { void *out; int64_t num_rows, num_cols; uint64_t key; int64_t first_row, first_col; };
+int launch_dummy(const struct dummy_kernel *a, const struct launch *l);
+
 #ifdef __cplusplus
 }
 #endif

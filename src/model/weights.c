@@ -278,6 +278,17 @@ static void dummy_rows(const struct loading *loading, const struct source_slot *
     }
 }
 
+/* The device makes its own random numbers, the same ones. */
+static bool dummy_on_device(const struct loading *loading, const struct load_job *job)
+{
+    const struct source_slot *source = &loading->sources[job->first];
+    const struct weights_load_args *args = loading->args;
+    if (source->info || !args->ops->store_dummy || source->slot->dummy != DUMMY_RANDOM) return false;
+    args->ops->store_dummy(args->backend, source->w, source->at + job->begin - source->rows.begin, job->end - job->begin,
+                           hash_bytes(source->name, strlen(source->name), args->seed), job->begin, source->cols.begin);
+    return true;
+}
+
 /* Rows [begin, end) of the file, all columns, as they are; *raw malloc'ed. */
 static int read_raw(const struct loading *loading, const struct source_slot *source, int64_t begin, int64_t end,
                     char **raw, struct err *err)
@@ -380,6 +391,7 @@ static int load_matrix_rows(const struct loading *loading, const struct load_job
     const struct source_slot *source = &loading->sources[job->first];
     const struct weights_load_args *args = loading->args;
     if (source->w->kept != DTYPE_F32) return load_kept_rows(loading, job, err);
+    if (dummy_on_device(loading, job)) return 0;
     size_t n = (size_t)(job->end - job->begin);
     float *full = malloc(n * (size_t)source->file_cols * sizeof(*full));
     float *part = malloc(n * (size_t)range_len(source->cols) * sizeof(*part));
@@ -478,7 +490,8 @@ static int push_slot_jobs(struct loading *loading, int32_t index, struct err *er
         return push_job(loading, (struct load_job){ .first = index, .count = 1 }, err);
     }
     int64_t unit = source->slot->rope_rows ? config->head_dim : CHUNK_ROWS_UNIT;
-    int64_t chunk = CHUNK_ELEMS / source->file_cols / unit * unit;
+    int64_t elems = loading->args->ops->load_chunk ? loading->args->ops->load_chunk() : CHUNK_ELEMS;
+    int64_t chunk = elems / source->file_cols / unit * unit;
     if (chunk < unit) chunk = unit;
     for (int64_t begin = source->rows.begin; begin < source->rows.end && rc == 0; begin += chunk) {
         int64_t end = begin + chunk < source->rows.end ? begin + chunk : source->rows.end;

@@ -1,0 +1,165 @@
+/* ops.c - the table of backend_cuda: every op is one launch (attention: one for the decodes, one for the prompts). */
+#include "cuda_backend.h"
+
+#include <sluice/parallel.h>
+
+#include "base/bug.h"
+
+static void cuda_embed(struct backend *b, const struct embed_args *args)
+{
+    cuda_check(b, launch_embed(&(struct embed_kernel){ .ids = args->ids, .table = args->table->data, .out = args->out,
+                                                       .num_tokens = args->num_tokens, .hidden = (int32_t)args->table->cols,
+                                                       .first_row = args->first_row, .num_rows = (int32_t)args->table->rows },
+                               &b->launch), "embed");
+}
+
+static void cuda_rmsnorm(struct backend *b, const struct rmsnorm_args *args)
+{
+    cuda_check(b, launch_rmsnorm(&(struct rmsnorm_kernel){ .x = args->x, .residual = args->residual, .weight = args->weight->data,
+                                                           .out = args->out, .num_tokens = args->num_tokens,
+                                                           .hidden = args->hidden, .eps = args->eps },
+                                 &b->launch), "rmsnorm");
+}
+
+static void cuda_norm_rows(struct backend *b, const struct norm_rows_args *args)
+{
+    cuda_check(b, launch_rmsnorm(&(struct rmsnorm_kernel){ .x = args->x, .residual = (float *)(uintptr_t)args->residual,
+                                                           .weight = args->weight->data, .out = args->out,
+                                                           .rows = plan_rows(args->plan), .num_tokens = args->plan->num_rows,
+                                                           .hidden = args->hidden, .eps = args->eps },
+                                 &b->launch), "norm_rows");
+}
+
+static void product(struct backend *b, const struct gemm_args *args, const char *op)
+{
+    struct err err = { 0 };
+    cuda_check(b, gemm_run(b->gemm, args, &b->launch, &err), op);
+}
+
+static void cuda_matmul(struct backend *b, const struct matmul_args *args)
+{
+    BUG_ON(args->bias);                                    /* rope_store adds the only biases there are */
+    product(b, &(struct gemm_args){ .x = args->x, .w = args->w->data, .out = args->out, .num_tokens = args->num_tokens,
+                                    .n = (int32_t)args->w->rows, .k = (int32_t)args->w->cols, .out_f32 = args->out_f32 },
+            "matmul");
+}
+
+static void cuda_silu_mul(struct backend *b, const struct silu_mul_args *args)
+{
+    cuda_check(b, launch_silu_mul(&(struct silu_mul_kernel){ args->gate_up, args->out, args->num_tokens, args->ffn }, &b->launch),
+               "silu_mul");
+}
+
+static void cuda_gate_up(struct backend *b, const struct gate_up_args *args)
+{
+    int32_t n = (int32_t)args->w->rows, k = (int32_t)args->w->cols;
+    bool fused = gemm_fuses_silu(b->gemm, args->num_tokens, n, k);
+    product(b, &(struct gemm_args){ .x = args->x, .w = args->w->data, .out = fused ? args->out : args->wide,
+                                    .num_tokens = args->num_tokens, .n = n, .k = k, .silu_mul = fused }, "gate_up");
+    if (!fused) cuda_silu_mul(b, &(struct silu_mul_args){ args->wide, args->out, args->num_tokens, args->ffn });
+}
+
+static void cuda_rope_store(struct backend *b, const struct rope_store_args *args)
+{
+    cuda_check(b, launch_rope_store(&(struct rope_store_kernel){
+        .qkv = args->qkv, .bias = args->bias ? args->bias->data : NULL, .q_norm = args->q_norm ? args->q_norm->data : NULL,
+        .k_norm = args->k_norm ? args->k_norm->data : NULL, .cos_sin = args->cos_sin, .positions = args->positions,
+        .slot_mapping = args->slot_mapping, .k = args->kv.k, .v = args->kv.v, .num_tokens = args->num_tokens,
+        .num_heads = args->num_heads, .num_kv_heads = args->num_kv_heads, .head_dim = args->head_dim,
+        .block_size = args->block_size, .eps = args->eps }, &b->launch), "rope_store");
+}
+
+/* Bytes up to the end of the arena bound the tensor maps of a layer's K and V: nobody asks how many blocks there are. */
+static int64_t blocks_behind(const struct backend *b, const void *kv, int64_t block_bytes)
+{
+    return (b->arena + b->arena_bytes - (const char *)kv) / block_bytes;
+}
+
+static void cuda_attention(struct backend *b, const struct attention_args *args)
+{
+    int64_t q_stride = (int64_t)(args->num_heads + 2 * args->num_kv_heads) * args->head_dim;
+    int64_t block_bytes = (int64_t)args->num_kv_heads * args->block_size * args->head_dim * 2;
+    struct paged_kv kv = { .k = args->kv.k, .v = args->kv.v, .block_tables = args->block_tables,
+                           .max_blocks_per_seq = args->max_blocks_per_seq, .block_size = args->block_size,
+                           .num_blocks = ((const char *)args->kv.v - (const char *)args->kv.k) / block_bytes };
+
+    if (kv.num_blocks < 1 || kv.num_blocks > blocks_behind(b, args->kv.v, block_bytes)) {
+        kv.num_blocks = blocks_behind(b, args->kv.v, block_bytes);
+    }
+    if (args->num_decode_seqs > 0) {
+        cuda_check(b, launch_attn_decode(&(struct attn_decode_kernel){
+            .q = args->qkv, .q_stride = q_stride, .out = args->out, .kv = kv, .context_lens = args->context_lens,
+            .plan = b->arrays.attn_plan, .workspace = b->attn_workspace, .num_seqs = args->num_decode_seqs,
+            .num_heads = args->num_heads, .num_kv_heads = args->num_kv_heads, .head_dim = args->head_dim,
+            .sliding_window = args->sliding_window, .scale = args->scale }, &b->launch), "attn_decode");
+    }
+    if (args->num_seqs > args->num_decode_seqs) {
+        cuda_check(b, launch_attn_prefill(&(struct attn_prefill_kernel){
+            .q = args->qkv, .q_stride = q_stride, .out = args->out, .kv = kv, .cu_seqlens_q = args->cu_seqlens_q,
+            .context_lens = args->context_lens, .first_seq = args->num_decode_seqs, .num_seqs = args->num_seqs,
+            .max_q_len = args->max_q_len, .num_heads = args->num_heads, .num_kv_heads = args->num_kv_heads,
+            .head_dim = args->head_dim, .sliding_window = args->sliding_window, .scale = args->scale,
+            .num_tokens = args->num_tokens }, &b->launch), "attn_prefill");
+    }
+}
+
+static void cuda_join_shards(struct backend *b, const struct join_shards_args *args)
+{
+    struct join_shards_kernel join = { .gathered = args->gathered, .logits = args->logits, .num_rows = args->num_rows,
+                                       .vocab_size = args->vocab_size, .tp_size = args->tp_size, .widest = args->widest };
+    BUG_ON(args->tp_size > JOIN_MAX_SHARDS);
+    for (int t = 0; t < args->tp_size; t++) {
+        struct range range = vocab_range(args->vocab_size, args->tp_size, t);
+        join.begins[t] = (int32_t)range.begin;
+        join.begins[t + 1] = (int32_t)range.end;
+    }
+    cuda_check(b, launch_join_shards(&join, &b->launch), "join_shards");
+}
+
+static void cuda_sample(struct backend *b, const struct sample_args *args)
+{
+    struct sample_kernel sample = b->sampler;
+    sample.logits = args->logits;
+    sample.num_rows = args->plan->num_rows;
+    sample.vocab_size = args->vocab_size;
+    cuda_check(b, launch_sample(&sample, &b->launch), "sample");
+}
+
+const struct backend_ops backend_cuda = {
+    .name = "cuda",
+    .act_dtype = DTYPE_BF16,
+    .open = cuda_open,
+    .close = cuda_close,
+    .describe = cuda_describe,
+    .reserve = cuda_reserve,
+    .carve = cuda_carve,
+    .workspace_bytes = cuda_workspace_bytes,
+    .device_memory = cuda_device_memory,
+    .library_bytes = cuda_library_bytes,
+    .weight_bytes = cuda_weight_bytes,
+    .weight_store = cuda_weight_store,
+    .kept_bytes = cuda_kept_bytes,
+    .store_kept = cuda_store_kept,
+    .store_dummy = cuda_store_dummy,
+    .load_chunk = cuda_load_chunk,
+    .write = cuda_write,
+    .loaded = cuda_loaded,
+    .upload = cuda_upload,
+    .step_begin = cuda_step_begin,
+    .step_end = cuda_step_end,
+    .done = cuda_done,
+    .collect = cuda_collect,
+    .steps_in_flight = CUDA_STEPS,
+    .stream = cuda_stream,
+    .parallel_for = cuda_parallel_for,
+    .embed = cuda_embed,
+    .rmsnorm = cuda_rmsnorm,
+    .matmul = cuda_matmul,
+    .rope_store = cuda_rope_store,
+    .attention = cuda_attention,
+    .silu_mul = cuda_silu_mul,
+    .gate_up = cuda_gate_up,
+    .norm_rows = cuda_norm_rows,
+    .join_shards = cuda_join_shards,
+    .sample = cuda_sample,
+};
