@@ -220,7 +220,26 @@ void comm_cpu_free(struct comm_group *group)
     free(group);
 }
 
+static int cpu_join(struct comm *c, int32_t device, void *stream, struct err *err)
+{
+    (void)c;
+    (void)device;
+    (void)stream;
+    (void)err;
+    return 0;
+}
+
+static int cpu_check(struct comm *c)
+{
+    return atomic_load(&c->group->aborted) ? ERR_ENDED : 0;
+}
+
 const struct comm_ops comm_cpu_ops = {
+    .new_group = comm_cpu_new,
+    .end = comm_cpu_rank,
+    .free_group = comm_cpu_free,
+    .join = cpu_join,
+    .check = cpu_check,
     .name = "comm_cpu",
     .all_reduce = cpu_all_reduce,
     .all_gather = cpu_all_gather,

@@ -2,10 +2,14 @@
 
 #include <string.h>
 
+#include <sluice/comm.h>
+
 #ifdef SLUICE_HAVE_CUDA
 static const struct backend_ops *const cuda = &backend_cuda;
+static const struct comm_ops *const cuda_comm = &comm_nccl_ops;
 #else
 static const struct backend_ops *const cuda = NULL;
+static const struct comm_ops *const cuda_comm = NULL;
 #endif
 
 int engine_exit_code(int code) { return code == ERR_CONFIG || code == ERR_MODEL_FILE ? EXIT_CONFIG : EXIT_FAULT; }
@@ -38,6 +42,16 @@ static void setup_of(struct engine_setup *setup, const struct config *config, co
     model_source_digest(src, setup->model_digest);
 }
 
+/* The least that any GPU of this process has free: CUDA_VISIBLE_DEVICES shows it no others. */
+static uint64_t gpu_free_memory(void)
+{
+    uint64_t total = 0, available = 0, least = UINT64_MAX;
+    for (int i = 0; cuda->device_memory(i, &total, &available, NULL) == 0; i++) {
+        if (available < least) least = available;
+    }
+    return least;
+}
+
 int engine_load(struct engine_setup *setup, struct model_source **src, const struct config *config,
                 void (*progress)(void *arg, double share), void *progress_arg, struct err *err)
 {
@@ -51,9 +65,11 @@ int engine_load(struct engine_setup *setup, struct model_source **src, const str
         return err_set(err, ERR_CONFIG, "--device: this sluice-engine was built without CUDA");
     if ((rc = ranks_options_of(&options, layers, config, model_source_config(*src), cuda, err)) < 0) return rc;
     setup_of(setup, config, *src, options.max_model_len);
+    bool on_gpu = options.ops == cuda;
+    if (on_gpu) options.comm_ops = cuda_comm;
     if ((rc = ranks_start(&setup->ranks, *src, &options, progress, progress_arg, err)) < 0) return rc;
-    setup->free_memory = host_memory_bytes;
-    uint64_t num_ranks = (uint64_t)(options.tp_size * options.pp_size);
+    setup->free_memory = on_gpu ? gpu_free_memory : host_memory_bytes;
+    uint64_t num_ranks = on_gpu ? 1 : (uint64_t)(options.tp_size * options.pp_size);
     setup->headroom_bytes = ranks_memory_plan(setup->ranks, 0)->headroom_bytes * num_ranks;
     return 0;
 }

@@ -3,7 +3,7 @@
  *   activations  the largest step: max_num_batched_tokens tokens, max_rows rows of logits
  *   workspace    what the backend itself needs for such a step
  *   rope_table   max_model_len x head_dim x 4
- *   comm         0 on the CPU: ranks read each other's memory
+ *   comm         GPU, several ranks: buffers of the communicators, COMM_MIB; 0 on the CPU: ranks read each other's memory
  *   context      GPU: what is taken before the arena (driver, modules, other processes), as the device reports it
  *   library      GPU: captured steps and library handles, taken outside the arena
  *   kv           num_blocks x (layers x 2 x KV heads x head_dim x block_size x bytes) */
@@ -15,6 +15,7 @@
 
 #include "memory_plan.h"
 
+enum { COMM_MIB = 768 };
 static const uint64_t KV_DEFAULT_CAP = (uint64_t)1 << 30;      /* all ranks together, host memory */
 
 /* ---- arithmetic ---- */
@@ -171,6 +172,7 @@ int memory_plan_make(struct memory_plan *plan, const struct model_config *config
         .weights = model.weights, .activations = model.activations, .rope_table = model.rope_table,
         .workspace = options->ops->workspace_bytes(&backend_options), .context = context_bytes,
         .library = options->ops->library_bytes ? options->ops->library_bytes(&backend_options) : 0,
+        .comm = options->ops->device_memory && options->tp_size * options->pp_size > 1 ? (uint64_t)COMM_MIB << 20 : 0,
         .kv_per_block = model.kv_per_block,
         .block_size = options->block_size, .max_model_len = options->max_model_len,
     };

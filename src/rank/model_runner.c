@@ -47,6 +47,9 @@ int model_runner_open(struct model_runner *runner, const struct model_runner_arg
                                      .vocab_size = config->vocab_size,
                                      .now_ns = args->now_ns ? args->now_ns : clock_now_ns };
     if ((rc = runner->ops->open(&runner->backend, &backend_options, err)) < 0) goto out;
+    void *stream = runner->ops->stream(runner->backend);
+    if (args->tp_comm && (rc = args->comm_ops->join(args->tp_comm, args->device, stream, err)) < 0) goto out;
+    if (args->pp_comm && (rc = args->comm_ops->join(args->pp_comm, args->device, stream, err)) < 0) goto out;
     if ((rc = runner->ops->reserve(runner->backend, arena_bytes(args), err)) < 0) goto out;
     struct model_env env = { .ops = runner->ops, .backend = runner->backend, .comm_ops = args->comm_ops,
                              .tp_comm = args->tp_comm, .limits = plan_limits(args->options) };
@@ -130,6 +133,8 @@ int model_runner_launch(struct model_runner *runner, const struct step_plan *pla
 int model_runner_collect(struct model_runner *runner, struct step_result *result)
 {
     int rc = runner->ops->collect(runner->backend, reports(runner) ? result : NULL);
+    if (rc == 0 && runner->tp_comm) rc = runner->comm_ops->check(runner->tp_comm);
+    if (rc == 0 && runner->pp_comm) rc = runner->comm_ops->check(runner->pp_comm);
     if (runner->ops->steps_in_flight > 1 || reports(runner)) runner->time.end_ns = runner->now_ns();
     if (runner->shard.tp_rank == 0) result->stages[runner->shard.pp_stage] = runner->time;
     return rc;

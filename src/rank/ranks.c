@@ -106,10 +106,10 @@ static void set_failed(struct ranks *ranks, int rc)
 {
     atomic_store(&ranks->failed, rc);
     for (int i = 0; i < ranks->options.pp_size; i++) {
-        if (ranks->tp_groups[i]) ranks->comm_ops->abort(comm_cpu_rank(ranks->tp_groups[i], 0));
+        if (ranks->tp_groups[i]) ranks->comm_ops->abort(ranks->comm_ops->end(ranks->tp_groups[i], 0));
     }
     for (int i = 0; i < ranks->options.tp_size; i++) {
-        if (ranks->pp_groups[i]) ranks->comm_ops->abort(comm_cpu_rank(ranks->pp_groups[i], 0));
+        if (ranks->pp_groups[i]) ranks->comm_ops->abort(ranks->comm_ops->end(ranks->pp_groups[i], 0));
     }
 }
 
@@ -244,12 +244,12 @@ static int make_groups(struct ranks *ranks, struct err *err)
     const struct ranks_options *options = &ranks->options;
     int rc = 0;
     for (int i = 0; i < options->pp_size && options->tp_size > 1 && rc == 0; i++) {
-        rc = comm_cpu_new(&ranks->tp_groups[i], options->tp_size, COMM_TIMEOUT_MS, err);
-        if (rc == 0 && ranks->spins == 0) comm_cpu_no_spin(ranks->tp_groups[i]);
+        rc = ranks->comm_ops->new_group(&ranks->tp_groups[i], options->tp_size, COMM_TIMEOUT_MS, err);
+        if (rc == 0 && ranks->spins == 0 && !options->ops->device_memory) comm_cpu_no_spin(ranks->tp_groups[i]);
     }
     for (int i = 0; i < options->tp_size && options->pp_size > 1 && rc == 0; i++) {
-        rc = comm_cpu_new(&ranks->pp_groups[i], options->pp_size, COMM_TIMEOUT_MS, err);
-        if (rc == 0 && ranks->spins == 0) comm_cpu_no_spin(ranks->pp_groups[i]);
+        rc = ranks->comm_ops->new_group(&ranks->pp_groups[i], options->pp_size, COMM_TIMEOUT_MS, err);
+        if (rc == 0 && ranks->spins == 0 && !options->ops->device_memory) comm_cpu_no_spin(ranks->pp_groups[i]);
     }
     return rc;
 }
@@ -272,8 +272,8 @@ static int start_thread(struct ranks *ranks, int i, const struct model_source *s
     rank->args = (struct model_runner_args){
         .src = src, .options = &ranks->options, .plan = &ranks->plans[i].memory, .shard = shard, .device = ranks->options.first_device + i,
         .comm_ops = ranks->comm_ops, .now_ns = ranks->options.now_ns,
-        .tp_comm = shard.tp_size > 1 ? comm_cpu_rank(ranks->tp_groups[shard.pp_stage], shard.tp_rank) : NULL,
-        .pp_comm = shard.pp_size > 1 ? comm_cpu_rank(ranks->pp_groups[shard.tp_rank], shard.pp_stage) : NULL,
+        .tp_comm = shard.tp_size > 1 ? ranks->comm_ops->end(ranks->tp_groups[shard.pp_stage], shard.tp_rank) : NULL,
+        .pp_comm = shard.pp_size > 1 ? ranks->comm_ops->end(ranks->pp_groups[shard.tp_rank], shard.pp_stage) : NULL,
         .progress = count_loaded, .progress_arg = ranks };
     if (pthread_create(&rank->thread, NULL, rank_main, rank) != 0) {
         return err_set(err, ERR_NO_MEMORY, "thread of rank %d", i);
@@ -385,8 +385,8 @@ void ranks_stop(struct ranks *ranks)
     atomic_store(&ranks->ending, true);
     bump(&ranks->submitted);
     if (!join_all(ranks)) return;
-    for (int i = 0; i < MAX_PP; i++) comm_cpu_free(ranks->tp_groups[i]);
-    for (int i = 0; i < MAX_TP; i++) comm_cpu_free(ranks->pp_groups[i]);
+    for (int i = 0; i < MAX_PP; i++) ranks->comm_ops->free_group(ranks->tp_groups[i]);
+    for (int i = 0; i < MAX_TP; i++) ranks->comm_ops->free_group(ranks->pp_groups[i]);
     free(ranks->plans);
     free(ranks->all);
     free(ranks);
