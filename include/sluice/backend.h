@@ -49,8 +49,10 @@ struct kv_layer { void *k, *v; };
 
 struct matmul_shape { int64_t rows, cols; bool out_f32, silu_mul; };     /* a weight that will be multiplied */
 
-struct embed_args { const token_id *ids; int32_t num_tokens; const struct weight *table; token_id first_row; void *out; };
-    /* out [T, C] = table[ids - first_row]; rows outside this shard of the vocabulary give zeros */
+struct embed_args { const token_id *ids; int32_t num_tokens; const struct weight *table; token_id first_row; void *out;
+                    const int32_t *seq_slots; };
+    /* out [T, C] = table[ids - first_row]; rows outside this shard of the vocabulary give zeros. ids[t] == TOKEN_FEEDBACK: what
+     * sample drew last for slot seq_slots[t] (token t is then of sequence t); zeros when it drew nothing */
 struct rmsnorm_args {
     const void *x;                 /* [T, C] added to residual first, or NULL: no add */
     void *residual;                /* [T, C] f32 in: running sum; out: the sum incl. x */
@@ -155,6 +157,7 @@ struct backend_ops {
     void (*gate_up)(struct backend *b, const struct gate_up_args *args);
     void (*norm_rows)(struct backend *b, const struct norm_rows_args *args);
     void (*join_shards)(struct backend *b, const struct join_shards_args *args);
+    /* Also notes what each row with target < 0 drew as its slot's last token, for embed. */
     void (*sample)(struct backend *b, const struct sample_args *args);
 };
 

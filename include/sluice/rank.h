@@ -32,6 +32,7 @@ struct ranks_options {
     enum dtype kv_dtype;
     int32_t max_num_seqs, max_num_batched_tokens, max_model_len, block_size;
     int32_t max_rows;                      /* rows of logits in one step; 0 = max_num_seqs */
+    bool overlap;                          /* plans in flight may hold the same sequences, where the ranks can */
     double headroom;                       /* share of the device's (host's) memory kept free */
     uint64_t kv_cache_bytes;               /* > 0: KV memory of all ranks together instead of what is free */
     int32_t num_blocks_override;           /* > 0: this many blocks whatever the memory */
@@ -90,7 +91,10 @@ int  ranks_start(struct ranks **out, const struct model_source *src, const struc
  * that it may still touch: then the process has to end. */
 void ranks_stop(struct ranks *ranks);
 int32_t ranks_num_blocks(const struct ranks *ranks);     /* same on every rank */
-int32_t ranks_num_slots(const struct ranks *ranks);      /* plans in flight at once: pp_size, or the backend's steps_in_flight */
+int32_t ranks_num_slots(const struct ranks *ranks);      /* plans in flight at once: pp_size, 2 with overlap */
+/* Plans in flight may hold the same sequences, with TOKEN_FEEDBACK for what an earlier one draws. Asked for, one stage, and
+ * every rank draws: a device that takes steps ahead, or the one rank that there is. */
+bool ranks_overlaps(const struct ranks *ranks);
 int32_t ranks_max_rows(const struct ranks *ranks);       /* rows of logits one plan may have */
 const struct memory_plan *ranks_memory_plan(const struct ranks *ranks, int rank);
 const char *ranks_describe(const struct ranks *ranks);   /* "cpu-fast, AVX-512 BF16, 2 threads" */
@@ -101,9 +105,10 @@ const char *ranks_failure(const struct ranks *ranks);
 /* Runs one plan to its end: result->rows filled (caller's memory, at least num_rows). 0 or the error that ends the
  * engine: after one, every later call answers it too. No plan may be in flight. */
 int  ranks_execute(struct ranks *ranks, const struct step_plan *plan, struct step_result *result);
-/* The same in two halves, so that pp_size micro-batches are in flight: submit queues the plan (ERR_QUEUE_FULL when all
- * slots are taken), wait takes the oldest. plan and result stay the ranks' until wait returned them; sequences of plans
- * in flight at the same time must differ. wait with nothing in flight: ERR_NOT_FOUND. */
+/* The same in two halves, so that num_slots plans are in flight: submit queues the plan (ERR_QUEUE_FULL when all slots are
+ * taken), wait takes the oldest. They run in the order of submission. plan and result stay the ranks' until wait returned
+ * them; sequences of plans in flight at the same time must differ, unless the ranks overlap. wait with nothing in flight:
+ * ERR_NOT_FOUND. */
 int  ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_result *result);
 int  ranks_wait(struct ranks *ranks, struct step_result **result);
 

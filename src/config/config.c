@@ -131,7 +131,7 @@ static int unknown_flag(struct load *load, const char *arg, const char *name)
                    nearest ? "; the nearest is --" : "; --help lists all", dashed);
 }
 
-/* --name, --no-name, --name=true, --name=false: never the next argument. */
+/* --name, --no-name, --name=true, --name=false (--name=auto): never the next argument. */
 static int take_bool(struct load *load, struct option_ref ref, bool negated, const char *value, const char *where)
 {
     if (negated && value) return err_set(load->err, ERR_CONFIG, "%s: takes no value", where);
@@ -153,12 +153,12 @@ static int take_flag(struct load *load, int *i)
     if (arg[1] != '-' && strlen(name) != 2) return unknown_flag(load, arg, name);
     if (!ref.option && strncmp(name, "no_", 3) == 0) {
         ref = option_find(name + 3);
-        negated = ref.option && ref.option->type == OPT_BOOL;
+        negated = ref.option && option_is_switch(ref.option);
         if (!negated) ref.option = NULL;
     }
     if (!ref.option) return unknown_flag(load, arg, name);
     snprintf(where, sizeof where, "%.*s", (int)strcspn(arg, "="), arg);
-    if (ref.option->type == OPT_BOOL) return take_bool(load, ref, negated, value, where);
+    if (option_is_switch(ref.option)) return take_bool(load, ref, negated, value, where);
     if (!value) {
         bool present = *i + 1 < from->argc && strncmp(from->argv[*i + 1], "--", 2) != 0;
         if (!present) return err_set(load->err, ERR_CONFIG, "%s: needs a value", where);

@@ -59,7 +59,7 @@ static void print_help_row(FILE *out, const struct option *option, struct buf *t
     char flag[NAME_SIZE];
 
     dashed(option->name, flag, sizeof flag);
-    if (option->type == OPT_BOOL) fprintf(out, "  --%s, --no-%s\n", flag, flag);
+    if (option_is_switch(option)) fprintf(out, "  --%s, --no-%s\n", flag, flag);
     else fprintf(out, "  --%s %s\n", flag, placeholder(option));
     fprintf(out, "        %s\n", option->help);
     range_of(option, text);

@@ -74,6 +74,8 @@ const struct option option_table[] = {
     INT("engine", max_num_seqs, "256", 1, 4096, "seqs", START, ENGINE, "sequences in one step"),
     INT("engine", max_num_batched_tokens, "2048", 16, 1 << 20, "tokens", START, ENGINE, "tokens in one step"),
     ENUM("engine", scheduling_policy, "fair", "fair fcfs priority", START, ENGINE, "who goes first when many wait"),
+    ENUM("engine", async_scheduling, "auto", "auto true false", START, ENGINE,
+        "plan the next step while one runs; auto: on a GPU, without pipeline stages"),
     INT("engine", long_prefill_chunk, "512", 0, 1 << 20, "tokens", START, ENGINE,
         "tokens of one prompt per step while others wait; 0 = no limit"),
     MS("engine", itl_target_ms, "0", 0, 60000, START, ENGINE,
@@ -155,6 +157,11 @@ static const struct option *find_row(const char *name)
     for (size_t i = 0; i < option_count; i++)
         if (strcmp(option_table[i].name, name) == 0) return &option_table[i];
     return NULL;
+}
+
+bool option_is_switch(const struct option *option)
+{
+    return option->type == OPT_BOOL || (option->type == OPT_ENUM && strcmp(option->choices, "auto true false") == 0);
 }
 
 struct option_ref option_find(const char *name)

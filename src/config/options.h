@@ -69,6 +69,9 @@ struct option_ref option_find(const char *name);
 /* The known name (alias included) with the fewest edits, or NULL when none is near. */
 const char *option_nearest(const char *name);
 
+/* As a flag it needs no value: --name, --no-name. Booleans, and choices of "auto true false". */
+bool option_is_switch(const struct option *option);
+
 struct option_value {
     int64_t integer;            /* OPT_INT, OPT_BYTES, durations in ms */
     double real;

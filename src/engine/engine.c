@@ -238,6 +238,7 @@ int engine_start(struct engine *engine, const struct engine_setup *setup, struct
 
     engine->ranks = setup->ranks;
     engine->num_slots = o.num_plans = ranks_num_slots(setup->ranks);
+    o.overlap = ranks_overlaps(setup->ranks);
     o.num_blocks = ranks_num_blocks(setup->ranks);
     if (o.max_model_len > (int64_t)o.num_blocks * o.block_size) {
         int32_t fits = o.num_blocks * o.block_size;

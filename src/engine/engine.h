@@ -20,7 +20,7 @@ struct engine;
 
 struct engine_setup {
     struct ranks *ranks;
-    /* num_blocks, num_plans come from the ranks; max_model_len may shrink to the blocks */
+    /* num_blocks, num_plans, overlap come from the ranks; max_model_len may shrink to the blocks */
     struct scheduler_options scheduler;
     uint8_t model_digest[32];
     /* headroom.h; NULL: memory is not watched */

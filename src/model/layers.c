@@ -87,7 +87,8 @@ int layer_embed(struct model *model, const struct step_plan *plan)
     const struct model_env *env = &model->env;
     env->ops->embed(env->backend, &(struct embed_args){
         .ids = plan_input_ids(plan), .num_tokens = plan->num_tokens, .table = weights_get(&model->weights, W_EMBED, 0),
-        .first_row = (token_id)model->shard.vocab.begin, .out = model->act.residual });
+        .first_row = (token_id)model->shard.vocab.begin, .out = model->act.residual,
+        .seq_slots = plan_seq_slots(plan) });
     return sum_over_ranks(model, plan, model->act.residual, DTYPE_F32);
 }
 

@@ -103,6 +103,12 @@ static enum dtype kv_dtype_of(const struct config *config, bool cuda, bool fast)
     return strcmp(config->kv_cache_dtype, "f32") == 0 ? DTYPE_F32 : DTYPE_BF16;
 }
 
+/* A step on a CPU is long beside the host's share of it: overlap gains nothing there and a new prompt waits a step longer. */
+static bool overlap_of(const struct config *config, bool cuda)
+{
+    return strcmp(config->async_scheduling, "auto") == 0 ? cuda : strcmp(config->async_scheduling, "true") == 0;
+}
+
 int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const struct config *config,
                      const struct model_config *model, const struct backend_ops *cuda, struct err *err)
 {
@@ -124,6 +130,7 @@ int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const st
         .tp_size = layout.tp_size, .pp_size = layout.pp_size, .layer_partition = layout.told ? layers : NULL,
         .threads = config->cpu_threads ? (int32_t)config->cpu_threads : per_rank > 1 ? per_rank : 1,
         .kv_dtype = kv_dtype_of(config, cuda != NULL, fast),
+        .overlap = overlap_of(config, cuda != NULL),
         .max_num_seqs = (int32_t)config->max_num_seqs,
         .max_num_batched_tokens = (int32_t)config->max_num_batched_tokens,
         .max_model_len = config->max_model_len ? (int32_t)config->max_model_len : model->max_position_embeddings,

@@ -26,6 +26,7 @@ enum {
     STALL_TIMEOUT_MS = 300000,                      /* the largest prefill on a slow CPU, with room */
     COMM_TIMEOUT_MS = 3600000,                      /* behind that: the engine thread aborts a stalled step */
     SPINS = 2000,
+    OVERLAP_SLOTS = 2,                              /* one runs, one waits for it */
     GRACE_MS = 1000,                                /* for the threads to end after a failure */
 };
 static const int64_t SLEEP_NS = 250000000;          /* a sleeper looks again this often, wake or not */
@@ -53,7 +54,7 @@ struct rank {
 struct ranks {
     struct ranks_options options;
     int size;                                       /* tp_size * pp_size */
-    int num_slots;                                  /* plans in flight: pp_size, or what the device takes at once */
+    int num_slots;                                  /* plans in flight */
     int spins;                                      /* before a wait sleeps; 0 when threads outnumber the cores */
     const struct comm_ops *comm_ops;
     struct rank *all;                               /* [size] */
@@ -335,7 +336,7 @@ int ranks_start(struct ranks **out, const struct model_source *src, const struct
     if (options->stall_timeout_ms == 0) ranks->options.stall_timeout_ms = STALL_TIMEOUT_MS;
     ranks->comm_ops = options->comm_ops ? options->comm_ops : &comm_cpu_ops;
     ranks->size = options->tp_size * options->pp_size;
-    ranks->num_slots = options->pp_size > options->ops->steps_in_flight ? options->pp_size : options->ops->steps_in_flight;
+    ranks->num_slots = ranks_overlaps(ranks) ? OVERLAP_SLOTS : options->pp_size;
     ranks->spins = ranks->size < sysconf(_SC_NPROCESSORS_ONLN) ? SPINS : 0;
     ranks->progress = progress;
     ranks->progress_arg = progress_arg;
@@ -454,6 +455,12 @@ int32_t ranks_num_blocks(const struct ranks *ranks)
 int32_t ranks_num_slots(const struct ranks *ranks)
 {
     return ranks->num_slots;
+}
+
+bool ranks_overlaps(const struct ranks *ranks)
+{
+    const struct ranks_options *options = &ranks->options;
+    return options->overlap && options->pp_size == 1 && (options->ops->steps_in_flight > 1 || options->tp_size == 1);
 }
 
 int32_t ranks_max_rows(const struct ranks *ranks)

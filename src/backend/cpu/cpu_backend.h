@@ -57,6 +57,16 @@ void cpu_backend_norm_rows(struct backend *b, const struct norm_rows_args *args,
 void cpu_backend_join_shards(struct backend *b, const struct join_shards_args *args);
 void cpu_backend_sample(struct backend *b, const struct sample_args *args);
 
+struct embed_job { const struct embed_args *args; const token_id *last_tokens; };
+/* Row of the table for token t; outside of it: zeros. */
+static inline int64_t embed_row(const struct embed_job *job, int64_t t)
+{
+    token_id id = job->args->ids[t];
+
+    if (id == TOKEN_FEEDBACK) id = job->last_tokens[job->args->seq_slots[t]];
+    return id < 0 ? -1 : (int64_t)id - job->args->first_row;
+}
+
 /* Rows for one claim of the pool: enough work to pay for the claim, enough claims to balance. */
 int64_t cpu_grain(const struct backend *b, int64_t n, int64_t work_per_item);
 

@@ -10,7 +10,8 @@
 
 static void embed_rows(void *arg, int thread, int64_t begin, int64_t end)
 {
-    const struct embed_args *args = arg;
+    const struct embed_job *job = arg;
+    const struct embed_args *args = job->args;
     int64_t hidden = args->table->cols, pairs = (hidden + 1) / 2;
     enum dtype kept = args->table->kept;
     size_t kept_panel = block_panel_bytes(kept) * (size_t)(hidden / BLOCK_INPUTS);
@@ -18,7 +19,7 @@ static void embed_rows(void *arg, int thread, int64_t begin, int64_t end)
     (void)thread;
     for (int64_t t = begin; t < end; t++) {
         float *out = (float *)args->out + t * hidden;
-        int64_t row = (int64_t)args->ids[t] - args->first_row;
+        int64_t row = embed_row(job, t);
         if (row < 0 || row >= args->table->rows) {
             memset(out, 0, (size_t)hidden * sizeof(float));
             continue;
@@ -40,8 +41,8 @@ static void embed_rows(void *arg, int thread, int64_t begin, int64_t end)
 
 void fast_embed(struct backend *b, const struct embed_args *args)
 {
-    struct embed_args copy = *args;
-    pool_run(b->pool, args->num_tokens, cpu_grain(b, args->num_tokens, 4 * args->table->cols), embed_rows, &copy);
+    struct embed_job job = { args, b->sampler.last_tokens };
+    pool_run(b->pool, args->num_tokens, cpu_grain(b, args->num_tokens, 4 * args->table->cols), embed_rows, &job);
 }
 
 struct rmsnorm_job { const struct rmsnorm_args *args; const struct cpu_kernels *kernels; };

@@ -6,14 +6,15 @@
 
 static void embed_rows(void *arg, int thread, int64_t begin, int64_t end)
 {
-    const struct embed_args *args = arg;
+    const struct embed_job *job = arg;
+    const struct embed_args *args = job->args;
     const float *table = args->table->data;
     int64_t hidden = args->table->cols;
     float *out = args->out;
 
     (void)thread;
     for (int64_t t = begin; t < end; t++) {
-        int64_t row = (int64_t)args->ids[t] - args->first_row;
+        int64_t row = embed_row(job, t);
         if (row >= 0 && row < args->table->rows)
             memcpy(out + t * hidden, table + row * hidden, (size_t)hidden * sizeof(float));
         else memset(out + t * hidden, 0, (size_t)hidden * sizeof(float));
@@ -22,8 +23,8 @@ static void embed_rows(void *arg, int thread, int64_t begin, int64_t end)
 
 void ref_embed(struct backend *b, const struct embed_args *args)
 {
-    struct embed_args copy = *args;
-    pool_run(b->pool, args->num_tokens, cpu_grain(b, args->num_tokens, args->table->cols), embed_rows, &copy);
+    struct embed_job job = { args, b->sampler.last_tokens };
+    pool_run(b->pool, args->num_tokens, cpu_grain(b, args->num_tokens, args->table->cols), embed_rows, &job);
 }
 
 /* residual += x;  out = residual / sqrt(mean(residual^2) + eps) * weight */

@@ -45,11 +45,13 @@ size_t sampler_layout(struct sampler *sampler, char *base, const struct backend_
     size_t scratch_bytes = scratch_layout(NULL, NULL, options->vocab_size);
     size_t seen = carve(&used, slots * seen_words * sizeof(uint64_t));
     size_t counts = carve(&used, slots * v * sizeof(uint16_t));
+    size_t last = carve(&used, slots * sizeof(token_id));
     size_t scratch = carve(&used, (size_t)options->threads * scratch_bytes);
     if (sampler && base)
         *sampler = (struct sampler){ .vocab_size = options->vocab_size, .num_slots = options->max_seqs,
                                      .seen_words = (int64_t)seen_words, .seen = (uint64_t *)(base + seen),
-                                     .counts = (uint16_t *)(base + counts), .scratch = base + scratch,
+                                     .counts = (uint16_t *)(base + counts),
+                                     .last_tokens = (token_id *)(base + last), .scratch = base + scratch,
                                      .scratch_bytes = scratch_bytes };
     return used;
 }
@@ -172,7 +174,7 @@ static token_id choose(const struct sample_job *job, const struct sample_scratch
     return sample_draw(scratch, job->kernels, logits, n, max, p, sampling_uniform(p->seed, p->choice, row->num_generated));
 }
 
-static void sample_row(const struct sample_job *job, const struct sample_scratch *scratch, int64_t r)
+static void fill_row(const struct sample_job *job, const struct sample_scratch *scratch, int64_t r)
 {
     const struct sampling_row *row = &plan_rows(job->args->plan)[r];
     struct result_row *result = &job->args->result->rows[r];
@@ -199,6 +201,13 @@ static void sample_row(const struct sample_job *job, const struct sample_scratch
     if (row->target < 0 && row->use_penalties) add_token(job->sampler, row->slot, result->token, true);
 }
 
+static void sample_row(const struct sample_job *job, const struct sample_scratch *scratch, int64_t r)
+{
+    const struct sampling_row *row = &plan_rows(job->args->plan)[r];
+    fill_row(job, scratch, r);
+    if (row->target < 0) job->sampler->last_tokens[row->slot] = job->args->result->rows[r].token;
+}
+
 static void sample_body(void *arg, int thread, int64_t begin, int64_t end)
 {
     const struct sample_job *job = arg;
@@ -215,7 +224,7 @@ void sampler_run(struct sampler *sampler, struct pool *pool, const struct cpu_ke
     struct sample_job job = { sampler, kernels, args };
 
     for (int32_t r = 0; r < args->plan->num_rows; r++)
-        BUG_ON(rows[r].use_penalties && (rows[r].slot < 0 || rows[r].slot >= sampler->num_slots));
+        BUG_ON(rows[r].slot < 0 || rows[r].slot >= sampler->num_slots);
     args->result->step = args->plan->step;
     args->result->num_rows = args->plan->num_rows;
     args->result->rc = 0;

@@ -2,7 +2,8 @@
  * repetition, frequency, presence penalty; greedy, or temperature, min_p, top_k, top_p and one draw by inverse CDF.
  * A row's outcome is a function of its logits, its parameters and its slot's history alone; rows run in parallel.
  * Order among tokens is always: larger logit first, ties to the lower id.
- * State per slot: which tokens prompt or output hold, and how often the output holds each (saturating at 65535). */
+ * State per slot: the token drawn last; which tokens prompt or output hold, and how often the output holds each
+ * (saturating at 65535). */
 #ifndef SLUICE_BACKEND_CPU_SAMPLER_H
 #define SLUICE_BACKEND_CPU_SAMPLER_H
 
@@ -33,6 +34,7 @@ struct sampler {
     int64_t seen_words;                    /* uint64 words per slot */
     uint64_t *seen;                        /* [slots][seen_words] bit: prompt or output holds the token */
     uint16_t *counts;                      /* [slots][V] occurrences in the output */
+    token_id *last_tokens;                 /* [slots] drawn last, TOKEN_NONE when nothing could be */
     char *scratch;                         /* [threads] */
     size_t scratch_bytes;                  /* of one thread */
 };

@@ -143,7 +143,7 @@ static void weight_store_in_any_pieces(void **state)
         /* and what was stored is what embed gives back: the value rounded to bf16 */
         token_id ids[] = { 0, 31, 32, 76, 77, -1 };
         float out[6 * K];
-        FAST->embed(b, &(struct embed_args){ ids, 6, &whole, 0, out });
+        FAST->embed(b, &(struct embed_args){ .ids = ids, .num_tokens = 6, .table = &whole, .out = out });
         for (int t = 0; t < 6; t++)
             for (int k = 0; k < K; k++) {
                 float want = t < 4 ? bf16_to_f32(bf16_from_f32(src[ids[t] * K + k])) : 0.0f;

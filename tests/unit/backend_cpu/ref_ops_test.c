@@ -35,7 +35,7 @@ static void embed_takes_rows_and_zeroes_foreign_ones(void **state)
     struct weight w = make_weight(&backend_cpu_ref, b, WEIGHT_MATRIX, V, C, table);
     const token_id ids[4] = { 100, 109, 99, 110 };
     memset(out, 0x7f, sizeof out);
-    backend_cpu_ref.embed(b, &(struct embed_args){ ids, 4, &w, 100, out });
+    backend_cpu_ref.embed(b, &(struct embed_args){ .ids = ids, .num_tokens = 4, .table = &w, .first_row = 100, .out = out });
     assert_memory_equal(out, table, C * sizeof(float));
     assert_memory_equal(out + C, table + 9 * C, C * sizeof(float));
     for (int i = 2 * C; i < 4 * C; i++) assert_true(out[i] == 0.0f);

@@ -34,6 +34,8 @@ struct ranks {
     const struct step_plan *plans[MAX_SLOTS];
     struct step_result *results[MAX_SLOTS];
     int num_slots, num_in_flight;
+    bool overlap;
+    token_id last_tokens[8];           /* by slot */
     int most_in_flight, steps, fail_at;
     _Atomic bool hold;                 /* no step ends while this is set, */
     _Atomic int credits;               /* but so many */
@@ -41,6 +43,7 @@ struct ranks {
 
 int32_t ranks_num_blocks(const struct ranks *ranks) { return ranks ? 32 : 0; }
 int32_t ranks_num_slots(const struct ranks *ranks) { return ranks->num_slots; }
+bool ranks_overlaps(const struct ranks *ranks) { return ranks->overlap; }
 const char *ranks_describe(const struct ranks *ranks) { return ranks ? "test device" : ""; }
 
 int ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_result *result)
@@ -63,7 +66,9 @@ int ranks_wait(struct ranks *ranks, struct step_result **out)
     result->rc = ++ranks->steps == ranks->fail_at ? ERR_INTERNAL : 0;
     for (int32_t r = 0; r < plan->num_rows; r++) {
         const struct sampling_row *row = &plan_rows(plan)[r];
-        token_id token = (plan_input_ids(plan)[row->token] + 1) % EOS;
+        token_id input = plan_input_ids(plan)[row->token];
+        if (input == TOKEN_FEEDBACK) input = ranks->last_tokens[row->slot];
+        token_id token = ranks->last_tokens[row->slot] = (input + 1) % EOS;
         result->rows[r] = (struct result_row){ .token = token, .logprob = -0.25f, .rank = 1 };
         if (row->params.num_logprobs < 1) continue;
         result->rows[r].num_top = row->params.num_logprobs;
@@ -149,7 +154,7 @@ static void *expect_frame(struct bench *bench, enum msg_type type, size_t *len)
     return payload;
 }
 
-static int setup_slots(void **state, int num_slots)
+static int setup_slots(void **state, int num_slots, bool overlap)
 {
     struct bench *bench = calloc(1, sizeof *bench);
     int pair[2];
@@ -157,6 +162,7 @@ static int setup_slots(void **state, int num_slots)
 
     if (!bench || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) return -1;
     bench->ranks.num_slots = num_slots;
+    bench->ranks.overlap = overlap;
     bench->fd = pair[0];
     bench->engine_fd = pair[1];
     bench->page_fd = memfd_create("page", MFD_CLOEXEC);
@@ -177,8 +183,9 @@ static int setup_slots(void **state, int num_slots)
     return 0;
 }
 
-static int setup(void **state) { return setup_slots(state, 1); }
-static int setup_pipeline(void **state) { return setup_slots(state, 2); }
+static int setup(void **state) { return setup_slots(state, 1, false); }
+static int setup_pipeline(void **state) { return setup_slots(state, 2, false); }
+static int setup_overlap(void **state) { return setup_slots(state, 2, true); }
 
 static void join(struct bench *bench)
 {
@@ -391,6 +398,49 @@ static void a_pipeline_is_kept_full(void **state)
     assert_int_equal(bench->ranks.most_in_flight, 2);
 }
 
+/* A stop is seen one step late: that costs the device one token, and nobody sees it. */
+static void overlap_drops_what_comes_after_the_end(void **state)
+{
+    struct bench *bench = *state;
+    struct engine_request req = test_request(1, 10, 4, 100);
+    token_id stop = 20, last[2] = { 0, 13 };
+    uint8_t finish[2] = { 0 };
+    size_t len;
+
+    req.num_stop_ids = 1;
+    req.stop_ids = &stop;
+    submit(bench, &req);
+    collect(bench, 1, last, finish);
+    assert_int_equal(finish[1], FINISH_STOP_TOKEN);
+    assert_int_equal(last[1], 20);
+    free(expect_frame(bench, MSG_STATS, &len));        /* idle: nothing else came */
+    assert_int_equal(bench->ranks.steps, 8);           /* seven tokens and the dropped one */
+    assert_int_equal(bench->ranks.most_in_flight, 2);
+    req = test_request(1, 10, 4, 7);                   /* its end is known: no step too many */
+    submit(bench, &req);
+    last[1] = 13;
+    collect(bench, 1, last, finish);
+    assert_int_equal(finish[1], FINISH_LENGTH);
+    free(expect_frame(bench, MSG_STATS, &len));
+    assert_int_equal(bench->ranks.steps, 8 + 7);
+}
+
+static void overlap_publishes_a_step_before_it_waits_for_the_next(void **state)
+{
+    struct bench *bench = *state;
+    struct engine_request req = test_request(1, 10, 4, 5);
+    size_t len;
+
+    bench->ranks.hold = true;
+    submit(bench, &req);
+    for (int i = 1; i <= 5; i++) {
+        bench->ranks.credits = 1;                      /* and no other step ends until this one's event is here */
+        struct token_event *event = expect_frame(bench, MSG_EVENTS, &len);
+        assert_int_equal(event->token, 13 + i);
+        free(event);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -402,6 +452,15 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_hang_up_ends_an_idle_engine, setup, teardown),
         cmocka_unit_test_setup_teardown(failing_ranks_end_the_run_with_their_error, setup, teardown),
         cmocka_unit_test_setup_teardown(a_pipeline_is_kept_full, setup_pipeline, teardown),
+        cmocka_unit_test_setup_teardown(requests_are_served_side_by_side, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(logprobs_come_just_before_their_events, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(a_bad_request_harms_no_other, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(an_abort_ends_with_an_event, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(stop_ends_a_busy_engine, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(failing_ranks_end_the_run_with_their_error, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(a_pipeline_is_kept_full, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(overlap_drops_what_comes_after_the_end, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(overlap_publishes_a_step_before_it_waits_for_the_next, setup_overlap, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
