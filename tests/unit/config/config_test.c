@@ -133,6 +133,12 @@ static void booleans_negate(void **state)
     load_ok(fix, "--enable-prefix-caching=false", "");
     assert_false(fix->config.enable_prefix_caching);
     assert_refused(fix, "--no-enable-prefix-caching=true", "", "--no-enable-prefix-caching: takes no value");
+    load_ok(fix, "--async-scheduling", "");             /* a choice that has true and false is a switch too */
+    assert_string_equal(fix->config.async_scheduling, "true");
+    load_ok(fix, "--no-async-scheduling", "");
+    assert_string_equal(fix->config.async_scheduling, "false");
+    load_ok(fix, "--async-scheduling=auto", "");
+    assert_string_equal(fix->config.async_scheduling, "auto");
     assert_refused(fix, "--no-port", "", "--no-port: unknown option");
     assert_refused(fix, "--enable-prefix-caching=yes", "", "--enable-prefix-caching: 'yes' is not a boolean");
 }
