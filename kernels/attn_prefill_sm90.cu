@@ -1,0 +1,448 @@
+/* attn_prefill_sm90.cu - prefill attention by wgmma and TMA: what attn_prefill.cu does, for sm_90                  op: attn_prefill
+ * Shapes    kernels.h, struct attn_prefill_kernel. D in {64, 128, 256}, H / Hk up to the rows of a tile, any block size.
+ * Work      4 H D (sum of visible keys) operations. T = 8192, H = 32, D = 128: 550 G.
+ * Roofline  matrix bound: 0.70 ms at the 790 TFLOP/s that a bf16 product reaches on an H200. exp2 is the second limit: 16 a clock and
+ *           multiprocessor, half of the matrix unit's time at D = 128 and all of it at D = 64; it has to run beside the products.
+ * Launch    persistent: one block per multiprocessor; one producer warp, then GROUPS warpgroups of 64 rows each.
+ *           Shared memory: Q [64 GROUPS, D], two stages each of K and V [KEYS, D]: 160 KB at D = 128.
+ * Order     keys descending, KEYS at a time, whatever the batch: a sequence's result does not depend on its neighbours.
+ * Oracle    tests/kernels/attn_prefill_test.c.  Figures: kernels/README.md.
+ * Why       A KV block of one head is a contiguous [block_size, D]: one box of a 2-D tensor map. The producer looks up the block table
+ *           and issues boxes of gcd(block_size, KEYS) rows; boxes past the context lie outside the tensor and arrive as zeros.
+ *           Three overlaps: the producer runs two stages ahead and into the next tile; a warpgroup issues the scores of the next keys before
+ *           the product with V of the last ones and does its softmax under the latter; the warpgroups take turns at issuing, so that
+ *           the softmax of one falls under the products of the other.
+ *           Tiles are dealt out longest first, forth and back over the blocks (i, 2 n - 1 - i, ...), which evens out causal lengths
+ *           without a counter in memory; every block finds its tiles from cu_seqlens_q and context_lens alone. */
+#include "attn_prefill.cuh"
+#include "hopper.cuh"
+
+#include <algorithm>
+#include <numeric>
+
+constexpr int STAGES = 2;
+constexpr int LEVELS = 64;               /* tiles are ordered by ceil(end of their keys / level width), longest first */
+
+template <int D_, int KEYS_, int GROUPS_> struct config {
+    static constexpr int D = D_, KEYS = KEYS_, GROUPS = GROUPS_, ROWS = 64 * GROUPS, PANELS = D / PANEL;
+    static constexpr int THREADS = WARPGROUP * (GROUPS + 1);
+    static constexpr int PRODUCER_REGISTERS = GROUPS == 2 ? 40 : 32, CONSUMER_REGISTERS = GROUPS == 2 ? 232 : 160;
+    static constexpr int Q_PANEL = ROWS * PANEL, KV_PANEL = KEYS * PANEL;          /* elements */
+};
+
+/* What a block works on next: made by the producer, copied by the consumers. */
+struct tile {
+    int num_keys;                        /* tiles of keys; -1: no more work */
+    int last_key;                        /* first key of the first (highest) tile of keys */
+    int token, num_queries, position;    /* row of q of its first query; how many; position of the first in the context */
+    int kv_head, context;
+};
+
+template <class C> struct shared_memory {
+    bf16 q[C::ROWS * C::D];
+    bf16 k[STAGES][C::KEYS * C::D], v[STAGES][C::KEYS * C::D];
+    uint64_t q_full, q_empty, k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
+    struct tile tile;
+    int before[LEVELS + 2];              /* before[i]: tiles of levels above LEVELS - i; the last one: all */
+    int longest;                         /* context */
+};
+
+struct params {
+    struct attn_prefill_kernel a;
+    int group, tile_queries, box_rows;   /* G; queries of a tile; rows of a KV box */
+    int num_kv_rows;                     /* rows of the KV tensor maps */
+};
+
+/* ---- which tile is whose ---- */
+
+/* How many of a sequence's tiles end at or before key position `end`. */
+__device__ __forceinline__ int tiles_up_to(int q_len, int context, int tile_queries, int end)
+{
+    if (end >= context) return (q_len + tile_queries - 1) / tile_queries;
+    return max(0, end - (context - q_len)) / tile_queries;
+}
+
+__device__ __forceinline__ int level_width(int longest, int keys) { return max(1, (longest + keys * LEVELS - 1) / (keys * LEVELS)) * keys; }
+
+/* All threads of the block: fills s.before. */
+template <class C> __device__ void count_tiles(shared_memory<C> &s, const struct params &p)
+{
+    int num_seqs = p.a.num_seqs - p.a.first_seq;
+    const int32_t *cu = p.a.cu_seqlens_q + p.a.first_seq, *contexts = p.a.context_lens + p.a.first_seq;
+
+    for (int i = threadIdx.x; i < LEVELS + 2; i += C::THREADS) s.before[i] = 0;
+    if (threadIdx.x == 0) s.longest = 0;
+    __syncthreads();
+    for (int b = threadIdx.x; b < num_seqs; b += C::THREADS) atomicMax(&s.longest, contexts[b]);
+    __syncthreads();
+    int width = level_width(s.longest, C::KEYS);
+    for (int i = threadIdx.x; i < num_seqs * (LEVELS + 1); i += C::THREADS) {
+        int b = i / (LEVELS + 1), level = i % (LEVELS + 1), q_len = cu[b + 1] - cu[b], context = contexts[b];
+        int n = tiles_up_to(q_len, context, p.tile_queries, level * width);
+        if (level > 0) n -= tiles_up_to(q_len, context, p.tile_queries, (level - 1) * width);
+        if (n) atomicAdd(&s.before[LEVELS - level + 1], n * p.a.num_kv_heads);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) for (int i = 1; i < LEVELS + 2; i++) s.before[i] += s.before[i - 1];
+    __syncthreads();
+}
+
+/* The index-th tile in the order longest first; the whole warp calls. */
+template <class C> __device__ __forceinline__ struct tile find_tile(const shared_memory<C> &s, const struct params &p, int index, int *seq)
+{
+    constexpr unsigned ALL = 0xffffffffu;
+    int lane = threadIdx.x % WARP, num_seqs = p.a.num_seqs - p.a.first_seq, width = level_width(s.longest, C::KEYS);
+    int i = __popc(__ballot_sync(ALL, s.before[lane + 1] <= index)) + __popc(__ballot_sync(ALL, s.before[lane + 33] <= index)) +
+            (s.before[LEVELS + 1] <= index);
+    int level = LEVELS - i, rest = index - s.before[i];
+    struct tile t;
+
+    for (int base = p.a.first_seq;; base += WARP) {
+        int b = base + lane, q_begin = 0, q_len = 0, context = 0, high = 0, count = 0;
+        if (b < p.a.first_seq + num_seqs) {
+            q_begin = p.a.cu_seqlens_q[b];
+            q_len = p.a.cu_seqlens_q[b + 1] - q_begin;
+            context = p.a.context_lens[b];
+            high = tiles_up_to(q_len, context, p.tile_queries, level * width);
+            count = (high - (level > 0 ? tiles_up_to(q_len, context, p.tile_queries, (level - 1) * width) : 0)) * p.a.num_kv_heads;
+        }
+        int sum = count;
+        for (int step = 1; step < WARP; step *= 2) {
+            int other = __shfl_up_sync(ALL, sum, step);
+            if (lane >= step) sum += other;
+        }
+        unsigned past = __ballot_sync(ALL, sum > rest);
+        if (!past) { rest -= __shfl_sync(ALL, sum, WARP - 1); continue; }
+        int owner = __ffs(past) - 1;
+        rest -= __shfl_sync(ALL, sum - count, owner);
+        q_begin = __shfl_sync(ALL, q_begin, owner);
+        q_len = __shfl_sync(ALL, q_len, owner);
+        t.context = __shfl_sync(ALL, context, owner);
+        *seq = base + owner;
+        int first = (__shfl_sync(ALL, high, owner) - 1 - rest / p.a.num_kv_heads) * p.tile_queries;
+        t.kv_head = rest % p.a.num_kv_heads;
+        t.token = q_begin + first;
+        t.num_queries = min(p.tile_queries, q_len - first);
+        t.position = t.context - q_len + first;
+        break;
+    }
+    struct key_range keys = visible_keys(t.position, 0, t.num_queries - 1, p.a.sliding_window);
+    int begin = keys.begin / C::KEYS, end = keys.end <= 0 ? 0 : (keys.end + C::KEYS - 1) / C::KEYS;
+    t.num_keys = max(0, end - begin);
+    t.last_key = (end - 1) * C::KEYS;
+    return t;
+}
+
+/* ---- producer: one warp ---- */
+
+/* KEYS keys from position `key` on into a stage of K or V. The lanes share the boxes; lane 0 announces the bytes. */
+template <class C> __device__ __forceinline__ void fetch_keys(bf16 *stage, uint64_t *full, uint64_t *empty, uint32_t phase, const CUtensorMap *map,
+                                                              const struct params &p, const struct tile &t, const block_id *table, int key)
+{
+    int lane = threadIdx.x % WARP;
+
+    mbar_wait(empty, phase ^ 1);
+    if (lane == 0) mbar_expect(full, C::KEYS * C::D * sizeof(bf16));
+    for (int box = lane; box < C::KEYS / p.box_rows * C::PANELS; box += WARP) {
+        int panel = box % C::PANELS, first = box / C::PANELS * p.box_rows, position = key + first, row = p.num_kv_rows;
+        if (position < t.context) {
+            int block = position / p.a.kv.block_size;
+            row = (table[block] * p.a.num_kv_heads + t.kv_head) * p.a.kv.block_size + position - block * p.a.kv.block_size;
+        }
+        tma_load_2d(stage + panel * C::KV_PANEL + first * PANEL, map, panel * PANEL, row, full);
+    }
+}
+
+template <class C> __device__ __forceinline__ void fetch_queries(shared_memory<C> &s, const CUtensorMap *map, const struct params &p,
+                                                                 const struct tile &t, uint32_t phase)
+{
+    mbar_wait(&s.q_empty, phase ^ 1);
+    if (threadIdx.x % WARP == 0) {
+        s.tile = t;
+        mbar_expect(&s.q_full, p.tile_queries * p.group * C::D * (uint32_t)sizeof(bf16));
+        for (int panel = 0; panel < C::PANELS; panel++)
+            tma_load_3d(s.q + panel * C::Q_PANEL, map, panel * PANEL, t.kv_head * p.group, t.token, &s.q_full);
+    }
+    __syncwarp();
+}
+
+template <class C> __device__ __forceinline__ void produce(shared_memory<C> &s, const struct params &p, const CUtensorMap *q_map,
+                                                           const CUtensorMap *k_map, const CUtensorMap *v_map)
+{
+    int total = s.before[LEVELS + 1], blocks = gridDim.x, num_tiles = 0, it = 0;
+
+    for (int round = 0; round * blocks < total; round++) {
+        int index = round * blocks + (round % 2 ? blocks - 1 - (int)blockIdx.x : (int)blockIdx.x), seq = 0;
+        if (index >= total) break;
+        struct tile t = find_tile<C>(s, p, index, &seq);
+        const block_id *table = p.a.kv.block_tables + (int64_t)seq * p.a.kv.max_blocks_per_seq;
+
+        if (t.num_keys == 0) fetch_queries<C>(s, q_map, p, t, num_tiles % 2);
+        for (int n = 0; n < t.num_keys; n++, it++) {
+            int stage = it % STAGES, phase = it / STAGES % 2, key = t.last_key - n * C::KEYS;
+            fetch_keys<C>(s.k[stage], &s.k_full[stage], &s.k_empty[stage], phase, k_map, p, t, table, key);
+            if (n == 0) fetch_queries<C>(s, q_map, p, t, num_tiles % 2);
+            fetch_keys<C>(s.v[stage], &s.v_full[stage], &s.v_empty[stage], phase, v_map, p, t, table, key);
+        }
+        num_tiles++;
+    }
+    mbar_wait(&s.q_empty, num_tiles % 2 ^ 1);
+    if (threadIdx.x % WARP == 0) {
+        s.tile.num_keys = -1;
+        mbar_arrive(&s.q_full);
+    }
+}
+
+/* ---- consumers: a warpgroup has 64 rows of the tile ---- */
+
+/* The two rows of this thread: r and r + 8. */
+struct rows { int query[2], head[2]; };
+
+template <class C> __device__ __forceinline__ void issue_scores(float (&scores)[C::KEYS / 2], uint64_t q, const bf16 *k)
+{
+    uint64_t b = wgmma_desc_k(k);
+#pragma unroll
+    for (int d = 0; d < C::D; d += 16) {
+        uint64_t q_step = d / PANEL * (C::Q_PANEL * sizeof(bf16) / 16) + d % PANEL / 8, k_step = d / PANEL * (C::KV_PANEL * sizeof(bf16) / 16) + d % PANEL / 8;
+        wgmma_shape<C::KEYS>::template ss<0>(scores, q + q_step, b + k_step, d > 0);
+    }
+    wgmma_commit();
+}
+
+template <class C> __device__ __forceinline__ void issue_output(float (&o)[C::D / 2], const uint32_t (&weights)[C::KEYS / 16][4], const bf16 *v, bool accumulate)
+{
+    uint64_t b = wgmma_desc_n(v, C::KV_PANEL * sizeof(bf16));
+#pragma unroll
+    for (int k = 0; k < C::KEYS / 16; k++) wgmma_shape<C::D>::template rs<1>(o, weights[k], b + k * (16 * PANEL_ROW_BYTES / 16), accumulate || k > 0);
+    wgmma_commit();
+}
+
+/* Scores of keys that a row may not see become -inf. key: the first of the tile. */
+template <int N> __device__ __forceinline__ void mask_scores(float (&scores)[N], const int (&position)[2], int key, int window)
+{
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int last = position[r] - key - threadIdx.x % 4 * 2, first = window > 0 ? last - window + 1 : -N * 4;     /* of the columns 8 j + i */
+#pragma unroll
+        for (int j = 0; j < N / 4; j++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                if (8 * j + i > last || 8 * j + i < first) scores[4 * j + 2 * r + i] = -INFINITY;
+    }
+}
+
+/* One step of the running softmax: scores become weights relative to the new largest score, sum is kept for this lane's columns,
+ * shrink is what sums so far have to be multiplied with. */
+template <int N> __device__ __forceinline__ void softmax_step(float (&scores)[N], float (&largest)[2], float (&sum)[2], float (&shrink)[2], float to_log2)
+{
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float top = largest[r];
+#pragma unroll
+        for (int j = 0; j < N / 4; j++) top = fmaxf(top, fmaxf(scores[4 * j + 2 * r], scores[4 * j + 2 * r + 1]));
+        top = quad_max(top);
+        float base = top == -INFINITY ? 0.0f : top * to_log2;
+        shrink[r] = exp2_fast(largest[r] * to_log2 - base);
+        largest[r] = top;
+        sum[r] *= shrink[r];
+#pragma unroll
+        for (int j = 0; j < N / 4; j++)
+#pragma unroll
+            for (int i = 4 * j + 2 * r; i < 4 * j + 2 * r + 2; i++) sum[r] += scores[i] = exp2_fast(scores[i] * to_log2 - base);
+    }
+}
+
+template <int N> __device__ __forceinline__ void pack_weights(uint32_t (&weights)[N / 8][4], const float (&scores)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) weights[i / 4][i % 4] = pack_bf16(scores[2 * i], scores[2 * i + 1]);
+}
+
+/* The block holds other data after the last key of the context; zero weight times NaN would be NaN. Whole rows: the swizzle
+ * does not matter. Every warpgroup clears for itself, so none waits for another. */
+template <class C> __device__ __forceinline__ void clear_rows(bf16 *v, int first, int warpgroup)
+{
+    for (int i = threadIdx.x % WARPGROUP; i < (C::KEYS - first) * (C::D / 8); i += WARPGROUP) {
+        int row = first + i / (C::D / 8), piece = i % (C::D / 8);
+        *(uint4 *)(v + piece / 8 * C::KV_PANEL + row * PANEL + piece % 8 * 8) = make_uint4(0, 0, 0, 0);
+    }
+    fence_async_proxy();
+    named_sync(1 + C::GROUPS + warpgroup, WARPGROUP);
+}
+
+/* o / sum as bf16 to out. The four lanes of a row exchange pairs, so that each stores 16 bytes of it. */
+template <class C> __device__ __forceinline__ void store_output(const float (&o)[C::D / 2], const float (&sum)[2], const struct rows &rows,
+                                                                const struct tile &t, const struct params &p)
+{
+    int quad = threadIdx.x % 4;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float total = quad_sum(sum[r]), inverse = total > 0 ? 1.0f / total : 0.0f;
+        bool mine = rows.query[r] < t.num_queries;
+        bf16 *out = (bf16 *)p.a.out + ((int64_t)(t.token + rows.query[r]) * p.a.num_heads + t.kv_head * p.group + rows.head[r]) * C::D;
+#pragma unroll
+        for (int j = 0; j < C::D / 8; j += 4) {              /* lane q of the four ends with columns 8 (j + q) .. + 7 */
+            uint32_t x[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[i] = pack_bf16(o[4 * (j + i) + 2 * r] * inverse, o[4 * (j + i) + 2 * r + 1] * inverse);
+#pragma unroll
+            for (int bit = 1; bit < 4; bit *= 2)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    if (i & bit) continue;
+                    uint32_t give = quad & bit ? x[i] : x[i | bit], got = __shfl_xor_sync(0xffffffffu, give, bit);
+                    if (quad & bit) x[i] = got; else x[i | bit] = got;
+                }
+            if (mine) *(uint4 *)(out + 8 * (j + quad)) = make_uint4(x[0], x[1], x[2], x[3]);
+        }
+    }
+}
+
+template <class C> __device__ __forceinline__ void consume(shared_memory<C> &s, const struct params &p)
+{
+    int warpgroup = threadIdx.x / WARPGROUP - 1, lane = threadIdx.x % WARP, it = 0;
+    int turn = 1 + warpgroup, next_turn = 1 + (warpgroup + 1) % C::GROUPS;
+    uint64_t q = wgmma_desc_k(s.q + warpgroup * 64 * PANEL);
+    float to_log2 = p.a.scale * LOG2_E;
+    struct rows rows;
+
+    for (int r = 0; r < 2; r++) {
+        int row = threadIdx.x / WARP * 16 - WARPGROUP / WARP * 16 + lane / 4 + 8 * r;
+        rows.query[r] = row / p.group;
+        rows.head[r] = row % p.group;
+    }
+    if (warpgroup == C::GROUPS - 1) named_arrive(next_turn, 2 * WARPGROUP);        /* the first turn is the first one's */
+
+    for (int num_tiles = 0;; num_tiles++) {
+        mbar_wait(&s.q_full, num_tiles % 2);
+        struct tile t = s.tile;
+        if (t.num_keys < 0) break;
+        float o[C::D / 2], largest[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 }, shrink[2];
+        int position[2] = { t.position + rows.query[0], t.position + rows.query[1] }, last_position = t.position + t.num_queries - 1;
+#pragma unroll
+        for (int i = 0; i < C::D / 2; i++) o[i] = 0;
+
+        if (t.num_keys == 0) {
+            __syncwarp();
+            if (lane == 0) mbar_arrive(&s.q_empty);
+        } else {
+            float scores[C::KEYS / 2];
+            uint32_t weights[C::KEYS / 16][4];
+            int key = t.last_key;
+            auto masked = [&] { return key + C::KEYS - 1 > t.position || (p.a.sliding_window > 0 && key <= last_position - p.a.sliding_window); };
+
+            mbar_wait(&s.k_full[it % STAGES], it / STAGES % 2);
+            wgmma_fence();
+            issue_scores<C>(scores, q, s.k[it % STAGES]);
+            wgmma_wait<0>();
+            wgmma_hold(scores);
+            if (lane == 0) mbar_arrive(&s.k_empty[it % STAGES]);
+            if (masked()) mask_scores(scores, position, key, p.a.sliding_window);
+            softmax_step(scores, largest, sum, shrink, to_log2);
+            pack_weights(weights, scores);
+            if (key + C::KEYS > t.context) {
+                mbar_wait(&s.v_full[it % STAGES], it / STAGES % 2);
+                clear_rows<C>(s.v[it % STAGES], t.context - key, warpgroup);
+            }
+
+            for (int n = 1; n < t.num_keys; n++, it++) {
+                int stage = it % STAGES, phase = it / STAGES % 2, ahead = (it + 1) % STAGES, ahead_phase = (it + 1) / STAGES % 2;
+                key -= C::KEYS;
+                mbar_wait(&s.k_full[ahead], ahead_phase);
+                named_sync(turn, 2 * WARPGROUP);
+                wgmma_fence();
+                issue_scores<C>(scores, q, s.k[ahead]);
+                mbar_wait(&s.v_full[stage], phase);
+                issue_output<C>(o, weights, s.v[stage], true);
+                named_arrive(next_turn, 2 * WARPGROUP);
+                wgmma_wait<1>();
+                wgmma_hold(scores);
+                if (lane == 0) mbar_arrive(&s.k_empty[ahead]);
+                if (masked()) mask_scores(scores, position, key, p.a.sliding_window);
+                softmax_step(scores, largest, sum, shrink, to_log2);
+                wgmma_wait<0>();
+                wgmma_hold(o);
+                if (lane == 0) mbar_arrive(&s.v_empty[stage]);
+#pragma unroll
+                for (int i = 0; i < C::D / 2; i++) o[i] *= shrink[i / 2 % 2];
+                pack_weights(weights, scores);
+            }
+            if (lane == 0) mbar_arrive(&s.q_empty);
+            mbar_wait(&s.v_full[it % STAGES], it / STAGES % 2);
+            wgmma_fence();
+            issue_output<C>(o, weights, s.v[it % STAGES], true);
+            wgmma_wait<0>();
+            wgmma_hold(o);
+            if (lane == 0) mbar_arrive(&s.v_empty[it % STAGES]);
+            it++;
+        }
+        store_output<C>(o, sum, rows, t, p);
+    }
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::THREADS, 1) attn_prefill_wgmma(const __grid_constant__ struct params p, const __grid_constant__ CUtensorMap q_map,
+                                                                    const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map)
+{
+#ifdef HOPPER_CODE
+    extern __shared__ __align__(TILE_ALIGN) unsigned char shared[];
+    shared_memory<C> &s = *reinterpret_cast<shared_memory<C> *>(shared);
+
+    pdl_trigger();
+    if (threadIdx.x == 0) {
+        tma_prefetch(&q_map);
+        tma_prefetch(&k_map);
+        tma_prefetch(&v_map);
+        mbar_init(&s.q_full, 1);
+        mbar_init(&s.q_empty, C::GROUPS * 4);
+        for (int i = 0; i < STAGES; i++) {
+            mbar_init(&s.k_full[i], 1);
+            mbar_init(&s.v_full[i], 1);
+            mbar_init(&s.k_empty[i], C::GROUPS * 4);
+            mbar_init(&s.v_empty[i], C::GROUPS * 4);
+        }
+        mbar_init_fence();
+    }
+    pdl_wait();
+    count_tiles<C>(s, p);
+    if (threadIdx.x < WARPGROUP) {
+        registers_down<C::PRODUCER_REGISTERS>();
+        if (threadIdx.x < WARP) produce<C>(s, p, &q_map, &k_map, &v_map);
+    } else {
+        registers_up<C::CONSUMER_REGISTERS>();
+        consume<C>(s, p);
+    }
+#endif
+}
+
+template <class C> static int launch_wgmma(const struct attn_prefill_kernel *a, const struct launch *l)
+{
+    int group = a->num_heads / a->num_kv_heads, tile_queries = C::ROWS / group, box_rows = std::gcd(a->kv.block_size, C::KEYS);
+    int num_seqs = a->num_seqs - a->first_seq;
+    int64_t num_kv_rows = a->kv.num_blocks * a->num_kv_heads * a->kv.block_size;
+    int64_t most = (int64_t)num_seqs * ((a->max_q_len + tile_queries - 1) / max(1, tile_queries)) * a->num_kv_heads;
+    CUtensorMap q_map, k_map, v_map;
+
+    if (tile_queries < 1 || num_kv_rows + 2 * C::KEYS > INT32_MAX) return ERR_UNSUPPORTED;
+    uint64_t q_dims[3] = { (uint64_t)C::D, (uint64_t)a->num_heads, (uint64_t)a->num_tokens }, q_strides[2] = { C::D * sizeof(bf16), a->q_stride * sizeof(bf16) };
+    uint32_t q_box[3] = { PANEL, (uint32_t)group, (uint32_t)tile_queries };
+    uint64_t kv_dims[2] = { (uint64_t)C::D, (uint64_t)num_kv_rows }, kv_strides[1] = { C::D * sizeof(bf16) };
+    uint32_t kv_box[2] = { PANEL, (uint32_t)box_rows };
+    if (tensor_map_bf16(&q_map, a->q, 3, q_dims, q_strides, q_box) < 0 || tensor_map_bf16(&k_map, a->kv.k, 2, kv_dims, kv_strides, kv_box) < 0 ||
+        tensor_map_bf16(&v_map, a->kv.v, 2, kv_dims, kv_strides, kv_box) < 0) return ERR_INTERNAL;
+
+    struct params p = { *a, group, tile_queries, box_rows, (int)num_kv_rows };
+    int bytes = (int)sizeof(shared_memory<C>);
+    if (cudaFuncSetAttribute(attn_prefill_wgmma<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) return ERR_INTERNAL;
+    return launch_kernel(l, attn_prefill_wgmma<C>, dim3((unsigned)std::min<int64_t>(most, l->num_sms)), dim3(C::THREADS), bytes, p, q_map, k_map, v_map);
+}
+
+int launch_attn_prefill_sm90(const struct attn_prefill_kernel *a, const struct launch *l)
+{
+    switch (a->head_dim) {
+    case 64: return launch_wgmma<config<64, 128, 3>>(a, l);
+    case 128: return launch_wgmma<config<128, 128, 2>>(a, l);
+    case 256: return launch_wgmma<config<256, 64, 2>>(a, l);
+    default: return ERR_UNSUPPORTED;
+    }
+}
