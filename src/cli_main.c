@@ -14,6 +14,7 @@ static const struct command commands[] = {
     { "check",   "print the effective options and their origins; look into the model's files", cli_check },
     { "options", "print every option: as text, Markdown or YAML",                              cli_options },
     { "health",  "ask a running sluiced whether it is ready or alive",                         cli_health },
+    { "bench",   "measure a running server: bench serve",                                      cli_bench },
     { "version", "print the version",                                                          cli_version },
 };
 enum { NUM_COMMANDS = sizeof commands / sizeof commands[0] };

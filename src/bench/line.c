@@ -69,12 +69,22 @@ void bench_line_real(struct bench_line *line, const char *key, double value)
     keep_buf(line, &buf);
 }
 
+/* Results are kept and shown: a key is not in them. */
+static void put_argument(struct buf *text, const char *argument, const char *before)
+{
+    static const char key[] = "--api-key";
+
+    if (before && !strcmp(before, key)) buf_puts(text, " ...");
+    else if (!strncmp(argument, key, sizeof key - 1) && argument[sizeof key - 1] == '=') buf_printf(text, " %s=...", key);
+    else buf_printf(text, " %s", argument);
+}
+
 static void put_command(struct bench_line *line, const struct bench_about *about)
 {
     struct buf text = BUF_INIT;
 
     buf_puts(&text, about->program);
-    for (int i = 0; i < about->argc; i++) buf_printf(&text, " %s", about->argv[i]);
+    for (int i = 0; i < about->argc; i++) put_argument(&text, about->argv[i], i ? about->argv[i - 1] : NULL);
     bench_line_text(line, "command", text.failed ? NULL : text.data);
     buf_release(&text);
 }

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <netdb.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,92 +14,11 @@
 
 #include "base/clock.h"
 #include "say.h"
+#include "url.h"
 
-enum { DEADLINE_MS = 5000, ANSWER_MAX_BYTES = 8192, HOST_SIZE = 256, PORT_SIZE = 8, PATH_SIZE = 256 };
+enum { DEADLINE_MS = 5000, ANSWER_MAX_BYTES = 8192 };
 
 #define HEALTH_USAGE "usage: sluice health [--ready | --live] [--url http://HOST:PORT[/PATH]] [options of sluiced]"
-
-struct target { char host[HOST_SIZE], port[PORT_SIZE], path[PATH_SIZE]; };
-
-static bool copy_part(char *out, size_t size, const char *text, size_t len)
-{
-    if (len == 0 || len >= size) return false;
-    memcpy(out, text, len);
-    out[len] = '\0';
-    return true;
-}
-
-/* http://host[:port][/path], host in brackets for IPv6; keeps path when the URL has none. */
-static bool read_url(const char *url, struct target *target)
-{
-    const char *host = url + strlen("http://"), *after = NULL, *path = NULL;
-    bool bracket = false;
-    size_t len = 0;
-
-    if (strncmp(url, "http://", strlen("http://")) != 0) return false;
-    bracket = *host == '[';
-    host += bracket;
-    len = strcspn(host, bracket ? "]" : ":/");
-    if (!copy_part(target->host, sizeof target->host, host, len)) return false;
-    after = host + len + bracket;
-    if (bracket && host[len] != ']') return false;
-    snprintf(target->port, sizeof target->port, "80");
-    if (*after == ':') {
-        len = strspn(after + 1, "0123456789");
-        if (!copy_part(target->port, sizeof target->port, after + 1, len)) return false;
-        after += 1 + len;
-    }
-    path = after;
-    if (*path == '\0' || strcmp(path, "/") == 0) return true;
-    /* a blank or a control byte would end the request line early */
-    for (const char *at = path; *at; at++)
-        if ((unsigned char)*at <= ' ' || *at == 0x7f) return false;
-    return *path == '/' && copy_part(target->path, sizeof target->path, path, strlen(path));
-}
-
-static int wait_for(int fd, short events, int64_t deadline_ms)
-{
-    struct pollfd poller = { .fd = fd, .events = events };
-
-    for (;;) {
-        int64_t left = deadline_ms - clock_now_ms();
-        int n = left > 0 ? poll(&poller, 1, (int)left) : 0;
-        if (n > 0) return 0;
-        if (n == 0) errno = ETIMEDOUT;
-        if (n == 0 || errno != EINTR) return -1;
-    }
-}
-
-static int connect_one(const struct addrinfo *address, int64_t deadline_ms)
-{
-    int fd = socket(address->ai_family, address->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, address->ai_protocol);
-    int failure = 0;
-    socklen_t size = sizeof failure;
-
-    if (fd < 0) return -1;
-    if (connect(fd, address->ai_addr, address->ai_addrlen) == 0) return fd;
-    failure = errno;
-    if (failure == EINPROGRESS && wait_for(fd, POLLOUT, deadline_ms) == 0 &&
-        getsockopt(fd, SOL_SOCKET, SO_ERROR, &failure, &size) == 0 && failure == 0)
-        return fd;
-    if (failure == EINPROGRESS) failure = errno;
-    close(fd);
-    errno = failure;
-    return -1;
-}
-
-static int connect_to(const struct target *target, int64_t deadline_ms, struct err *err)
-{
-    struct addrinfo hints = { .ai_socktype = SOCK_STREAM }, *list = NULL;
-    int rc = getaddrinfo(target->host, target->port, &hints, &list), fd = -1;
-
-    if (rc != 0) return err_set(err, ERR_IO, "%s: %s", target->host, gai_strerror(rc));
-    for (const struct addrinfo *address = list; address && fd < 0; address = address->ai_next)
-        fd = connect_one(address, deadline_ms);
-    if (fd < 0) rc = err_sys(err, ERR_IO, "%s port %s", target->host, target->port);
-    freeaddrinfo(list);
-    return fd < 0 ? rc : fd;
-}
 
 static int send_all(int fd, const char *data, size_t len, int64_t deadline_ms)
 {
@@ -110,7 +28,7 @@ static int send_all(int fd, const char *data, size_t len, int64_t deadline_ms)
             data += sent;
             len -= (size_t)sent;
         } else if (errno == EAGAIN) {
-            if (wait_for(fd, POLLOUT, deadline_ms) < 0) return -1;
+            if (url_wait(fd, POLLOUT, deadline_ms) < 0) return -1;
         } else if (errno != EINTR) {
             return -1;
         }
@@ -124,7 +42,7 @@ static int receive_all(int fd, char *answer, size_t size, int64_t deadline_ms)
     size_t len = 0;
 
     while (len + 1 < size) {
-        if (wait_for(fd, POLLIN, deadline_ms) < 0) return -1;
+        if (url_wait(fd, POLLIN, deadline_ms) < 0) return -1;
         ssize_t got = recv(fd, answer + len, size - 1 - len, 0);
         if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
         if (got < 0) return -1;
@@ -140,14 +58,14 @@ static int ask(const struct target *target, char *answer, size_t size, struct er
 {
     int64_t deadline_ms = clock_now_ms() + DEADLINE_MS;
     char request[PATH_SIZE + HOST_SIZE + 128];
-    bool v6 = strchr(target->host, ':') != NULL;
+    char authority[AUTHORITY_SIZE];
     int status = 0, rc = 0;
-    int fd = connect_to(target, deadline_ms, err);
+    int fd = url_connect(target, deadline_ms, err);
 
     if (fd < 0) return fd;
-    int len = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s%s%s:%s\r\nConnection: close\r\n\r\n",
-                       target->path,
-                       v6 ? "[" : "", target->host, v6 ? "]" : "", target->port);
+    url_authority(target, authority);
+    int len = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n",
+                       target->path, authority);
     rc = send_all(fd, request, (size_t)len, deadline_ms);
     if (rc == 0) rc = receive_all(fd, answer, size, deadline_ms);
     if (rc < 0) rc = err_sys(err, ERR_IO, "%s port %s", target->host, target->port);
@@ -216,7 +134,7 @@ int cli_health(int argc, char **argv)
     rest = calloc((size_t)argc + 1, sizeof *rest);
     if (!rest) return EXIT_FAULT;
     code = take_own(argc, argv, &n_rest, rest, &url, &target);
-    if (code == 0 && url && !read_url(url, &target))
+    if (code == 0 && url && !url_read(url, &target))
         code = say_refused("health", "--url: '%.200s' is not http://HOST[:PORT][/PATH]", url);
     if (code == 0 && !url && config_load(&config, n_rest, rest, NULL, &err) < 0) code = say_error("health", &err);
     if (code == 0 && url && n_rest > 0) code = say_refused("health", "'%s' has no use beside --url", rest[0]);

@@ -37,6 +37,24 @@ static void a_line_is_one_object(void **state)
     free(text);
 }
 
+static void keys_are_not_printed(void **state)
+{
+    char *argv[] = { "serve", "--api-key", "sk-one", "--api-key=sk-two", "--model", "m" };
+    struct bench_about about = { "serve", "sluice bench", 6, argv };
+    struct bench_line line;
+    char *text = NULL;
+    size_t len = 0;
+    FILE *out = open_memstream(&text, &len);
+
+    (void)state;
+    bench_line_begin(&line, &about);
+    assert_int_equal(bench_line_end(&line, out, NULL), 0);
+    fclose(out);
+    assert_null(strstr(text, "sk-"));
+    assert_non_null(strstr(text, "--api-key ... --api-key=... --model m"));
+    free(text);
+}
+
 static void bandwidth_is_known_by_name(void **state)
 {
     (void)state;
@@ -46,6 +64,10 @@ static void bandwidth_is_known_by_name(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(a_line_is_one_object), cmocka_unit_test(bandwidth_is_known_by_name) };
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_line_is_one_object),
+        cmocka_unit_test(keys_are_not_printed),
+        cmocka_unit_test(bandwidth_is_known_by_name),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
