@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from server import BIN
+from server import BIN, Server
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
           "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512,
@@ -80,3 +80,65 @@ def test_throughput_datasets(tiny):
 def test_refusals(tiny, args, message):
     _, stderr = engine_bench(*args, "--model", tiny, "--load-format", "dummy", code=78)
     assert message in stderr
+
+
+@pytest.fixture(scope="module")
+def dummy_server(tiny):
+    with Server("--load-format", "dummy", "--max-num-seqs", "16", "--kv-cache-memory-bytes", "8MiB", model=tiny) as server:
+        yield server
+
+
+def serve_bench(server, *args, model="m", code=0):
+    argv = [BIN / "sluice", "bench", "serve", "--base-url", server.url, "--model", model, "--vocab-size", "512", *args]
+    done = subprocess.run([str(arg) for arg in argv], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    return (json.loads(done.stdout) if done.stdout else None), done.stderr
+
+
+def test_dummy_weights_are_served_by_ids(dummy_server):
+    body = {"model": "m", "prompt": [1, 2, 3], "max_tokens": 4, "ignore_eos": True, "return_token_ids": True}
+    status, answer = dummy_server.post("/v1/completions", body)
+    choice = answer["choices"][0]
+    assert status == 200 and choice["text"] == "".join(f" t{i}" for i in choice["token_ids"])
+    status, answer = dummy_server.post("/v1/completions", {"model": "m", "prompt": "text"})
+    assert status == 400 and "token ids" in answer["error"]["message"]
+
+
+def test_serve_closed_loop(dummy_server):
+    before = dummy_server.metric("vllm:generation_tokens_total")
+    line, table = serve_bench(dummy_server, "--num-prompts", "60", "--concurrency", "8", "--input-len", "20", "--output-len", "16",
+                              "--ignore-eos", "--num-warmups", "0", "--goodput", "ttft:60000")
+    assert line["completed"] == 60 and line["failed"] == 0 and line["uneven"] == 0
+    assert line["total_input_tokens"] == 1200 and line["total_output_tokens"] == 960
+    assert dummy_server.metric("vllm:generation_tokens_total") - before == 960
+    assert line["max_concurrent_requests"] == 8
+    assert line["request_goodput"] == pytest.approx(line["request_throughput"])
+    for name in ("ttft", "tpot", "itl", "e2el"):
+        assert 0 <= line[f"median_{name}_ms"] <= line[f"p99_{name}_ms"]
+    assert line["mean_e2el_ms"] == pytest.approx(line["mean_ttft_ms"] + 15 * line["mean_tpot_ms"], rel=1e-3)
+    assert "time to first token" in table
+
+
+def test_serve_open_loop(dummy_server):
+    line, _ = serve_bench(dummy_server, "--num-prompts", "40", "--request-rate", "100", "--burstiness", "0.5", "--input-len", "10-20",
+                          "--output-len-range", "4-12", "--ignore-eos", "--threads", "2")
+    assert line["completed"] == 40 and line["request_rate"] == 100
+    assert line["duration"] > 0.1
+    assert 160 <= line["total_output_tokens"] <= 480
+
+
+def test_serve_counts_failures(dummy_server):
+    # some prompts and answers are longer than the context
+    line, table = serve_bench(dummy_server, "--num-prompts", "30", "--concurrency", "4", "--input-len", "1000-3000", "--output-len", "2",
+                              "--num-warmups", "0", "--ignore-eos")
+    assert line["completed"] + line["failed"] == 30 and line["failed"] > 0 and line["completed"] > 0
+    assert "HTTP 400" in line["first_error"] and "failed; the first" in table
+
+
+def test_serve_refusals(dummy_server):
+    _, stderr = serve_bench(dummy_server, model="other", code=78)
+    assert "model_not_found" in stderr
+    for args, message in [(("--goodput", "itl:3"), "--goodput"), (("--num-prompts", "0"), "--num-prompts"), (("--endpoint", "x"), "--endpoint"),
+                          (("--bogus", "1"), "--bogus"), (("--base-url", "ftp://x"), "--base-url"), (("--base-url", "http://127.0.0.1:1"), "refused")]:
+        _, stderr = serve_bench(dummy_server, *args, code=78)
+        assert message in stderr
