@@ -1,0 +1,200 @@
+/* gemv_bench.cu - matrix products at the shapes of the models: own kernel and library, cold L2, chained with and without dependent
+ * launch.   gemv_bench [8b|0.6b|135m|all] [sweep]      sweep: every cut of gemv_plan.h, best ones first. */
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "bench.cuh"
+
+#include <cuda_bf16.h>
+
+#include <sluice/kernels.h>
+
+extern "C" {
+#include "gemm.h"
+}
+#include "gemv_plan.h"
+
+struct shape { const char *model, *name; int n, k; bool f32, silu; };
+static const shape shapes[] = {
+    { "8b", "qkv", 6144, 4096, false, false },    { "8b", "o", 4096, 4096, false, false },        { "8b", "gate_up", 28672, 4096, false, false },
+    { "8b", "gate_up_silu", 28672, 4096, false, true }, { "8b", "down", 4096, 14336, false, false }, { "8b", "head", 128256, 4096, true, false },
+    { "0.6b", "qkv", 4096, 1024, false, false },  { "0.6b", "o", 1024, 2048, false, false },      { "0.6b", "gate_up", 6144, 1024, false, false },
+    { "0.6b", "gate_up_silu", 6144, 1024, false, true }, { "0.6b", "down", 1024, 3072, false, false }, { "0.6b", "head", 151936, 1024, true, false },
+    { "135m", "qkv", 960, 576, false, false },    { "135m", "o", 576, 576, false, false },        { "135m", "gate_up", 3072, 576, false, false },
+    { "135m", "gate_up_silu", 3072, 576, false, true }, { "135m", "down", 576, 1536, false, false }, { "135m", "head", 49152, 576, true, false },
+};
+
+static unsigned char *weights, *inputs, *outputs;
+static const size_t WEIGHT_BYTES = (size_t)2200 << 20, INPUT_BYTES = (size_t)256 * 14336 * 2, OUTPUT_BYTES = (size_t)256 * 151936 * 4;
+
+/* About N(0, s): sum of four uniform numbers. */
+__global__ void fill(__nv_bfloat16 *p, size_t n, float s)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
+        unsigned long long x = (i + 1) * 0x9E3779B97F4A7C15ull;
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+        float sum = (float)(x & 0xFFFF) + (float)(x >> 16 & 0xFFFF) + (float)(x >> 32 & 0xFFFF) + (float)(x >> 48);
+        p[i] = __float2bfloat16((sum / 65536 - 2) * 1.73f * s);
+    }
+}
+
+/* The read ceiling: every byte once, nothing else. */
+__global__ void read_all(const uint4 *p, size_t n, unsigned *out)
+{
+    unsigned sum = 0;
+    size_t stride = (size_t)gridDim.x * blockDim.x, i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    for (; i + 7 * stride < n; i += 8 * stride) {
+        uint4 v[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[j] = __ldcs(p + i + j * stride);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum += v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
+    }
+    if (sum == 0x12345678) *out = sum;
+}
+
+static double ceiling_gb_s()
+{
+    size_t bytes = (size_t)1 << 30;
+    double best = 1e30;
+    for (int blocks = 2; blocks <= 8; blocks *= 2)
+        best = std::min(best, bench_us(4, 5, [&](int i, cudaStream_t s) { read_all<<<132 * blocks, 512, 0, s>>>((const uint4 *)(weights + (size_t)(i % 2) * bytes), bytes / 16, (unsigned *)outputs); }));
+    return bytes / best * 1e-3;
+}
+
+static launch device_launch()
+{
+    static const launch l = [] {
+        cudaDeviceProp p;
+        launch here = {};
+        BENCH_MUST(cudaGetDeviceProperties(&p, 0));
+        here.sm = p.major * 10 + p.minor;
+        here.num_sms = p.multiProcessorCount;
+        return here;
+    }();
+    return l;
+}
+
+static void must(int rc, const char *what) { if (rc < 0) { fprintf(stderr, "%s: error %d\n", what, rc); exit(1); } }
+
+/* Copies of the weight so that a round over them is several L2s. */
+static int copies_of(const shape &s)
+{
+    size_t bytes = (size_t)s.n * s.k * 2;
+    return (int)std::max<size_t>(1, std::min<size_t>(WEIGHT_BYTES / bytes, ((size_t)300 << 20) / bytes + 1));
+}
+
+static double time_gemv(const shape &s, int T, bool pdl, const gemv_plan *plan)
+{
+    int copies = copies_of(s), n = std::max(copies, std::min(16, 1 + (int)(((size_t)1 << 30) / ((size_t)s.n * s.k * 2))));
+    return bench_us(n, 7, [&](int i, cudaStream_t stream) {
+        launch l = device_launch();
+        gemv_kernel a = { inputs, weights + (size_t)(i % copies) * s.n * s.k * 2, outputs, T, s.n, s.k, s.f32, s.silu };
+        l.stream = stream;
+        l.pdl = pdl;
+        must(plan ? launch_gemv_planned(&a, plan, &l) : launch_gemv(&a, &l), s.name);
+    });
+}
+
+static double time_library(gemm *g, const shape &s, int T)
+{
+    int copies = copies_of(s), n = std::max(copies, std::min(16, 1 + (int)(((size_t)1 << 30) / ((size_t)s.n * s.k * 2))));
+    return bench_us(n, 7, [&](int i, cudaStream_t stream) {
+        launch l = device_launch();
+        gemm_args a = { inputs, weights + (size_t)(i % copies) * s.n * s.k * 2, outputs, T, s.n, s.k, s.f32, false };
+        err e = {};
+        l.stream = stream;
+        must(gemm_run_library(g, &a, &l, &e), e.message);
+    });
+}
+
+static void row(const shape &s, int T, const char *how, double us, double ceiling)
+{
+    double bytes = (double)s.n * s.k * 2;
+    printf("{\"op\":\"%s\",\"case\":\"%s/%s\",\"N\":%d,\"K\":%d,\"T\":%d,\"us\":%.2f,\"gb_s\":%.0f,\"of_ceiling\":%.3f,\"tflop_s\":%.1f}\n", how, s.model, s.name,
+           s.n, s.k, T, us, bytes / us * 1e-3, bytes / us * 1e-3 / ceiling, bytes * T / us * 1e-6);
+    fflush(stdout);
+}
+
+static void sweep(const shape &s, int T, const launch &l, double ceiling)
+{
+    struct tried { double us; gemv_plan p; int per_sm; };
+    std::vector<tried> all;
+    int n = s.silu ? s.n / 2 : s.n;
+    for (int deep = 8; deep <= 16; deep *= 2)
+        for (int split = 1; split <= 8; split *= 2)
+            for (int warps_k = 1; warps_k <= 16; warps_k *= 2)
+                for (int warps_n = 1; warps_n * warps_k <= 16; warps_n *= 2)
+                    for (int per_sm = 1; per_sm <= 4; per_sm *= 2) {
+                        int warps = warps_k * warps_n;
+                        if (warps < 4 || warps * per_sm > (deep == 8 ? 32 : 16) || warps * per_sm < 8) continue;
+                        if (s.k / (split * warps_k) < deep / 2 * 32 && !(warps == 4 && per_sm == 2)) continue;
+                        if (s.k / (split * warps_k) < 64) continue;
+                        gemv_plan p = gemv_plan_cut(n, s.k, s.silu, deep, split, warps_k, warps_n, per_sm * l.num_sms);
+                        if (!all.empty() && p.clusters == p.units && per_sm > 1 && all.back().p.clusters == p.clusters && all.back().p.warps_k == warps_k &&
+                            all.back().p.split == split && all.back().p.warps_n == warps_n) continue;
+                        size_t smem = (size_t)std::min(T, 16) * (p.k_cta + 32) * 2 + warps * (T > 8 ? 2048 : 1024) * 2;
+                        if (smem * per_sm > 227 << 10) continue;
+                        all.push_back({ time_gemv(s, T, true, &p), p, per_sm });
+                    }
+    std::sort(all.begin(), all.end(), [](const tried &a, const tried &b) { return a.us < b.us; });
+    for (size_t i = 0; i < all.size() && i < 5; i++) {
+        const gemv_plan &p = all[i].p;
+        printf("%s/%s T %2d  %7.2f us %.3f  deep %2d split %d warps %dx%d per_sm %d clusters %d\n", s.model, s.name, T, all[i].us,
+               (double)s.n * s.k * 2 / all[i].us * 1e-3 / ceiling, p.deep, p.split, p.warps_k, p.warps_n, all[i].per_sm, p.clusters);
+    }
+    fflush(stdout);
+}
+
+int main(int argc, char **argv)
+{
+    std::string model = argc > 1 ? argv[1] : "8b", mode = argc > 2 ? argv[2] : "";
+    static const int rows[] = { 1, 2, 4, 8, 16, 32, 64, 128, 256 };
+    launch l = device_launch();
+    void *workspace;
+    gemm *g;
+    err e = {};
+
+    BENCH_MUST(cudaMalloc(&weights, WEIGHT_BYTES));
+    BENCH_MUST(cudaMalloc(&inputs, INPUT_BYTES));
+    BENCH_MUST(cudaMalloc(&outputs, OUTPUT_BYTES));
+    BENCH_MUST(cudaMalloc(&workspace, GEMM_WORKSPACE_BYTES));
+    fill<<<1024, 512>>>((__nv_bfloat16 *)weights, WEIGHT_BYTES / 2, 0.02f);
+    fill<<<1024, 512>>>((__nv_bfloat16 *)inputs, INPUT_BYTES / 2, 1.0f);
+    BENCH_MUST(cudaDeviceSynchronize());
+    double ceiling = ceiling_gb_s();
+    printf("{\"op\":\"read\",\"gb_s\":%.0f}\n", ceiling);
+
+    gemm_options options = { 0, workspace, GEMM_WORKSPACE_BYTES, NULL };
+    must(gemm_open(&g, &options, &e), e.message);
+    for (const shape &s : shapes) {
+        if (model != "all" && model != s.model) continue;
+        if (mode == "sweep") {
+            for (int T : { 1, 16 }) sweep(s, T, l, ceiling);
+            continue;
+        }
+        for (int T : rows) {
+            if (T <= GEMV_MAX_ROWS) row(s, T, "gemv_pdl", time_gemv(s, T, true, NULL), ceiling);
+            if (T == 1) row(s, T, "gemv", time_gemv(s, T, false, NULL), ceiling);
+            if (!s.silu) row(s, T, "cublaslt_guess", time_library(g, s, T), ceiling);
+        }
+    }
+    gemm_close(g);
+
+    if (mode != "sweep") {                                   /* the library again, its algorithms timed first */
+        must(gemm_open(&g, &options, &e), e.message);
+        std::vector<gemm_shape> wanted;
+        for (const shape &s : shapes)
+            if ((model == "all" || model == s.model) && !s.silu) wanted.push_back({ s.n, s.k, s.f32 });
+        gemm_tune_args tune = { wanted.data(), (int)wanted.size(), 256, weights, WEIGHT_BYTES, 20000, NULL, NULL };
+        must(gemm_tune(g, &tune, &l, &e), e.message);
+        for (const shape &s : shapes)
+            for (int T : rows)
+                if ((model == "all" || model == s.model) && !s.silu && T > 16) row(s, T, "cublaslt_tuned", time_library(g, s, T), ceiling);
+        gemm_close(g);
+    }
+    BENCH_MUST(cudaDeviceSynchronize());
+    return 0;
+}

@@ -1,0 +1,262 @@
+/* gemv.cu - out[t,:] = w x[t,:] for few rows t: one path for 1..16                        op: backend.matmul, T <= 16
+ * Shapes    x [T, K] bf16, w [N, K] bf16, out [T, N] bf16 or f32; K % 8 == 0, any N. silu_mul: w [2F, K] (gate rows, then up rows),
+ *           out [T, F] = silu(gate) * up. Sums in fp32.
+ * Traffic   N*K*2 read once; x and out are small beside it.  N=4096 K=4096: 33.6 MB.
+ * Roofline  memory bound, T flop/byte: 7.5 us for that shape at 4.45 TB/s (H200).
+ * Launch    clusters of `split` ctas, each with warps_k * warps_n warps (gemv_plan.h); one wave, so that a successor's blocks can
+ *           become resident beside it and begin to load.
+ * Order     k ascending inside a warp's slice, then the warps of a cta, then the ctas of a cluster: fixed by N, K and the device.
+ * Oracle    a double loop, tests/kernels/gemv_test.c.  Figures: kernels/README.md.
+ * Why       The weights are the B operand (8 of their rows) and x is the A operand (16 rows) of the tensor cores' m16n8k16, so one
+ *           to sixteen rows cost the same. An mma sums over k in any order as long as A and B agree: lane (row, quad) takes 8
+ *           consecutive k, one 16-byte load straight from memory to registers, and these are its share of two mma steps. Each
+ *           register is refilled right after its use, so a thread always has its full depth of loads in flight, across units and
+ *           barriers; the first ones are issued before the wait for the predecessor, whose tail they hide. */
+#include <cooperative_groups.h>
+
+#include "common.cuh"
+#include "gemv_plan.h"
+
+namespace cg = cooperative_groups;
+
+constexpr int TILE = 8;            /* weight rows of one mma */
+constexpr int NT = 2;              /* tiles of a warp: 16 rows, or 8 gate rows and their 8 up rows */
+constexpr int STEP = 32;           /* k of one 16-byte load per lane: 4 lanes x 8 */
+constexpr int MAX_THREADS = 512;
+constexpr int FLUSH_UNITS = 16;    /* partial sums of this many units are kept until the ctas of a cluster add them up */
+
+struct gemv_params {
+    const bf16 *x, *w;
+    void *out;
+    int T, N, K;                   /* N: outputs (F with silu_mul) */
+    int k_cta, k_warp, x_pitch;    /* x_pitch: elements between rows of x in shared memory */
+    int units, warps_k, warps_n, split;
+    bool out_f32;
+};
+
+/* 16 bytes of a weight row, zeros where ok is false. */
+__device__ __forceinline__ uint4 load_weight(const bf16 *p, bool ok)
+{
+    uint4 v;
+    asm volatile("{.reg .pred q; setp.ne.s32 q, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+                 "@q ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];}"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w) : "l"(p), "r"((int)ok));
+    return v;
+}
+
+__device__ __forceinline__ void copy_16(void *smem, const void *global)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"((uint32_t)__cvta_generic_to_shared(smem)), "l"(global));
+}
+
+__device__ __forceinline__ void store_out(const gemv_params &p, int row, int n, float y)
+{
+    if (n >= p.N) return;
+    if (p.out_f32) ((float *)p.out)[(size_t)row * p.N + n] = y;
+    else ((bf16 *)p.out)[(size_t)row * p.N + n] = __float2bfloat16(y);
+}
+
+__device__ __forceinline__ float silu_mul(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
+
+/* KS: steps of a batch (NT * KS loads in flight per thread). HALVES: 1 for T <= 8, 2 for T <= 16. STAGED: x lies in shared memory. */
+template <int KS, int HALVES, bool SILU, bool STAGED>
+__global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_params p)
+{
+    extern __shared__ __align__(16) unsigned char smem[];
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const int row8 = lane / 4, quad = lane % 4;
+    const int warp_k = warp % p.warps_k, warp_n = warp / p.warps_k;
+    const int rank = blockIdx.x % p.split, first = blockIdx.x / p.split, stride = gridDim.x / p.split;
+    const int k_base = rank * p.k_cta, k_begin = k_base + warp_k * p.k_warp, k_end = min(p.K, k_begin + p.k_warp);
+    const int batches = (p.k_warp + KS * STEP - 1) / (KS * STEP);
+    const size_t tile_stride = SILU ? (size_t)p.N * p.K : (size_t)TILE * p.K;
+    const int unit_n = p.warps_n * (SILU ? TILE : NT * TILE);          /* outputs of a unit */
+
+    bf16 *const xs = (bf16 *)smem;
+    float *const sums = (float *)(smem + (STAGED ? (size_t)p.T * p.x_pitch * sizeof(bf16) : 0));    /* [2][warp][NT][8 * HALVES][TILE] */
+    float *const part = sums + 2 * warps * NT * 8 * HALVES * TILE;      /* [FLUSH_UNITS][warps_n][NT][T][TILE] */
+
+    pdl_trigger();
+
+    /* The lane's row of a unit, and whether its two tiles have that row. */
+    auto row_of = [&](int u) { return u * unit_n + warp_n * (SILU ? TILE : NT * TILE) + row8; };
+    auto has = [&](int u, int tile) { return u < p.units && row_of(u) + (SILU ? 0 : tile * TILE) < p.N; };
+
+    uint4 w[NT][KS];
+    const bf16 *at = p.w + (size_t)row_of(first) * p.K + k_begin + quad * 8;
+    int k = k_begin + quad * 8;
+    for (int s = 0; s < KS; s++)
+        for (int t = 0; t < NT; t++)
+            w[t][s] = load_weight(at + t * tile_stride + s * STEP, has(first, t) && k + s * STEP < k_end);
+
+    pdl_wait();
+
+    if (STAGED) {
+        const int chunks = p.k_cta / 8;
+        for (int i = threadIdx.x; i < p.T * chunks; i += blockDim.x) {
+            int r = i / chunks, c = i % chunks * 8;
+            if (k_base + c < p.K) copy_16(xs + (size_t)r * p.x_pitch + c, p.x + (size_t)r * p.K + k_base + c);
+        }
+        asm volatile("cp.async.commit_group; cp.async.wait_group 0;" ::: "memory");
+        __syncthreads();
+    }
+    const bf16 *const x_lane = STAGED ? xs + (size_t)row8 * p.x_pitch - k_base : p.x + (size_t)row8 * p.K;
+    const size_t x_half = (size_t)8 * (STAGED ? p.x_pitch : p.K);
+
+    int kept = 0, kept_first = first, buffer = 0;
+    for (int u = first; u < p.units; u += stride) {
+        float acc[NT][4] = {};
+        for (int b = 0; b < batches; b++) {
+            const bool last = b + 1 == batches;
+            const int next_u = last ? u + stride : u, next_k = last ? k_begin + quad * 8 : k + KS * STEP;
+            const bf16 *next = last ? p.w + (size_t)row_of(next_u) * p.K + next_k : at + KS * STEP;
+            const bool has0 = has(next_u, 0), has1 = has(next_u, 1);
+#pragma unroll
+            for (int s = 0; s < KS; s++) {
+                bf16x8 x[2] = {};
+                const bool inside = k + s * STEP < k_end;
+                if (inside && row8 < p.T) x[0].raw = *(const uint4 *)(x_lane + k + s * STEP);
+                if (HALVES == 2 && inside && row8 + 8 < p.T) x[1].raw = *(const uint4 *)(x_lane + x_half + k + s * STEP);
+                const uint32_t a0[4] = { x[0].raw.x, x[1].raw.x, x[0].raw.y, x[1].raw.y };
+                const uint32_t a1[4] = { x[0].raw.z, x[1].raw.z, x[0].raw.w, x[1].raw.w };
+#pragma unroll
+                for (int t = 0; t < NT; t++) {
+                    const uint32_t b0[2] = { w[t][s].x, w[t][s].y }, b1[2] = { w[t][s].z, w[t][s].w };
+                    mma_bf16(acc[t], a0, b0);
+                    mma_bf16(acc[t], a1, b1);
+                    w[t][s] = load_weight(next + t * tile_stride + s * STEP, (t ? has1 : has0) && next_k + s * STEP < k_end);
+                }
+            }
+            at = next;
+            k = next_k;
+        }
+
+        /* The warps' sums meet in shared memory; two buffers, so one barrier a unit is enough. */
+        float *const mine = sums + ((size_t)buffer * warps + warp) * NT * 8 * HALVES * TILE;
+        for (int t = 0; t < NT; t++)
+            for (int h = 0; h < HALVES; h++)
+                *(float2 *)(mine + (t * 8 * HALVES + h * 8 + row8) * TILE + quad * 2) = make_float2(acc[t][2 * h], acc[t][2 * h + 1]);
+        __syncthreads();
+        auto over_warps = [&](int wn, int t, int r, int c) {
+            const float *from = sums + ((size_t)buffer * warps + wn * p.warps_k) * NT * 8 * HALVES * TILE + (t * 8 * HALVES + r) * TILE + c;
+            float sum = 0.0f;
+            for (int i = 0; i < p.warps_k; i++) sum += from[(size_t)i * NT * 8 * HALVES * TILE];
+            return sum;
+        };
+        const int per_tile = p.T * TILE;
+        if (p.split == 1 && SILU) {
+            for (int i = threadIdx.x; i < p.warps_n * per_tile; i += blockDim.x) {
+                int c = i % TILE, r = i / TILE % p.T, wn = i / per_tile;
+                store_out(p, r, u * unit_n + wn * TILE + c, silu_mul(over_warps(wn, 0, r, c), over_warps(wn, 1, r, c)));
+            }
+        } else {
+            for (int i = threadIdx.x; i < p.warps_n * NT * per_tile; i += blockDim.x) {
+                int c = i % TILE, r = i / TILE % p.T, t = i / per_tile % NT, wn = i / per_tile / NT;
+                float sum = over_warps(wn, t, r, c);
+                if (p.split == 1) store_out(p, r, u * unit_n + (wn * NT + t) * TILE + c, sum);
+                else part[(size_t)kept * p.warps_n * NT * per_tile + i] = sum;
+            }
+        }
+        buffer ^= 1;
+        if (p.split == 1 || (++kept < FLUSH_UNITS && u + stride < p.units)) continue;
+
+        /* The ctas of the cluster add up what they kept, each a share of the outputs. */
+        cg::cluster_group cluster = cg::this_cluster();
+        cluster.sync();
+        const int outs = p.warps_n * (SILU ? 1 : NT) * per_tile;
+        for (int i = rank * blockDim.x + threadIdx.x; i < kept * outs; i += p.split * blockDim.x) {
+            int unit = i / outs, j = i % outs, c = j % TILE, r = j / TILE % p.T, tile = j / per_tile;
+            size_t from = (size_t)unit * p.warps_n * NT * per_tile + (SILU ? (size_t)tile * NT * per_tile + j % per_tile : (size_t)j);
+            float sum = 0.0f, up = 0.0f;
+            for (int s = 0; s < p.split; s++) {
+                const float *remote = cluster.map_shared_rank(part, s) + from;
+                sum += remote[0];
+                if (SILU) up += remote[per_tile];
+            }
+            store_out(p, r, (kept_first + unit * stride) * unit_n + tile * TILE + c, SILU ? silu_mul(sum, up) : sum);
+        }
+        cluster.sync();
+        kept = 0;
+        kept_first = u + stride;
+    }
+}
+
+template <int KS, int HALVES, bool SILU, bool STAGED>
+static int launch_one(const gemv_params &p, const struct gemv_plan &plan, size_t smem, const struct launch *l)
+{
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+    auto kernel = gemv<KS, HALVES, SILU, STAGED>;
+
+    if (smem > 48 << 10 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem) != cudaSuccess)
+        return ERR_INTERNAL;
+    config.gridDim = dim3(plan.clusters * plan.split);
+    config.blockDim = dim3(plan.warps_k * plan.warps_n * WARP);
+    config.dynamicSmemBytes = smem;
+    config.stream = (cudaStream_t)l->stream;
+    config.attrs = attributes;
+    if (l->pdl && l->sm >= 90) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (plan.split > 1) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs].val.clusterDim.x = plan.split;
+        attributes[config.numAttrs].val.clusterDim.y = 1;
+        attributes[config.numAttrs++].val.clusterDim.z = 1;
+    }
+    return cudaLaunchKernelEx(&config, kernel, p) == cudaSuccess ? 0 : ERR_INTERNAL;
+}
+
+template <int KS, int HALVES, bool SILU>
+static int launch_staged(gemv_params &p, const struct gemv_plan &plan, const struct launch *l)
+{
+    const int warps = plan.warps_k * plan.warps_n;
+    size_t sums = (size_t)2 * warps * NT * 8 * HALVES * TILE * sizeof(float);
+    size_t parts = plan.split > 1 ? (size_t)FLUSH_UNITS * plan.warps_n * NT * p.T * TILE * sizeof(float) : 0;
+    size_t xs;
+
+    /* Rows of x half a cycle of the banks apart: the eight rows an mma reads then do not collide. */
+    p.x_pitch = p.k_cta % 64 ? p.k_cta : p.k_cta + 32;
+    xs = (size_t)p.T * p.x_pitch * sizeof(bf16);
+    if (xs + sums + parts <= (size_t)(l->sm >= 90 ? 227 << 10 : 99 << 10))
+        return launch_one<KS, HALVES, SILU, true>(p, plan, xs + sums + parts, l);
+    return launch_one<KS, HALVES, SILU, false>(p, plan, sums + parts, l);
+}
+
+template <int KS>
+static int launch_halves(gemv_params &p, const struct gemv_plan &plan, bool silu, const struct launch *l)
+{
+    if (silu) return p.T <= 8 ? launch_staged<KS, 1, true>(p, plan, l) : launch_staged<KS, 2, true>(p, plan, l);
+    return p.T <= 8 ? launch_staged<KS, 1, false>(p, plan, l) : launch_staged<KS, 2, false>(p, plan, l);
+}
+
+extern "C" int launch_gemv_planned(const struct gemv_kernel *a, const struct gemv_plan *plan, const struct launch *l)
+{
+    gemv_params p = {};
+
+    p.x = (const bf16 *)a->x;
+    p.w = (const bf16 *)a->w;
+    p.out = a->out;
+    p.T = a->num_tokens;
+    p.N = a->silu_mul ? a->n / 2 : a->n;
+    p.K = a->k;
+    p.k_cta = plan->k_cta;
+    p.k_warp = plan->k_warp;
+    p.units = plan->units;
+    p.warps_k = plan->warps_k;
+    p.warps_n = plan->warps_n;
+    p.split = plan->split;
+    p.out_f32 = a->out_f32;
+    return plan->deep == 16 ? launch_halves<8>(p, *plan, a->silu_mul, l) : launch_halves<4>(p, *plan, a->silu_mul, l);
+}
+
+extern "C" int launch_gemv(const struct gemv_kernel *a, const struct launch *l)
+{
+    struct gemv_plan plan;
+
+    if (a->num_tokens < 1 || a->num_tokens > GEMV_MAX_ROWS || a->n < 1 || a->k < 8 || a->k % 8 != 0) return ERR_UNSUPPORTED;
+    if (a->silu_mul && (a->out_f32 || a->n % 2 != 0)) return ERR_UNSUPPORTED;
+    plan = gemv_plan_for(a->silu_mul ? a->n / 2 : a->n, a->k, a->silu_mul, l->sm, l->num_sms);
+    return launch_gemv_planned(a, &plan, l);
+}

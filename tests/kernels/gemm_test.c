@@ -1,0 +1,171 @@
+/* gemm_run for few and many rows, inside a captured graph, after tuning and from its cache file, against a plain double loop. */
+#include <unistd.h>
+
+#include "gemm.h"
+#include "gpu.h"
+#include "unit/base/cmocka_all.h"
+
+enum { MAX_T = 513, N = 264, K = 584 };
+
+static struct { uint16_t *xh, *wh; double *ref; void *x, *w, *out, *workspace; } data;
+
+static int setup(void **state)
+{
+    uint64_t seed = 5;
+    float *x = malloc(sizeof *x * MAX_T * K), *w = malloc(sizeof *w * N * K);
+
+    (void)state;
+    data.xh = malloc((size_t)2 * MAX_T * K);
+    data.wh = malloc((size_t)2 * N * K);
+    data.ref = malloc(sizeof(double) * MAX_T * N);
+    random_bf16(&seed, 1.0f, x, data.xh, (size_t)MAX_T * K);
+    random_bf16(&seed, 0.05f, w, data.wh, (size_t)N * K);
+    for (int t = 0; t < MAX_T; t++)
+        for (int n = 0; n < N; n++) {
+            double sum = 0;
+            for (int k = 0; k < K; k++) sum += (double)x[t * K + k] * w[n * K + k];
+            data.ref[t * N + n] = sum;
+        }
+    free(x);
+    free(w);
+    data.x = gpu_copy(data.xh, (size_t)2 * MAX_T * K);
+    data.w = gpu_copy(data.wh, (size_t)2 * N * K);
+    data.out = gpu_new((size_t)4 * MAX_T * N);
+    data.workspace = gpu_new(GEMM_WORKSPACE_BYTES);
+    return 0;
+}
+
+static struct gemm *open_gemm(const char *cache_path)
+{
+    struct gemm *g = NULL;
+    struct err err = { 0 };
+
+    if (gemm_open(&g, &(struct gemm_options){ .workspace = data.workspace, .workspace_bytes = GEMM_WORKSPACE_BYTES, .cache_path = cache_path }, &err) < 0)
+        fail_msg("%s", err.message);
+    return g;
+}
+
+static void poison(void) { CUDA_MUST(cudaMemset(data.out, 0xFF, (size_t)4 * MAX_T * N)); CUDA_MUST(cudaDeviceSynchronize()); }
+
+static void compare(int t, bool f32)
+{
+    float *got = malloc(sizeof *got * MAX_T * N);
+    double d = 0, s = 0;
+
+    gpu_read(got, data.out, (size_t)t * N * (f32 ? 4 : 2));
+    for (int i = 0; i < t * N; i++) {
+        double y = f32 ? (double)got[i] : (double)of_bf16(((uint16_t *)got)[i]);
+        d += (y - data.ref[i]) * (y - data.ref[i]);
+        s += data.ref[i] * data.ref[i];
+    }
+    free(got);
+    if (!(sqrt(d / s) < (f32 ? 2e-5 : 4e-3))) fail_msg("T %d f32 %d: error %g", t, f32, sqrt(d / s));
+}
+
+static const int rows[] = { 1, 2, 15, 16, 17, 24, 31, 32, 33, 64, 100, 128, 129, 255, 256, 257, 513 };
+enum { NUM_ROWS = sizeof rows / sizeof rows[0] };
+
+static void run_all(struct gemm *g)
+{
+    struct launch l = gpu_launch(1);
+    struct err err = { 0 };
+
+    for (int i = 0; i < NUM_ROWS; i++)
+        for (int f32 = 0; f32 < 2; f32++) {
+            poison();
+            if (gemm_run(g, &(struct gemm_args){ .x = data.x, .w = data.w, .out = data.out, .num_tokens = rows[i], .n = N, .k = K, .out_f32 = f32 }, &l, &err) < 0)
+                fail_msg("%s", err.message);
+            gpu_sync();
+            compare(rows[i], f32);
+        }
+}
+
+static void right_without_tuning(void **state)
+{
+    struct gemm *g = open_gemm(NULL);
+
+    (void)state;
+    run_all(g);
+    gemm_close(g);
+}
+
+static void right_in_a_captured_graph(void **state)
+{
+    struct gemm *g = open_gemm(NULL);
+    struct launch l = gpu_launch(1);
+    cudaStream_t stream;
+
+    (void)state;
+    CUDA_MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    l.stream = stream;
+    for (int i = 0; i < NUM_ROWS; i++) {
+        cudaGraph_t graph;
+        cudaGraphExec_t exec;
+        CUDA_MUST(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+        for (int again = 0; again < 3; again++)
+            assert_int_equal(gemm_run(g, &(struct gemm_args){ .x = data.x, .w = data.w, .out = data.out, .num_tokens = rows[i], .n = N, .k = K }, &l, NULL), 0);
+        CUDA_MUST(cudaStreamEndCapture(stream, &graph));
+        CUDA_MUST(cudaGraphInstantiate(&exec, graph, 0));
+        poison();
+        CUDA_MUST(cudaGraphLaunch(exec, stream));
+        CUDA_MUST(cudaStreamSynchronize(stream));
+        compare(rows[i], false);
+        CUDA_MUST(cudaGraphExecDestroy(exec));
+        CUDA_MUST(cudaGraphDestroy(graph));
+    }
+    CUDA_MUST(cudaStreamDestroy(stream));
+    gemm_close(g);
+}
+
+static void count(void *arg, int done, int total) { (void)total; *(int *)arg = done; }
+
+static void tuned_once_then_read_from_the_file(void **state)
+{
+    char path[] = "/tmp/gemm_test.XXXXXX";
+    int fd = mkstemp(path), calls = 0;
+    size_t scratch_bytes = (size_t)64 << 20;
+    void *scratch = gpu_new(scratch_bytes);
+    struct gemm_shape shapes[] = { { N, K, false }, { N, K, true } };
+    struct gemm_tune_args args = { .shapes = shapes, .num_shapes = 2, .max_rows = 513, .scratch = scratch, .scratch_bytes = scratch_bytes, .budget_ms = 5000,
+                                   .progress = count, .arg = &calls };
+    struct launch l = gpu_launch(0);
+    struct err err = { 0 };
+    struct gemm *g;
+
+    (void)state;
+    assert_true(fd >= 0);
+    close(fd);
+    g = open_gemm(path);
+    if (gemm_tune(g, &args, &l, &err) < 0) fail_msg("%s", err.message);
+    assert_true(calls > 10);
+    run_all(g);
+    gemm_close(g);
+    calls = 0;
+    g = open_gemm(path);
+    assert_int_equal(gemm_tune(g, &args, &l, &err), 0);
+    assert_int_equal(calls, 0);                            /* nothing left to time */
+    run_all(g);
+    gemm_close(g);
+    gpu_free(scratch);
+    unlink(path);
+}
+
+static void silu_only_where_it_is_fused(void **state)
+{
+    struct gemm *g = open_gemm(NULL);
+    struct launch l = gpu_launch(0);
+
+    (void)state;
+    assert_true(gemm_fuses_silu(g, 1, N, K));
+    assert_false(gemm_fuses_silu(g, 4096, N, K));
+    assert_int_equal(gemm_run(g, &(struct gemm_args){ .x = data.x, .w = data.w, .out = data.out, .num_tokens = 4096, .n = N, .k = K, .silu_mul = true }, &l, NULL), ERR_UNSUPPORTED);
+    gemm_close(g);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(right_without_tuning), cmocka_unit_test(right_in_a_captured_graph),
+                                        cmocka_unit_test(tuned_once_then_read_from_the_file), cmocka_unit_test(silu_only_where_it_is_fused) };
+    if (gpu_absent()) return GPU_SKIP;
+    return cmocka_run_group_tests(tests, setup, NULL);
+}
