@@ -24,7 +24,7 @@ static void path_new(char path[static 64])
 {
     int fd;
 
-    strcpy(path, "/tmp/gemm_cache_test.XXXXXX");
+    snprintf(path, 64, "/tmp/gemm_cache_test.XXXXXX");
     fd = mkstemp(path);
     assert_true(fd >= 0);
     close(fd);
