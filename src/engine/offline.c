@@ -81,6 +81,7 @@ static int start_scheduler(struct offline *o, int32_t max_sequences, struct err 
     int64_t fits = (int64_t)o->info.num_blocks * options.block_size;
 
     options.num_plans = o->info.num_slots;
+    options.overlap = ranks_overlaps(o->setup.ranks);
     options.num_blocks = o->info.num_blocks;
     options.max_sequences = max_sequences;
     if (options.max_model_len > fits) options.max_model_len = (int32_t)fits;

@@ -42,6 +42,12 @@ def test_step(tiny):
         assert line["floor_ms"] == pytest.approx(line["step_bytes"] / 20e6, rel=1e-3)
 
 
+def test_step_with_plans_ahead(tiny):
+    lines, _ = engine_bench("step", tiny, "--load-format", "dummy", "--batch", "1,8", "--context", "100", "--output-len", "16",
+                            "--async-scheduling", "true")
+    assert [line["plans_in_flight"] for line in lines] == [2, 2] and [line["steps"] for line in lines] == [16, 16]
+
+
 def test_step_in_a_pipeline(tiny):
     lines, _ = engine_bench("step", tiny, "--load-format", "dummy", "--batch", "4", "--context", "100", "--output-len", "16", "-pp", "2")
     assert lines[0]["plans_in_flight"] >= 2 and lines[0]["steps"] == 16
