@@ -44,7 +44,7 @@ def test_step(tiny):
 
 def test_step_with_plans_ahead(tiny):
     lines, _ = engine_bench("step", tiny, "--load-format", "dummy", "--batch", "1,8", "--context", "100", "--output-len", "16",
-                            "--async-scheduling", "true")
+                            "--async-scheduling=true")
     assert [line["plans_in_flight"] for line in lines] == [2, 2] and [line["steps"] for line in lines] == [16, 16]
 
 
