@@ -67,5 +67,7 @@ struct bench_gpu { char name[96], driver[96]; int count, sm_clock_mhz, mem_clock
 void bench_gpu_look(struct bench_gpu *gpu);
 /* Measured read bandwidth of this device in GB/s, by its name; 0 = unknown. */
 double bench_known_bandwidth_gbs(const char *gpu_name);
+/* Measures what this many threads read from the host's memory (a few 100 ms, 128 MiB each); 0 = no memory to try. */
+double bench_host_bandwidth_gbs(int threads);
 
 #endif

@@ -40,17 +40,19 @@ static int alloc_flights(struct offline *o)
     return 0;
 }
 
-/* A table of its own gives a step one row per token; a tied one is read whole, as the head. Its share of the bytes is
- * taken to be its share of the elements. */
-static uint64_t embedding_bytes(const struct model_config *model, uint64_t weights)
+/* A table of its own gives a step one row per token; a tied one is read whole, as the head. Backends keep it in 16 bits,
+ * the oracle in 32, and a GGUF file's in its own format: there its share of the bytes is taken to be that of the elements. */
+static uint64_t embedding_bytes(const struct model_config *model, uint64_t weights, bool gguf)
 {
     double q = (double)model->num_attention_heads * model->head_dim;
     double kv = (double)model->num_key_value_heads * model->head_dim;
     double layer = model->hidden_size * (2 * q + 2 * kv + 3.0 * model->intermediate_size);
     double table = (double)model->vocab_size * model->hidden_size;
+    double share = (double)weights * (table / (2 * table + layer * model->num_hidden_layers));
 
     if (model->tie_word_embeddings) return 0;
-    return (uint64_t)((double)weights * (table / (2 * table + layer * model->num_hidden_layers)));
+    if (gguf || share > 3 * table) return (uint64_t)share;
+    return (uint64_t)(2 * table);
 }
 
 static void make_info(struct offline *o, int num_ranks, int64_t began_ns)
@@ -66,7 +68,8 @@ static void make_info(struct offline *o, int num_ranks, int64_t began_ns)
         info->weights_bytes += memory->weights;
         kv_per_block += memory->kv_per_block;
     }
-    info->step_weights_bytes = info->weights_bytes - embedding_bytes(info->model, info->weights_bytes);
+    info->step_weights_bytes = info->weights_bytes -
+        embedding_bytes(info->model, info->weights_bytes, model_source_format(o->src) == LOAD_GGUF);
     info->block_size = o->setup.scheduler.block_size;
     info->kv_bytes_per_token = kv_per_block / (uint64_t)info->block_size;
     info->num_blocks = ranks_num_blocks(o->setup.ranks);

@@ -1,10 +1,10 @@
 /* bench.c - sluice-engine bench: the table of its commands, and what they share: options, model, line of results. */
 #include "bench.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "bench_private.h"
@@ -72,13 +72,19 @@ static int load_config(struct bench_run *run, struct err *err)
     return rc;
 }
 
-static void find_bandwidth(struct bench_run *run)
+/* Of all ranks: of GPUs by name, of the host's memory measured. */
+void bench_run_find_bandwidth(struct bench_run *run)
 {
     struct bench_gpu gpu;
+    int threads = run->config.cpu_threads ? (int)run->config.cpu_threads * run->info->num_ranks : (int)sysconf(_SC_NPROCESSORS_ONLN);
 
     if (run->bandwidth_gbs > 0) return;
+    if (!strncmp(run->info->describe, "cpu", 3)) {
+        run->bandwidth_gbs = bench_host_bandwidth_gbs(threads);
+        return;
+    }
     bench_gpu_look(&gpu);
-    if (!strncmp(run->info->describe, "cuda", 4)) run->bandwidth_gbs = bench_known_bandwidth_gbs(gpu.name) * run->info->num_ranks;
+    run->bandwidth_gbs = bench_known_bandwidth_gbs(gpu.name) * run->info->num_ranks;
 }
 
 int bench_run_open(struct bench_run *run, const int64_t *max_sequences, struct err *err)
@@ -94,7 +100,6 @@ int bench_run_open(struct bench_run *run, const int64_t *max_sequences, struct e
     if ((rc = offline_open(&run->replica, &run->config, (int32_t)*max_sequences, err)) < 0) return rc;
     run->info = offline_info(run->replica);
     run->random.state = (uint64_t)run->config.seed + 1;
-    find_bandwidth(run);
     fprintf(stderr, "%s: %s, ready after %.1f s; %d KV blocks of %d tokens\n", config_model_name(&run->config),
             run->info->describe, run->info->load_s, run->info->num_blocks, run->info->block_size);
     return 0;

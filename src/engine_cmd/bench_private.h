@@ -25,6 +25,7 @@ struct bench_run {
 /* Options of the command, then of the configuration (prefix caching off unless asked for), then the model. 1: the help
  * was printed, all is done. *max_sequences: alive at once; read after the options. */
 int  bench_run_open(struct bench_run *run, const int64_t *max_sequences, struct err *err);
+void bench_run_find_bandwidth(struct bench_run *run);
 /* Says err and gives the exit code; closes. */
 int  bench_run_close(struct bench_run *run, int rc, const struct err *err);
 /* Head of a line: bench_line_begin, then device, model, dtypes, layout, limits. */

@@ -178,13 +178,14 @@ int bench_step(int argc, char **argv)
         { "--context", BENCH_INT, &args.context, 2, 1 << 24, "mean context of the measured steps (1024)" },
         { "--input-len", BENCH_INT, &args.input_len, 1, 1 << 24, "tokens of each prompt, instead of --context" },
         { "--output-len", BENCH_INT, &args.output_len, 1, 1 << 20, "steps that are measured (64)" },
-        { "--bandwidth-gbs", BENCH_REAL, &run.bandwidth_gbs, 0, 1e9, "of all ranks, for the floor; by device name if not given" },
+        { "--bandwidth-gbs", BENCH_REAL, &run.bandwidth_gbs, 0, 1e9, "of all ranks, for the floor; of GPUs by name, else measured" },
     };
     struct err err = { 0 };
 
     run.options = options;
     run.num_options = sizeof options / sizeof options[0];
     int rc = bench_run_open(&run, &max_sequences, &err);
+    if (rc == 0) bench_run_find_bandwidth(&run);
     for (int i = 0; i < args.batch.n && rc == 0; i++) rc = run_batch(&run, &args, args.batch.items[i], &err);
     return bench_run_close(&run, rc, &err);
 }

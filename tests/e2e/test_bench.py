@@ -21,14 +21,14 @@ def tiny(tmp_path_factory):
 
 def engine_bench(*args, code=0):
     argv = [BIN / "sluice-engine", "bench", *args, "--log-level", "warning", "--kv-cache-memory-bytes", "8MiB"]
+    argv += ["--bandwidth-gbs", "20"] if args[0] == "step" else []
     done = subprocess.run([str(arg) for arg in argv], capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
 def test_step(tiny):
-    lines, _ = engine_bench("step", tiny, "--load-format", "dummy", "--batch", "1,3", "--context", "100", "--output-len", "16",
-                            "--bandwidth-gbs", "20")
+    lines, _ = engine_bench("step", tiny, "--load-format", "dummy", "--batch", "1,3", "--context", "100", "--output-len", "16")
     assert [line["batch"] for line in lines] == [1, 3]
     for line in lines:
         assert line["steps"] == 16 and line["bench"] == "step"
