@@ -1,0 +1,84 @@
+/* attn_decode_plan.c - equal ranges of one line of tiles; see the header. */
+#include "attn_decode_plan.h"
+
+/* Costs in quarters of a tile. ITEM_COST: what an item costs beside its KV (query in, merge, result out). A cta gets at least
+ * MIN_TILES, so that short work is not cut into pieces whose combination costs more than reading them. Rounding a cut to a
+ * tile keeps cuts apart because MIN_TILES * TILE_COST + ITEM_COST >= the cost of one tile of any item: no range inside an
+ * item is empty. */
+enum { TILE_COST = 4, ITEM_COST = 1, ZERO_COST = 1, MIN_TILES = 2 };
+
+size_t attn_decode_plan_bytes(int32_t num_sms)
+{
+    return (size_t)(attn_decode_grid(64, num_sms) + 1) * sizeof(struct attn_decode_cut);
+}
+
+size_t attn_decode_workspace_bytes(int32_t head_dim, int32_t num_sms)
+{
+    size_t grid = (size_t)attn_decode_grid(head_dim, num_sms), parts = 2 * grid;
+    size_t counters = (grid * sizeof(int32_t) + 127) / 128 * 128;
+    return counters + parts * ATTN_DECODE_HEADS * (2 + (size_t)(head_dim + 63) / 64 * 64) * sizeof(float);
+}
+
+/* The items of one sequence: all alike. */
+struct seq_cost { int32_t tiles, item, all; };
+
+static struct seq_cost cost_of(const struct attn_decode_shape *s, int32_t len, int32_t items, int32_t tile)
+{
+    int32_t begin, end;
+    attn_decode_tiles(tile, s->sliding_window, len, &begin, &end);
+    int32_t tiles = end - begin, item = tiles * TILE_COST + ITEM_COST;
+    return tiles > 0 ? (struct seq_cost){ tiles, item, item * items } : (struct seq_cost){ 0, 0, ZERO_COST };
+}
+
+/* The cut at `offset` cost units into a sequence, 0 < offset <= cost.all, rounded to a tile. */
+static struct attn_decode_cut cut_inside(int32_t seq, struct seq_cost cost, int32_t items, int32_t offset)
+{
+    struct attn_decode_cut cut = { .seq = seq };
+    if (cost.tiles == 0 || offset == cost.all) {
+        cut.seq++;
+        return cut;
+    }
+    cut.item = offset / cost.item;
+    cut.tile = (int32_t)(((int64_t)(offset % cost.item) * cost.tiles + cost.item / 2) / cost.item);
+    if (cut.tile == cost.tiles) {
+        cut.tile = 0;
+        cut.item++;
+    }
+    if (cut.item == items) {
+        cut.item = 0;
+        cut.seq++;
+    }
+    return cut;
+}
+
+static int same_item(const struct attn_decode_cut *a, const struct attn_decode_cut *b) { return a->seq == b->seq && a->item == b->item; }
+
+void attn_decode_plan(const struct attn_decode_shape *s, const int32_t *context_lens, int32_t num_seqs, void *plan)
+{
+    struct attn_decode_cut *cuts = plan;
+    int32_t grid = attn_decode_grid(s->head_dim, s->num_sms), tile = attn_decode_tile(s->head_dim), items = attn_decode_items(s);
+    int64_t total = 0, before = 0;
+    struct seq_cost cost = { 0, 0, 0 };
+    int32_t seq = -1;
+
+    for (int32_t i = 0; i < num_seqs; i++) total += cost_of(s, context_lens[i], items, tile).all;
+    int64_t used = total / (MIN_TILES * TILE_COST + ITEM_COST);
+    if (used > grid) used = grid;
+    if (used < 1) used = 1;
+
+    /* before: cost of the sequences before seq; cut c lies at total * c / used. */
+    for (int32_t c = 0; c <= grid; c++) {
+        int64_t at = c < used ? total * c / used : total;
+        while (seq + 1 < num_seqs && at > before + cost.all) {
+            before += cost.all;
+            cost = cost_of(s, context_lens[++seq], items, tile);
+        }
+        if (c == 0) cuts[c] = (struct attn_decode_cut){ .seq = 0 };
+        else if (at == total) cuts[c] = (struct attn_decode_cut){ .seq = num_seqs };
+        else cuts[c] = cut_inside(seq, cost, items, (int32_t)(at - before));
+    }
+    for (int32_t c = 1; c <= grid; c++)
+        if (cuts[c].tile > 0) cuts[c].first = cuts[c - 1].tile > 0 && same_item(&cuts[c - 1], &cuts[c]) ? cuts[c - 1].first : c - 1;
+    for (int32_t c = grid - 1; c >= 0; c--)
+        if (cuts[c].tile > 0) cuts[c].last = cuts[c + 1].tile > 0 && same_item(&cuts[c], &cuts[c + 1]) ? cuts[c + 1].last : c;
+}

@@ -1,0 +1,188 @@
+/* attn_decode_plan_test.c - every tile of every item in exactly one range, ranges even, parts of a cut item told to all who share it. */
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "attn_decode_plan.h"
+#include "unit/base/cmocka_all.h"
+
+enum { NUM_SMS = 132, MAX_B = 512 };
+
+struct totals { int64_t tiles, cost, most, pieces; int32_t busy; };
+
+/* Walks the ranges as the kernel does and checks all that it rests on. */
+static struct totals check_plan(const struct attn_decode_shape *s, const int32_t *lens, int32_t n)
+{
+    int32_t grid = attn_decode_grid(s->head_dim, s->num_sms), tile = attn_decode_tile(s->head_dim), items = attn_decode_items(s);
+    struct attn_decode_cut *cuts = malloc(attn_decode_plan_bytes(s->num_sms));
+    struct totals sum = { 0, 0, 0, 0, 0 };
+    int32_t seq = 0, item = 0, at = 0, parts_seen = 0, first_seen = 0;
+
+    assert_non_null(cuts);
+    memset(cuts, 0xAB, attn_decode_plan_bytes(s->num_sms));
+    attn_decode_plan(s, lens, n, cuts);
+    assert_true(cuts[0].seq == 0 && cuts[0].item == 0 && cuts[0].tile == 0);
+    assert_true(cuts[grid].seq == n && cuts[grid].item == 0 && cuts[grid].tile == 0);
+    for (int32_t c = 0; c < grid; c++) {
+        const struct attn_decode_cut *from = &cuts[c], *to = &cuts[c + 1];
+        int64_t tiles = 0, pieces = 0;
+        assert_true(from->seq == seq && from->item == item && from->tile == at);
+        while (seq < to->seq || (seq == to->seq && (item < to->item || (item == to->item && at < to->tile)))) {
+            int32_t begin, end;
+            attn_decode_tiles(tile, s->sliding_window, lens[seq], &begin, &end);
+            bool last = seq == to->seq && item == to->item;
+            int32_t stop = last ? to->tile : end - begin;
+            assert_true(stop <= end - begin);
+            if (lens[seq] <= 0) {                          /* padding: one piece of no tiles for all items */
+                assert_true(!last && item == 0 && at == 0);
+                seq++;
+                continue;
+            }
+            assert_true(stop > at);
+            if (at > 0) {
+                assert_true(from->tile == at);
+                assert_int_equal(from->first, first_seen);
+                assert_true(from->last >= c);
+                parts_seen++;
+            } else {
+                first_seen = c;
+                parts_seen = 1;
+            }
+            if (stop < end - begin) assert_int_equal(to->first, first_seen);
+            if (stop == end - begin && at > 0) {
+                assert_int_equal(from->last, c);
+                assert_int_equal(parts_seen, from->last - from->first + 1);
+            }
+            if (stop < end - begin) assert_true(to->last > c);
+            tiles += stop - at;
+            pieces++;
+            at = stop;
+            if (stop == end - begin) {
+                at = 0;
+                if (++item == items) {
+                    item = 0;
+                    seq++;
+                }
+            }
+        }
+        sum.tiles += tiles;
+        sum.pieces += pieces;
+        if (tiles > sum.most) sum.most = tiles;
+        sum.busy += tiles > 0;
+    }
+    assert_true(seq == n && item == 0 && at == 0);
+    int64_t expected = 0;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t begin, end;
+        attn_decode_tiles(tile, s->sliding_window, lens[i], &begin, &end);
+        expected += (int64_t)(end - begin) * items;
+    }
+    assert_int_equal(sum.tiles, expected);
+    free(cuts);
+    return sum;
+}
+
+static void a_tile_range_covers_what_the_query_sees(void **state)
+{
+    (void)state;
+    for (int32_t len = 0; len < 700; len++)
+        for (int32_t window = 0; window < 300; window += 37) {
+            int32_t begin, end, from = window > 0 && len > window ? len - window : 0;
+            attn_decode_tiles(64, window, len, &begin, &end);
+            if (len == 0) assert_int_equal(begin, end);
+            else assert_true(begin * 64 <= from && from < (begin + 1) * 64 && (end - 1) * 64 < len && len <= end * 64);
+        }
+}
+
+static void random_lengths(void **state)
+{
+    static const int32_t dims[] = { 64, 80, 96, 128, 256 }, heads[][2] = { { 32, 8 }, { 9, 3 }, { 7, 1 }, { 16, 8 }, { 64, 4 }, { 71, 1 }, { 28, 4 } };
+    int32_t lens[MAX_B];
+
+    (void)state;
+    srand(1);
+    for (int round = 0; round < 3000; round++) {
+        const int32_t *h = heads[rand() % 7];
+        struct attn_decode_shape s = { h[0], h[1], dims[rand() % 5], rand() % 3 ? 0 : 1 + rand() % 3000, rand() % 4 ? NUM_SMS : 1 + rand() % 200 };
+        int32_t n = 1 + rand() % (rand() % 2 ? 8 : MAX_B), most = 1 << rand() % 16;
+        for (int32_t i = 0; i < n; i++) lens[i] = rand() % 10 ? 1 + rand() % most : 0;
+        if (round % 5 == 0) for (int32_t i = n / 2; i < n; i++) lens[i] = 0;
+        check_plan(&s, lens, n);
+    }
+}
+
+/* No cta reads more than the average, the share of item costs and a tile of rounding. */
+static void ranges_are_even(void **state)
+{
+    struct attn_decode_shape s = { 32, 8, 128, 0, NUM_SMS };
+    int32_t grid = attn_decode_grid(128, NUM_SMS), lens[MAX_B];
+
+    (void)state;
+    for (int32_t i = 0; i < 256; i++) lens[i] = 4096;
+    struct totals even = check_plan(&s, lens, 256);
+    assert_true(even.most <= even.tiles / grid + 2);
+    for (int32_t i = 0; i < 256; i++) lens[i] = 128;
+    lens[77] = 32768;
+    struct totals skewed = check_plan(&s, lens, 256);
+    assert_true(skewed.most <= skewed.tiles / grid + 5);
+    lens[0] = 32768;
+    struct totals one = check_plan(&s, lens, 1);
+    assert_true(one.busy == grid && one.most <= one.tiles / grid + 2);
+    lens[0] = 1;
+    struct totals tiny = check_plan(&s, lens, 1);
+    assert_true(tiny.tiles == 8 && tiny.pieces == 8);
+}
+
+static void window_bounds_the_work(void **state)
+{
+    struct attn_decode_shape s = { 8, 4, 128, 1000, NUM_SMS };
+    int32_t lens[2] = { 100000, 50 };
+
+    (void)state;
+    struct totals t = check_plan(&s, lens, 2);
+    assert_true(t.tiles <= 4 * (1000 / 64 + 2 + 1));
+}
+
+static void padding_is_walked_over(void **state)
+{
+    struct attn_decode_shape s = { 32, 8, 128, 0, NUM_SMS };
+    int32_t lens[256] = { 0 };
+
+    (void)state;
+    assert_int_equal(check_plan(&s, lens, 256).tiles, 0);
+    assert_int_equal(check_plan(&s, lens, 0).tiles, 0);
+    lens[3] = 100;
+    assert_int_equal(check_plan(&s, lens, 256).tiles, 16);
+}
+
+static void planning_is_cheap(void **state)
+{
+    struct attn_decode_shape s = { 32, 8, 128, 0, NUM_SMS };
+    int32_t lens[256];
+    void *plan = malloc(attn_decode_plan_bytes(NUM_SMS));
+    struct timespec a, b;
+    double best = 1e9;
+
+    (void)state;
+    for (int32_t i = 0; i < 256; i++) lens[i] = 1 + i * 37 % 5000;
+    for (int round = 0; round < 50; round++) {
+        clock_gettime(CLOCK_MONOTONIC, &a);
+        attn_decode_plan(&s, lens, 256, plan);
+        clock_gettime(CLOCK_MONOTONIC, &b);
+        double us = (double)(b.tv_sec - a.tv_sec) * 1e6 + (double)(b.tv_nsec - a.tv_nsec) * 1e-3;
+        if (us < best) best = us;
+    }
+    print_message("plan of 256 sequences: %.1f us\n", best);
+    free(plan);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_tile_range_covers_what_the_query_sees), cmocka_unit_test(random_lengths), cmocka_unit_test(ranges_are_even),
+        cmocka_unit_test(window_bounds_the_work), cmocka_unit_test(padding_is_walked_over), cmocka_unit_test(planning_is_cheap),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
