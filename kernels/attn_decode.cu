@@ -1,0 +1,657 @@
+/* attn_decode.cu - out[b, h, :] = softmax(q[b, h, :] . K[b, h / G, :, :] * scale) V[b, h / G, :, :], one query per sequence, paged KV
+ * Shapes    q rows of qkv (bf16, stride q_stride), K, V [num_blocks, Hk, block_size, D] bf16, out [B, H, D] bf16; D in {64, 80, 96, 128,
+ *           256}; G = H / Hk any; block_size a multiple of 16; scores, softmax and sums in fp32, probabilities bf16.
+ * Traffic   sum(len) * Hk * D * 4 bytes of KV, each once; q, out and parts are below 2 %. 8B, B=64, 4k: 1.07 GB a layer.
+ * Roofline  memory bound, G flops a byte: 241 us at 4.45 TB/s (H200 read ceiling) for that case.
+ * Launch    2 ctas a SM (1 for D = 256) of 4 consumer warps and 1 producer warp; about 110 KB shared memory: a ring of K and V tiles.
+ * Order     tokens in order inside a warp; warps, then parts of a cut item, by a fixed tree; where items are cut depends on the step's
+ *           lengths, so a row's result depends on the batch only by rounding.
+ * Oracle    a float loop, tests/kernels/attn_decode_test.c.  Figures: kernels/README.md.
+ * Why       The producer runs over the cta's whole range (attn_decode_plan.h), items back to back, so the ring never drains: reads
+ *           in flight are what makes bandwidth. S^T = K Q^T and O^T = V^T P^T, with the tokens and then the columns of V as the 16
+ *           rows of the matrix product and up to 8 query heads as its 8 columns: nothing is wasted on heads that are not there, and
+ *           a warp's sums take half the registers. Each warp softmaxes its own tokens; warps meet once an item. */
+#include "attn_decode_plan.h"
+#include "common.cuh"
+#include "hopper.cuh"
+
+constexpr int CONSUMERS = 4;                       /* warps */
+constexpr int THREADS = (CONSUMERS + 1) * WARP;
+constexpr int HEADS = ATTN_DECODE_HEADS;
+constexpr int CONSUMER_BARRIER = 1;
+constexpr int RING_MAX = 8;
+constexpr float LOG2E = 1.4426950408889634f;
+
+/* What depends on head_dim. A tile is `halves` panels of TILE rows of 64 columns, swizzled as hopper.cuh says. */
+template <int D> struct dims {
+    static constexpr int TILE = D <= 64 ? 128 : 64;
+    static constexpr int PANELS = (D + PANEL - 1) / PANEL;
+    static constexpr int PANEL_BYTES = TILE * PANEL_ROW_BYTES;
+    static constexpr int SLOT_BYTES = PANELS * PANEL_BYTES;
+    static constexpr int WARP_TOKENS = TILE / CONSUMERS;
+    static constexpr int SUBS = WARP_TOKENS / 16;              /* matrix rows of a warp's tokens, by 16 */
+    static constexpr int COLS = D / 16;                        /* 16-column groups of V */
+    static constexpr int COLS4 = (COLS + 3) / 4 * 4;           /* rounded up: a quarter for each warp after the merge */
+    static constexpr int KEEP = COLS4 / CONSUMERS;
+    static constexpr int Q_STEPS = (D / 16 + 1) / 2 * 2;       /* steps of 16 along D; loaded in pairs */
+    static constexpr int Q_ROW = D * 2 + 16;                   /* bytes; the pad spreads the 8 rows over all banks */
+    static constexpr int Q_BYTES = (HEADS * Q_ROW + 127) / 128 * 128;
+    static constexpr int MERGE_BYTES = CONSUMERS * (COLS4 / 2) * WARP * 16;
+};
+
+struct args {
+    const bf16 *q, *k, *v;
+    bf16 *out;
+    const block_id *tables;
+    const int32_t *lens;
+    const struct attn_decode_cut *cuts;
+    int32_t *counters;
+    float4 *part_stats, *part_sums;
+    int64_t q_stride;
+    int32_t max_blocks, block_size, num_seqs, num_heads, num_kv_heads, group, passes, window, stages, box_shift;
+    float scale;
+};
+
+/* ---- small device helpers ---- */
+
+__device__ __forceinline__ float exp2_fast(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* mbar_wait() for every architecture: the older ones have no sleeping wait. */
+__device__ __forceinline__ void ring_wait(uint64_t *bar, uint32_t parity)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    mbar_wait(bar, parity);
+#else
+    uint32_t done;
+    do {
+        asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                     : "=r"(done) : "r"(smem_address(bar)), "r"(parity) : "memory");
+    } while (!done);
+#endif
+}
+
+__device__ __forceinline__ void load_matrices(uint32_t r[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(uint32_t r[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+__device__ __forceinline__ uint32_t transposed(uint32_t x)
+{
+    uint32_t y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+__device__ __forceinline__ uint32_t packed(float lo, float hi)
+{
+    bf162 h = __floats2bfloat162_rn(lo, hi);
+    return *reinterpret_cast<uint32_t *>(&h);
+}
+
+/* ---- the walk over a cta's range: producer and consumers each do it, and see the same pieces ---- */
+
+struct piece {
+    int32_t seq, item, len;
+    int32_t tile, end;             /* tiles from position 0 */
+    int32_t first_tile, last_tile; /* of the whole item */
+};
+
+struct walk {
+    int32_t seq, item, tile, end_seq, end_item, end_tile;
+    int32_t len, next_len;         /* of seq and seq + 1: read one sequence ahead */
+};
+
+__device__ __forceinline__ walk walk_begin(const args &a)
+{
+    const attn_decode_cut *c = a.cuts + blockIdx.x;
+    walk w = { c[0].seq, c[0].item, c[0].tile, c[1].seq, c[1].item, c[1].tile, 0, 0 };
+    w.len = w.seq < a.num_seqs ? a.lens[w.seq] : 0;
+    w.next_len = w.seq + 1 < a.num_seqs ? a.lens[w.seq + 1] : 0;
+    return w;
+}
+
+/* Next piece of the range; false at its end. A sequence without KV is one piece of no tiles. */
+template <int D> __device__ __forceinline__ bool walk_next(walk &w, const args &a, piece &p)
+{
+    bool last = w.seq == w.end_seq && w.item == w.end_item;
+    if (w.seq > w.end_seq || w.seq >= a.num_seqs || (last && w.tile >= w.end_tile)) return false;
+    attn_decode_tiles(dims<D>::TILE, a.window, w.len, &p.first_tile, &p.last_tile);
+    p.seq = w.seq;
+    p.item = w.item;
+    p.len = w.len;
+    p.tile = p.first_tile + w.tile;
+    p.end = last ? p.first_tile + w.end_tile : p.last_tile;
+    w.tile = 0;
+    w.item++;
+    if (last) w.seq = a.num_seqs;                                /* the range ends inside this item */
+    else if (w.item == a.num_kv_heads * a.passes || w.len <= 0) {
+        w.item = 0;
+        w.seq++;
+        w.len = w.next_len;
+        w.next_len = w.seq + 1 < a.num_seqs ? a.lens[w.seq + 1] : 0;
+    }
+    return true;
+}
+
+/* ---- shared memory ---- */
+
+template <int D> struct shared_parts {
+    uint8_t *ring, *q, *merge;
+    float *stats;                  /* [CONSUMERS][HEADS][2]: maximum, sum */
+    uint64_t *full, *empty;        /* [stage][K, V] */
+    int *flag;
+};
+
+template <int D> __host__ __device__ __forceinline__ int shared_bytes(int stages)
+{
+    return TILE_ALIGN + stages * (2 * dims<D>::SLOT_BYTES + dims<D>::Q_BYTES) + dims<D>::MERGE_BYTES + CONSUMERS * HEADS * 8 +
+           4 * RING_MAX * 8 + 16;
+}
+
+template <int D> __device__ __forceinline__ shared_parts<D> shared_layout(uint8_t *base, int stages)
+{
+    shared_parts<D> s;
+    s.ring = base + (TILE_ALIGN - smem_address(base) % TILE_ALIGN) % TILE_ALIGN;
+    s.q = s.ring + stages * 2 * dims<D>::SLOT_BYTES;
+    s.merge = s.q + stages * dims<D>::Q_BYTES;
+    s.stats = reinterpret_cast<float *>(s.merge + dims<D>::MERGE_BYTES);
+    s.full = reinterpret_cast<uint64_t *>(s.stats + CONSUMERS * HEADS * 2);
+    s.empty = s.full + 2 * RING_MAX;
+    s.flag = reinterpret_cast<int *>(s.empty + 2 * RING_MAX);
+    return s;
+}
+
+/* ---- producer: one warp ---- */
+
+/* Up to 32 boxes of one piece; a box is the rows of a tile that lie in one block, and lane l looks after box l. */
+struct chunk { piece p; int32_t tile, tiles; };
+
+template <int D> __device__ __forceinline__ void chunk_next(chunk &c, walk &w, const args &a)
+{
+    int per_chunk = WARP / (dims<D>::TILE >> a.box_shift);
+    c.tile += c.tiles;
+    while (c.tile >= c.p.end) {
+        if (!walk_next<D>(w, a, c.p)) {
+            c.tiles = 0;
+            return;
+        }
+        c.tile = c.p.tile;
+    }
+    c.tiles = min(per_chunk, c.p.end - c.tile);
+}
+
+/* The block of this lane's box; BLOCK_NONE where it holds nothing that the query sees. */
+template <int D> __device__ __forceinline__ block_id chunk_block(const chunk &c, const args &a)
+{
+    int lane = threadIdx.x % WARP, boxes = dims<D>::TILE >> a.box_shift, box = c.tile * boxes + lane, at = box << a.box_shift;
+    bool wanted = lane < c.tiles * boxes && at < c.p.len && (a.window <= 0 || at + (1 << a.box_shift) > c.p.len - a.window);
+    return wanted ? a.tables[(int64_t)c.p.seq * a.max_blocks + at / a.block_size] : BLOCK_NONE;
+}
+
+template <int D, bool TMA>
+__device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s, const CUtensorMap *k_map, const CUtensorMap *v_map)
+{
+    using d = dims<D>;
+    int lane = threadIdx.x % WARP, boxes = d::TILE >> a.box_shift, stage = 0;
+    uint32_t phase = 0;
+    walk w = walk_begin(a);
+    chunk c = {};
+    chunk_next<D>(c, w, a);
+    block_id block = chunk_block<D>(c, a);
+
+    while (c.tiles > 0) {
+        chunk ahead = c;                                       /* its table entries are on their way while this one is issued */
+        chunk_next<D>(ahead, w, a);
+        block_id block_ahead = chunk_block<D>(ahead, a);
+
+        int kv_head = c.p.item / a.passes, from_head = c.p.item % a.passes * HEADS;
+        int in_block = (((c.tile * boxes + lane) << a.box_shift) % a.block_size);
+        int row = block < 0 ? -1 : (block * a.num_kv_heads + kv_head) * a.block_size + in_block;
+        uint32_t there = __ballot_sync(~0u, row >= 0);
+
+        for (int t = 0; t < c.tiles; t++) {
+            bool with_q = c.tile + t == c.p.tile;
+            int heads = with_q ? min(HEADS, a.group - from_head) : 0;
+            const bf16 *q = a.q + c.p.seq * a.q_stride + (int64_t)(kv_head * a.group + from_head) * D;
+            uint8_t *q_slot = s.q + stage * d::Q_BYTES;
+            for (int kv = 0; kv < 2; kv++) {
+                uint64_t *full = s.full + stage * 2 + kv;
+                uint8_t *slot = s.ring + (stage * 2 + kv) * d::SLOT_BYTES;
+                ring_wait(s.empty + stage * 2 + kv, phase ^ 1);
+                if constexpr (TMA) {
+#ifdef HOPPER_CODE
+                    /* One box of one panel per lane; TILE / 16 * PANELS <= 32. */
+                    int box = lane / d::PANELS, panel = lane % d::PANELS;
+                    int y = __shfl_sync(~0u, row, (t * boxes + box) % WARP);
+                    uint32_t rows = __popc(there >> t * boxes & (uint32_t)((1ull << boxes) - 1)) << a.box_shift;
+                    if (lane == 0) mbar_expect(full, rows * d::PANELS * PANEL_ROW_BYTES + (kv == 0 ? heads * D * 2 : 0));
+                    __syncwarp();
+                    if (box < boxes && y >= 0)
+                        tma_load_2d(slot + panel * d::PANEL_BYTES + (box << a.box_shift) * PANEL_ROW_BYTES, kv ? v_map : k_map, panel * PANEL, y, full);
+                    if (kv == 0 && lane < heads)
+                        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                                     :: "r"(smem_address(q_slot + lane * d::Q_ROW)), "l"(q + lane * D), "r"(D * 2), "r"(smem_address(full)) : "memory");
+#endif
+                } else {
+                    constexpr int VECS = D / 8;                /* 16-byte pieces of a row */
+                    const bf16 *src = kv ? a.v : a.k;
+#pragma unroll 4
+                    for (int i = lane; i < d::TILE * VECS; i += WARP) {
+                        int r = i / VECS, vec = i % VECS, y = __shfl_sync(~0u, row, t * boxes + (r >> a.box_shift));
+                        uint32_t to = smem_address(slot + vec / 8 * d::PANEL_BYTES + r * PANEL_ROW_BYTES + ((vec % 8) ^ (r % 8)) * 16);
+                        if (y >= 0)
+                            asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
+                                         :: "r"(to), "l"(src + (int64_t)(y + (r & ((1 << a.box_shift) - 1))) * D + vec * 8) : "memory");
+                    }
+                    if (kv == 0)
+                        for (int i = lane; i < heads * VECS; i += WARP)
+                            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                                         :: "r"(smem_address(q_slot + i / VECS * d::Q_ROW + i % VECS * 16)), "l"(q + i * 8) : "memory");
+                    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" :: "r"(smem_address(full)) : "memory");
+                }
+            }
+            if (++stage == a.stages) {
+                stage = 0;
+                phase ^= 1;
+            }
+        }
+        c = ahead;
+        block = block_ahead;
+    }
+}
+
+/* ---- consumers: four warps ---- */
+
+/* A warp's share of an item. Lane (g, t) = (lane / 4, lane % 4) holds heads 2t and 2t + 1:
+ * o[i] = { (column 16 i + g, head 2t), (same, 2t + 1), (column 16 i + g + 8, 2t), (same, 2t + 1) }. */
+template <int D> struct sums { float m[2], l[2], o[dims<D>::COLS4][4]; };
+
+/* s[sub] = K q^T of 16 tokens: { (token g, head 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1) }. */
+template <int D> __device__ __forceinline__ void scores(float (&s)[dims<D>::SUBS][4], const uint32_t (&q)[dims<D>::Q_STEPS][2], uint32_t slot, int row0, int lane)
+{
+    using d = dims<D>;
+    uint32_t at = slot + (row0 + (lane & 15)) * PANEL_ROW_BYTES;
+#pragma unroll
+    for (int sub = 0; sub < d::SUBS; sub++) {
+        float odd[4] = { 0, 0, 0, 0 };                         /* two chains: half the latency */
+        s[sub][0] = s[sub][1] = s[sub][2] = s[sub][3] = 0;
+#pragma unroll
+        for (int k = 0; k < D / 16; k++) {
+            uint32_t fragment[4];
+            load_matrices(fragment, at + k / 4 * d::PANEL_BYTES + sub * 16 * PANEL_ROW_BYTES + (((k % 4 * 2 + (lane >> 4)) ^ (lane & 7)) * 16));
+            mma_bf16(k % 2 ? odd : s[sub], fragment, q[k]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[sub][i] += odd[i];
+    }
+}
+
+/* Scores to probabilities under the running maximum; what was summed before shrinks along. */
+template <int D> __device__ __forceinline__ void softmax(float (&s)[dims<D>::SUBS][4], sums<D> &x, float scale_log2, int at, int from, int len, int lane)
+{
+    using d = dims<D>;
+    float top[2] = { -INFINITY, -INFINITY };
+    bool ragged = at < from || at + d::WARP_TOKENS > len;
+#pragma unroll
+    for (int sub = 0; sub < d::SUBS; sub++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int pos = at + sub * 16 + (lane >> 2) + (i >> 1) * 8;
+            s[sub][i] = ragged && (pos < from || pos >= len) ? -INFINITY : s[sub][i] * scale_log2;
+            top[i & 1] = fmaxf(top[i & 1], s[sub][i]);
+        }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int step = 4; step < WARP; step *= 2) top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], step));
+        float m = fmaxf(x.m[h], top[h]), shrink = exp2_fast(x.m[h] - m);
+        x.m[h] = m;
+        x.l[h] *= shrink;
+#pragma unroll
+        for (int i = 0; i < d::COLS; i++) {
+            x.o[i][h] *= shrink;
+            x.o[i][h + 2] *= shrink;
+        }
+    }
+#pragma unroll
+    for (int sub = 0; sub < d::SUBS; sub++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            s[sub][i] = exp2_fast(s[sub][i] - x.m[i & 1]);
+            x.l[i & 1] += s[sub][i];
+        }
+}
+
+/* o += V^T p^T. Rows of V that the query does not see may hold anything, also NaN: cleared. */
+template <int D> __device__ __forceinline__ void add_values(const float (&s)[dims<D>::SUBS][4], sums<D> &x, uint32_t slot, int row0, int at, int from, int len, int lane)
+{
+    using d = dims<D>;
+    bool ragged = at < from || at + d::WARP_TOKENS > len;
+    int row = (lane & 7) + (lane >> 4) * 8;
+#pragma unroll
+    for (int sub = 0; sub < d::SUBS; sub++) {
+        uint32_t p[2] = { transposed(packed(s[sub][0], s[sub][1])), transposed(packed(s[sub][2], s[sub][3])) };
+        uint32_t keep[2] = { ~0u, ~0u };
+        if (ragged)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int pos = at + sub * 16 + i * 8 + (lane & 3) * 2;
+                keep[i] = (pos >= from && pos < len ? 0xFFFFu : 0u) | (pos + 1 >= from && pos + 1 < len ? 0xFFFF0000u : 0u);
+            }
+#pragma unroll
+        for (int i = 0; i < d::COLS; i++) {
+            uint32_t fragment[4];
+            load_matrices_transposed(fragment, slot + i / 4 * d::PANEL_BYTES + (row0 + sub * 16 + row) * PANEL_ROW_BYTES +
+                                                   (((i % 4 * 2 + (lane >> 3 & 1)) ^ (lane & 7)) * 16));
+#pragma unroll
+            for (int j = 0; j < 4; j++) fragment[j] &= keep[j >> 1];
+            mma_bf16(x.o[i], fragment, p);
+        }
+    }
+}
+
+__device__ __forceinline__ void consumer_sync() { asm volatile("bar.sync %0, %1;" :: "n"(CONSUMER_BARRIER), "n"(CONSUMERS * WARP) : "memory"); }
+
+/* Sums of the four warps. Afterwards every warp has m and l of all, and its quarter of the columns, groups column0 .. + KEEP - 1, in
+ * kept. Halves are exchanged twice instead of everything once: half the shared memory. */
+template <int D> __device__ __forceinline__ void merge_warps(sums<D> &x, float (&kept)[dims<D>::KEEP][4], const shared_parts<D> &s, int warp, int lane)
+{
+    using d = dims<D>;
+    constexpr int HALF = d::COLS4 / 2, QUARTER = d::KEEP;
+    float4 *box = reinterpret_cast<float4 *>(s.merge);
+    float half[HALF][4], factor[2];
+
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int step = 4; step < WARP; step *= 2) x.l[h] += __shfl_xor_sync(~0u, x.l[h], step);
+        if (lane < 4) *reinterpret_cast<float2 *>(s.stats + (warp * HEADS + lane * 2 + h) * 2) = make_float2(x.m[h], x.l[h]);
+    }
+    consumer_sync();
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float2 of[CONSUMERS];
+        float m = -INFINITY, l = 0;
+#pragma unroll
+        for (int i = 0; i < CONSUMERS; i++) {
+            of[i] = *reinterpret_cast<float2 *>(s.stats + (i * HEADS + (lane & 3) * 2 + h) * 2);
+            m = fmaxf(m, of[i].x);
+        }
+#pragma unroll
+        for (int i = 0; i < CONSUMERS; i++) l += of[i].y * exp2_fast(of[i].x - m);
+        factor[h] = exp2_fast(x.m[h] - m);
+        x.m[h] = m;
+        x.l[h] = l;
+    }
+    bool upper = warp & 1, upper2 = warp >> 1;
+#pragma unroll
+    for (int i = 0; i < HALF; i++) {
+        float4 send;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            half[i][j] = (upper ? x.o[i + HALF][j] : x.o[i][j]) * factor[j & 1];
+            (&send.x)[j] = (upper ? x.o[i][j] : x.o[i + HALF][j]) * factor[j & 1];
+        }
+        box[(warp * HALF + i) * WARP + lane] = send;
+    }
+    consumer_sync();
+#pragma unroll
+    for (int i = 0; i < HALF; i++) {
+        float4 got = box[((warp ^ 1) * HALF + i) * WARP + lane];
+        half[i][0] += got.x; half[i][1] += got.y; half[i][2] += got.z; half[i][3] += got.w;
+    }
+    consumer_sync();
+#pragma unroll
+    for (int i = 0; i < QUARTER; i++) {
+        float4 send;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            kept[i][j] = upper2 ? half[i + QUARTER][j] : half[i][j];
+            (&send.x)[j] = upper2 ? half[i][j] : half[i + QUARTER][j];
+        }
+        box[(warp * QUARTER + i) * WARP + lane] = send;
+    }
+    consumer_sync();
+#pragma unroll
+    for (int i = 0; i < QUARTER; i++) {
+        float4 got = box[((warp ^ 2) * QUARTER + i) * WARP + lane];
+        kept[i][0] += got.x; kept[i][1] += got.y; kept[i][2] += got.z; kept[i][3] += got.w;
+    }
+}
+
+/* This cta's part of a cut item goes to the workspace; the last of its ctas to come adds all parts, first to last, into kept, m and l.
+ * Returns whether this is the one. */
+template <int D> __device__ __forceinline__ bool merge_parts(const piece &p, sums<D> &x, float (&kept)[dims<D>::KEEP][4], const args &a,
+                                                             const shared_parts<D> &s, int column0, int lane)
+{
+    using d = dims<D>;
+    bool inside = p.tile > p.first_tile;                       /* the item began in an earlier cta */
+    const attn_decode_cut *cut = a.cuts + blockIdx.x + (inside ? 0 : 1);
+    int first = cut->first, last = cut->last, slot = 2 * blockIdx.x + (inside ? 0 : 1);
+
+#pragma unroll
+    for (int i = 0; i < d::KEEP; i++)
+        __stcg(a.part_sums + ((int64_t)slot * d::COLS4 + column0 + i) * WARP + lane, make_float4(kept[i][0], kept[i][1], kept[i][2], kept[i][3]));
+    if (threadIdx.x < 4) __stcg(a.part_stats + slot * 4 + lane, make_float4(x.m[0], x.l[0], x.m[1], x.l[1]));
+    __threadfence();
+    consumer_sync();
+    if (threadIdx.x == 0) {
+        bool done = atomicAdd(a.counters + first, 1) == last - first;
+        if (done) a.counters[first] = 0;
+        __threadfence();
+        *s.flag = done;
+    }
+    consumer_sync();
+    if (!*s.flag) return false;
+
+    float m[2] = { -INFINITY, -INFINITY };
+    for (int i = first + (lane >> 2); i <= last; i += 8) {
+        float4 of = __ldcg(a.part_stats + (2 * i + (i == first)) * 4 + (lane & 3));
+        m[0] = fmaxf(m[0], of.x);
+        m[1] = fmaxf(m[1], of.z);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int step = 4; step < WARP; step *= 2) m[h] = fmaxf(m[h], __shfl_xor_sync(~0u, m[h], step));
+        x.m[h] = m[h];
+        x.l[h] = 0;
+    }
+#pragma unroll
+    for (int i = 0; i < d::KEEP; i++) kept[i][0] = kept[i][1] = kept[i][2] = kept[i][3] = 0;
+#pragma unroll 8
+    for (int i = first; i <= last; i++) {
+        int from = 2 * i + (i == first);
+        float4 of = __ldcg(a.part_stats + from * 4 + (lane & 3));
+        float factor[2] = { exp2_fast(of.x - m[0]), exp2_fast(of.z - m[1]) };
+        x.l[0] += of.y * factor[0];
+        x.l[1] += of.w * factor[1];
+#pragma unroll
+        for (int j = 0; j < d::KEEP; j++) {
+            float4 o = __ldcg(a.part_sums + ((int64_t)from * d::COLS4 + column0 + j) * WARP + lane);
+            kept[j][0] += o.x * factor[0];
+            kept[j][1] += o.y * factor[1];
+            kept[j][2] += o.z * factor[0];
+            kept[j][3] += o.w * factor[1];
+        }
+    }
+    return true;
+}
+
+template <int D> __device__ __forceinline__ void consume(const args &a, const shared_parts<D> &s)
+{
+    using d = dims<D>;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, stage = 0, row0 = warp * d::WARP_TOKENS;
+    int column0 = (warp & 1) * (d::COLS4 / 2) + (warp >> 1) * d::KEEP;
+    uint32_t phase = 0;
+    float scale_log2 = a.scale * LOG2E;
+    walk w = walk_begin(a);
+    piece p;
+
+    while (walk_next<D>(w, a, p)) {
+        if (p.tile >= p.end) {                                 /* padding */
+            uint4 *row = reinterpret_cast<uint4 *>(a.out + (int64_t)p.seq * a.num_heads * D);
+            for (int i = threadIdx.x; i < a.num_heads * D / 8; i += CONSUMERS * WARP) row[i] = make_uint4(0, 0, 0, 0);
+            continue;
+        }
+        sums<D> x;
+        uint32_t q[d::Q_STEPS][2];
+        int from = a.window > 0 ? max(0, p.len - a.window) : 0;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            x.m[h] = -INFINITY;
+            x.l[h] = 0;
+        }
+#pragma unroll
+        for (int i = 0; i < d::COLS4; i++) x.o[i][0] = x.o[i][1] = x.o[i][2] = x.o[i][3] = 0;
+
+        for (int tile = p.tile; tile < p.end; tile++) {
+            uint32_t k_slot = smem_address(s.ring + stage * 2 * d::SLOT_BYTES), v_slot = k_slot + d::SLOT_BYTES;
+            int at = tile * d::TILE + row0;
+            bool any = at < p.len && at + d::WARP_TOKENS > from;
+            float score[d::SUBS][4];
+
+            ring_wait(s.full + stage * 2, phase);
+            if (tile == p.tile) {
+                uint32_t q_at = smem_address(s.q + stage * d::Q_BYTES) + (lane & 7) * d::Q_ROW + (lane >> 3) * 16;
+#pragma unroll
+                for (int k = 0; k < d::Q_STEPS; k += 2) {
+                    uint32_t fragment[4];
+                    load_matrices(fragment, q_at + k * 32);
+                    q[k][0] = fragment[0]; q[k][1] = fragment[1]; q[k + 1][0] = fragment[2]; q[k + 1][1] = fragment[3];
+                }
+            }
+            if (any) scores<D>(score, q, k_slot, row0, lane);
+            __syncwarp();
+            if (lane == 0) mbar_arrive(s.empty + stage * 2);
+            if (any) softmax<D>(score, x, scale_log2, at, from, p.len, lane);
+            ring_wait(s.full + stage * 2 + 1, phase);
+            if (any) add_values<D>(score, x, v_slot, row0, at, from, p.len, lane);
+            __syncwarp();
+            if (lane == 0) mbar_arrive(s.empty + stage * 2 + 1);
+            if (++stage == a.stages) {
+                stage = 0;
+                phase ^= 1;
+            }
+        }
+
+        float kept[d::KEEP][4];
+        merge_warps<D>(x, kept, s, warp, lane);
+        if ((p.tile > p.first_tile || p.end < p.last_tile) && !merge_parts<D>(p, x, kept, a, s, column0, lane)) continue;
+
+        int from_head = p.item % a.passes * HEADS, heads = min(HEADS, a.group - from_head), head = (lane & 3) * 2;
+        bf16 *out = a.out + ((int64_t)p.seq * a.num_heads + p.item / a.passes * a.group + from_head + head) * D;
+        float inverse[2] = { 1.0f / x.l[0], 1.0f / x.l[1] };
+#pragma unroll
+        for (int i = 0; i < d::KEEP; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int column = (column0 + i) * 16 + (lane >> 2) + (j >> 1) * 8;
+                if (column < D && head + (j & 1) < heads) out[(j & 1) * D + column] = __float2bfloat16(kept[i][j] * inverse[j & 1]);
+            }
+    }
+}
+
+/* ---- kernel ---- */
+
+template <int D, bool TMA>
+__global__ void __launch_bounds__(THREADS, D > 128 ? 1 : 2)
+attn_decode(const args a, const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map)
+{
+    extern __shared__ uint8_t smem[];
+    shared_parts<D> s = shared_layout<D>(smem, a.stages);
+
+    pdl_trigger();
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 2 * a.stages; i++) {
+            mbar_init(s.full + i, TMA ? 1 : WARP);
+            mbar_init(s.empty + i, CONSUMERS);
+        }
+#ifdef HOPPER_CODE
+        if (TMA) {
+            mbar_init_fence();
+            tma_prefetch(&k_map);
+            tma_prefetch(&v_map);
+        }
+#endif
+    }
+    __syncthreads();
+    pdl_wait();
+    if (threadIdx.x / WARP == CONSUMERS) produce<D, TMA>(a, s, &k_map, &v_map);
+    else consume<D>(a, s);
+}
+
+/* ---- host ---- */
+
+/* Shared memory of one SM, as the programming guide lists it. */
+static int sm_shared_bytes(int sm) { return 1024 * (sm == 80 || sm == 87 ? 164 : sm >= 90 && sm < 120 ? 228 : 100); }
+
+template <int D> static int launch(const struct attn_decode_kernel *k, const struct launch *l)
+{
+    const bool tma = l->sm == 90;
+    int grid = attn_decode_grid(D, l->num_sms), room = sm_shared_bytes(l->sm) / (grid / l->num_sms) - 1024, stages = RING_MAX;
+    struct args a = {};
+    CUtensorMap maps[2] = {};
+    int box_rows = k->kv.block_size & -k->kv.block_size;       /* the largest power of two in both block and tile */
+
+    if (box_rows > dims<D>::TILE) box_rows = dims<D>::TILE;
+    while (stages > 0 && shared_bytes<D>(stages) > room) stages--;
+    if (stages == 0) return ERR_UNSUPPORTED;
+
+    a.q = (const bf16 *)k->q;
+    a.k = (const bf16 *)k->kv.k;
+    a.v = (const bf16 *)k->kv.v;
+    a.out = (bf16 *)k->out;
+    a.tables = k->kv.block_tables;
+    a.lens = k->context_lens;
+    a.cuts = (const struct attn_decode_cut *)k->plan;
+    a.counters = (int32_t *)k->workspace;
+    a.part_stats = (float4 *)((char *)k->workspace + ((size_t)grid * sizeof(int32_t) + 127) / 128 * 128);
+    a.part_sums = a.part_stats + 2 * grid * 4;
+    a.q_stride = k->q_stride;
+    a.max_blocks = k->kv.max_blocks_per_seq;
+    a.block_size = k->kv.block_size;
+    a.num_seqs = k->num_seqs;
+    a.num_heads = k->num_heads;
+    a.num_kv_heads = k->num_kv_heads;
+    a.group = k->num_heads / k->num_kv_heads;
+    a.passes = (a.group + HEADS - 1) / HEADS;
+    a.window = k->sliding_window;
+    a.stages = stages;
+    while (1 << a.box_shift < box_rows) a.box_shift++;
+    a.scale = k->scale;
+
+    for (int kv = 0; tma && kv < 2; kv++) {
+        uint64_t sizes[2] = { D, (uint64_t)k->kv.num_blocks * k->num_kv_heads * k->kv.block_size }, stride = D * 2;
+        uint32_t box[2] = { PANEL, (uint32_t)box_rows };
+        if (tensor_map_bf16(&maps[kv], kv ? k->kv.v : k->kv.k, 2, sizes, &stride, box) < 0) return ERR_INTERNAL;
+    }
+    auto *kernel = tma ? attn_decode<D, true> : attn_decode<D, false>;
+    int bytes = shared_bytes<D>(stages);
+    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) return ERR_INTERNAL;
+    return launch_kernel(l, kernel, dim3(grid), dim3(THREADS), bytes, a, maps[0], maps[1]);
+}
+
+extern "C" int launch_attn_decode(const struct attn_decode_kernel *a, const struct launch *l)
+{
+    if (l->sm < 80 || a->num_kv_heads < 1 || a->num_heads % a->num_kv_heads || a->kv.block_size < 16 || a->kv.block_size > 256 ||
+        a->kv.block_size % 16 || a->q_stride % 8)
+        return ERR_UNSUPPORTED;
+    switch (a->head_dim) {
+    case 64: return launch<64>(a, l);
+    case 80: return launch<80>(a, l);
+    case 96: return launch<96>(a, l);
+    case 128: return launch<128>(a, l);
+    case 256: return launch<256>(a, l);
+    }
+    return ERR_UNSUPPORTED;
+}
