@@ -15,6 +15,7 @@ static const struct command commands[] = {
     { "options", "print every option: as text, Markdown or YAML",                              cli_options },
     { "health",  "ask a running sluiced whether it is ready or alive",                         cli_health },
     { "bench",   "measure a running server: bench serve",                                      cli_bench },
+    { "ramp",    "raise the load on a running server until it gives way; say why",             cli_ramp },
     { "version", "print the version",                                                          cli_version },
 };
 enum { NUM_COMMANDS = sizeof commands / sizeof commands[0] };

@@ -8,6 +8,7 @@ int cli_check(int argc, char **argv);       /* effective options and origins; op
 int cli_options(int argc, char **argv);     /* the option table as text, Markdown or YAML */
 int cli_health(int argc, char **argv);      /* asks a running sluiced */
 int cli_bench(int argc, char **argv);       /* load on a running server, timed */
+int cli_ramp(int argc, char **argv);        /* how many streams it holds, and what gives way */
 int cli_version(int argc, char **argv);
 
 #endif

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include <sluice/bench.h>
 
@@ -128,16 +127,6 @@ static int measure(const struct bench_about *about, const struct serve_args *arg
     return rc;
 }
 
-/* A connection each: take what the hard limit gives. */
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return;
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 static int serve(int argc, char **argv)
 {
     struct serve_args args = { .base_url = "http://127.0.0.1:8000", .endpoint = "/v1/completions", .input_len = { 128, 128 },
@@ -175,7 +164,6 @@ static int serve(int argc, char **argv)
         return say_done("bench serve");
     }
     int rc = bench_options_take(options, NUM, argc - 1, argv + 1, NULL, NULL, &err);
-    raise_descriptor_limit();
     if (rc == 0) rc = measure(&about, &args, &err);
     return rc < 0 ? say_error("bench serve", &err) : say_done("bench serve");
 }

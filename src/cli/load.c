@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -366,6 +367,21 @@ static void release_worker(struct worker *w)
     if (w->epoll >= 0) close(w->epoll);
 }
 
+/* Connections are made before the clock starts, where it is known how many: a handshake is not time to first token. */
+static int connect_ahead(struct worker *w, struct err *err)
+{
+    size_t num = w->concurrency ? (size_t)w->concurrency : w->requests[w->num - 1].at_ns ? 0 : w->num_mine;
+    char why[LOAD_ERROR_SIZE] = "";
+
+    for (size_t i = 0; i < num && i < w->num_mine; i++) {
+        struct connection *connection = new_connection(w, why);
+        if (!connection) return err_set(err, ERR_IO, "%s", why);
+        connection->next = w->idle;
+        w->idle = connection;
+    }
+    return 0;
+}
+
 static int open_worker(struct worker *w, struct err *err)
 {
     w->epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -373,7 +389,7 @@ static int open_worker(struct worker *w, struct err *err)
     w->next = w->first;
     w->num_mine = w->first < w->num ? (w->num - w->first + w->stride - 1) / w->stride : 0;
     if (w->epoll < 0) return err_sys(err, ERR_IO, "epoll_create1");
-    return w->bytes ? 0 : err_set(err, ERR_NO_MEMORY, "out of memory");
+    return w->bytes ? connect_ahead(w, err) : err_set(err, ERR_NO_MEMORY, "out of memory");
 }
 
 /* ---- all threads ---- */
@@ -433,6 +449,16 @@ static struct buf *write_messages(const struct load_spec *spec, const struct loa
     return NULL;
 }
 
+/* A connection each: take what the hard limit gives. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int load_run(const struct load_spec *spec, const struct load_request *requests, size_t num, struct load_outcome *outcome,
              struct err *err)
 {
@@ -442,6 +468,7 @@ int load_run(const struct load_spec *spec, const struct load_request *requests, 
     int rc = 0;
 
     *outcome = (struct load_outcome){ 0 };
+    raise_descriptor_limit();
     if (spec->concurrency && threads > spec->concurrency) threads = spec->concurrency;
     outcome->results = calloc(num, sizeof *outcome->results);
     workers = calloc((size_t)threads, sizeof *workers);

@@ -3,6 +3,7 @@
 #define SLUICE_CLI_URL_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include <sluice/err.h>
@@ -17,6 +18,8 @@ bool url_read(const char *url, struct target *target);
 int  url_connect(const struct target *target, int64_t deadline_ms, struct err *err);
 /* 0 when fd is ready for events (POLLIN, POLLOUT), -1 with errno (ETIMEDOUT). */
 int  url_wait(int fd, short events, int64_t deadline_ms);
+/* One GET. answer: size bytes, head and body, cut to fit, NUL added. The answer's status, or a negative code. */
+int  url_get(const struct target *target, char *answer, size_t size, int64_t timeout_ms, struct err *err);
 /* "[::1]:80" or "host:80", as in the Host header. */
 enum { AUTHORITY_SIZE = HOST_SIZE + PORT_SIZE + 4 };
 void url_authority(const struct target *target, char text[AUTHORITY_SIZE]);

@@ -148,3 +148,18 @@ def test_serve_refusals(dummy_server):
                           (("--bogus", "1"), "--bogus"), (("--base-url", "ftp://x"), "--base-url"), (("--base-url", "http://127.0.0.1:1"), "refused")]:
         _, stderr = serve_bench(dummy_server, *args, code=78)
         assert message in stderr
+
+
+def test_ramp(dummy_server):
+    argv = [BIN / "sluice", "ramp", "--base-url", dummy_server.url, "--model", "m", "--vocab-size", "512", "--input-len", "10-50",
+            "--output-len", "4-8", "--max-concurrency", "4"]
+    for target in (60000, 0.001):
+        done = subprocess.run([str(arg) for arg in argv] + ["--ttft-target-ms", str(target)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        *levels, end = [json.loads(line) for line in done.stdout.splitlines()]
+        if target == 60000:
+            assert [level["concurrency"] for level in levels] == [1, 2, 4]
+            assert end["max_streams"] == 4 and end["bound"] is None
+        else:
+            assert end["max_streams"] == 0 and end["bound"]
+        assert all(level["failed"] == 0 and level["mean_prefill_ms"] is not None for level in levels)
