@@ -373,6 +373,38 @@ static void bad_rows_are_told(void **state)
         }
 }
 
+/* The drawn token is the next step's input without passing through the host. */
+static void the_token_drawn_last_feeds_embed(void **state)
+{
+    (void)state;
+    enum { V = 40, C = 8, ROWS = 4 };
+    for (int i = 0; i < 2; i++) {
+        struct backend *b = open_sampler(BACKENDS[i], 2, V);
+        float *table = random_floats(V * C, 5, 1), *logits = random_floats(ROWS * V, 9, 1);
+        float plain[C], fed[ROWS * C], zeros[C] = { 0 };
+        struct weight w = make_weight(BACKENDS[i], b, WEIGHT_MATRIX, V, C, table);
+        struct step_plan *plan = make_plan(ROWS, ROWS, V, 0, 0);
+        struct result_row rows[ROWS];
+        const token_id ids[ROWS] = { TOKEN_FEEDBACK, TOKEN_FEEDBACK, TOKEN_FEEDBACK, 11 };
+        const int32_t seq_slots[ROWS] = { 2, 0, 3, 1 };
+        for (int r = 0; r < ROWS; r++) plan_rows(plan)[r].slot = r;
+        logits[0 * V + 30] = logits[2 * V + 17] = 50;
+        run(BACKENDS[i], b, plan, logits, V, rows);
+        plan_rows(plan)[0].target = 5;                           /* scores: the last token stays */
+        logits[3 * V] = NAN;                                     /* draws nothing */
+        run(BACKENDS[i], b, plan, logits, V, rows);
+        BACKENDS[i]->embed(b, &(struct embed_args){ .ids = ids, .num_tokens = ROWS, .table = &w, .out = fed,
+                                                    .seq_slots = seq_slots });
+        const token_id want[ROWS] = { 17, 30, TOKEN_NONE, 11 };
+        for (int t = 0; t < ROWS; t++) {
+            BACKENDS[i]->embed(b, &(struct embed_args){ .ids = &want[t], .num_tokens = 1, .table = &w, .out = plain });
+            assert_memory_equal(fed + t * C, t == 2 ? zeros : plain, sizeof plain);
+        }
+        free(plan), free(logits), free(table);
+        BACKENDS[i]->close(b);
+    }
+}
+
 static void only_allowed_tokens_are_drawn(void **state)
 {
     (void)state;
@@ -411,6 +443,7 @@ int main(void)
         cmocka_unit_test(logprobs_are_of_the_raw_row),
         cmocka_unit_test(penalties_follow_the_formula),
         cmocka_unit_test(a_row_is_alone),
+        cmocka_unit_test(the_token_drawn_last_feeds_embed),
         cmocka_unit_test(only_allowed_tokens_are_drawn),
         cmocka_unit_test(bad_rows_are_told),
     };

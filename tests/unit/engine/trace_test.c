@@ -19,18 +19,18 @@ struct bench {
     int64_t now;
 };
 
-static struct scheduler_options options(void)
+static struct scheduler_options options(bool overlap)
 {
-    return (struct scheduler_options){
+    return (struct scheduler_options){ .overlap = overlap,
         .max_num_seqs = 8, .max_num_batched_tokens = 24, .max_model_len = TEST_MAX_LEN, .max_sequences = 64,
         .num_blocks = 20, .block_size = TEST_BLOCK_SIZE, .vocab_size = TEST_VOCAB, .num_plans = 2,
         .policy = POLICY_FAIR, .itl_target_ms = 3, .enable_prefix_caching = true, .eos = {{EOS}, 1},
     };
 }
 
-static void open_bench(struct bench *bench, uint64_t bytes)
+static void open_bench_of(struct bench *bench, uint64_t bytes, bool overlap)
 {
-    struct scheduler_options o = options();
+    struct scheduler_options o = options(overlap);
     struct err err = { 0 };
 
     memset(bench, 0, sizeof *bench);
@@ -41,6 +41,8 @@ static void open_bench(struct bench *bench, uint64_t bytes)
     assert_int_equal(scheduler_init(&bench->s, &o, &err), 0);
     assert_int_equal(trace_open(&bench->trace, bench->path, bytes, &bench->s.options, &err), 0);
 }
+
+static void open_bench(struct bench *bench, uint64_t bytes) { open_bench_of(bench, bytes, false); }
 
 static void load_file(struct bench *bench)
 {
@@ -142,14 +144,13 @@ static int replay(const struct bench *bench, struct replay_result *result, struc
     return rc < 0 ? rc : trace_replay(&view, result, err);
 }
 
-static void a_replay_plans_the_same(void **state)
+static void replay_of(bool overlap)
 {
     struct replay_result result;
     struct bench bench;
     struct err err = { 0 };
 
-    (void)state;
-    open_bench(&bench, 4 << 20);
+    open_bench_of(&bench, 4 << 20, overlap);
     serve(&bench, 1, 300);
     load_file(&bench);
     assert_int_equal(replay(&bench, &result, &err), 0);
@@ -157,6 +158,13 @@ static void a_replay_plans_the_same(void **state)
     assert_int_equal(result.plans, bench.s.stats.steps);
     assert_true(bench.s.stats.preemptions > 0 && bench.s.stats.cache_hit_tokens > 0);      /* there was something to get wrong */
     close_bench(&bench);
+}
+
+static void a_replay_plans_the_same(void **state)
+{
+    (void)state;
+    replay_of(false);
+    replay_of(true);
 }
 
 static void a_ring_that_wrapped_is_replayed_from_its_last_start(void **state)

@@ -73,6 +73,8 @@ static void good_plan_passes_and_reset_empties(void **state)
     struct err err = { 0 };
     (void)state;
     assert_int_equal(step_plan_check(plan, NUM_BLOCKS, VOCAB, &err), 0);
+    plan_input_ids(plan)[0] = TOKEN_FEEDBACK;
+    assert_int_equal(step_plan_check(plan, NUM_BLOCKS, VOCAB, &err), 0);
     step_plan_reset(plan);
     assert_int_equal(plan->num_tokens, 0);
     assert_int_equal(plan->caps.max_tokens, 33);
@@ -116,6 +118,8 @@ static void broken_invariants_are_named(void **state)
     BREAKS(plan_rows(plan)[1].slot = 1, "row's slot");
     BREAKS(plan_rows(plan)[1].bias_count = 1, "row's bias");
     BREAKS(plan_input_ids(plan)[3] = VOCAB, "input_ids");
+    BREAKS(plan_input_ids(plan)[0] = TOKEN_NONE, "input_ids");
+    BREAKS(plan_input_ids(plan)[1] = TOKEN_FEEDBACK, "input_ids");     /* not a decode */
     BREAKS(plan->num_bias = 1; plan_bias_ids(plan)[0] = -1, "bias_ids");
     BREAKS(plan->num_history = 1; plan_history(plan)[0].num_output = 1, "history's range");
     BREAKS(plan->num_history_tokens = 1; plan_history_tokens(plan)[0] = VOCAB, "history_tokens");
