@@ -95,9 +95,10 @@ run_e2e() {
     ls tests/e2e/test_*.py >/dev/null 2>&1 || return 0
     # tests/e2e/test_proxies.py runs where these are; a machine of one's own is left as it is
     if [ -n "${CI:-}" ]; then install_missing "nginx-light file:/usr/sbin/nginx" "haproxy file:/usr/sbin/haproxy"; fi
-    say "wire and end to end: pytest tests/http tests/e2e"
+    say "scripts, wire and end to end: pytest tests/scripts tests/http tests/e2e"
     rm -f "$report"
-    SLUICE_BIN_DIR=$PWD/$build/bin SLUICE_START_SECONDS=600 .venv/bin/python -m pytest tests/http/bad_input.py tests/e2e -q --junitxml "$report" || true
+    SLUICE_BIN_DIR=$PWD/$build/bin SLUICE_START_SECONDS=600 .venv/bin/python -m pytest tests/scripts tests/http/bad_input.py tests/e2e -q \
+        --junitxml "$report" || true
     [ -s "$report" ] || die "pytest wrote no report"
     count $(python3 scripts/test_counts.py pytest "$report")
 }

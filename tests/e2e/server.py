@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("SLUICE_BIN_DIR", ROOT / "build" / "bin"))
 MODEL = pathlib.Path(os.environ.get("SLUICE_MODEL", ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"))
 START_SECONDS = float(os.environ.get("SLUICE_START_SECONDS", "120"))
+SANITIZER_REPORT = re.compile(r"^.*(?:(?:Address|Leak|Thread)Sanitizer:|runtime error:)", re.MULTILINE)
 
 
 def free_port():
@@ -121,4 +122,11 @@ class Server:
                 self.process.wait()
                 raise AssertionError(f"sluiced did not stop:\n{self.output()[-3000:]}")
         self.log.close()
+        self.check_sanitizers()
         return self.process.returncode
+
+    def check_sanitizers(self):
+        """An engine that a sanitizer ends is started again, and its streams go on elsewhere: only the log tells."""
+        log = self.output()
+        report = SANITIZER_REPORT.search(log)
+        assert not report, log[report.start():report.start() + 6000]
