@@ -2,7 +2,8 @@
  * It knows processes, not requests: frames and changes of state go up to the router through callbacks.
  * Thread: the loop's only. A replica is in exactly one state:
  *   STARTING --READY frame--> READY --exit, broken socket, stall--> DOWN --backoff 1,2,4..60 s--> STARTING
- *   The backoff starts over once a replica has served three times as long as its last one; at 60 s it counts as parked (logged).
+ *   The backoff starts over once a replica has served three times as long as its last one. Else it doubles: after each life
+ *   without a single step, after every fourth with some. At 60 s the replica counts as parked (logged).
  *   any --supervisor_stop--> STOPPED */
 #ifndef SLUICE_SUPERVISOR_H
 #define SLUICE_SUPERVISOR_H

@@ -311,7 +311,7 @@ void scheduler_add(struct scheduler *s, struct submission *sub)
     seq->order = s->num_arrivals++;
     seq->waiting_since = s->step;
     insert_waiting(s, seq);
-    turns_enter(s, seq, false);
+    turns_enter(s, seq, sub->req.num_output > 0);      /* its replica died: somebody looks at a stream that stands still */
 }
 
 void scheduler_abort(struct scheduler *s, uint64_t id)

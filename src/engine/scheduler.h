@@ -7,7 +7,7 @@
  * in chunks, by policy:
  *   fair      deficit round robin by the tokens of the prompts: a turn is worth one quantum (an eighth of the budget),
  *             more after long waiting (aging, up to half of the budget). One that found no room for long gets the next
- *             room, whatever its size
+ *             room, whatever its size. Streams that another replica began take the first turns
  *   fcfs      in order of arrival; the first that does not fit holds up the rest
  *   priority  in the order of seq_before, where priority ages; a waiting one pushes out running ones that come after
  *             it and have a strictly worse value, when that makes room for it

@@ -23,6 +23,7 @@ enum {
     BACKOFF_FIRST_MS = 1000,
     BACKOFF_MAX_MS = 60000,
     BACKOFF_SERVED = 3,            /* a replica that served this many times its last backoff starts over */
+    BACKOFF_LIVES = 4,             /* short lives with work done that double the backoff once, as one without any does */
     STALL_FACTOR = 20,             /* x the longest step seen */
     LONGEST_STEP_MS = 3600000,     /* the page is the engine's: more is not believed */
     HEARTBEAT_MS = 250,
@@ -41,6 +42,7 @@ struct replica {
     struct engine_page *page;      /* mapped read-only; NULL before the first spawn */
     uv_timer_t restart_timer;
     int64_t backoff_ms;            /* before its last start; 0 = none */
+    int short_lives;               /* with work done, since the backoff changed */
     int64_t started_ms, ready_ms;
     int64_t stall_since_ms;        /* 0 = steps move or nothing pending */
     uint64_t stall_steps;
@@ -196,14 +198,25 @@ static void on_restart(uv_timer_t *timer)
     if (!replica->sup->stopping) replica_spawn(replica);
 }
 
+/* Streams wait for it, so a replica that did some work is soon tried again; one that dies before its first step is not. */
+static void grow_backoff(struct replica *replica)
+{
+    bool worked = replica->ready_ms && __atomic_load_n(&replica->page->steps, __ATOMIC_RELAXED);
+    bool served = replica->ready_ms && clock_now_ms() - replica->ready_ms >= replica->backoff_ms * BACKOFF_SERVED;
+
+    if (served || !replica->backoff_ms) {
+        replica->backoff_ms = BACKOFF_FIRST_MS;
+        replica->short_lives = 0;
+    } else if (!worked || ++replica->short_lives == BACKOFF_LIVES) {
+        replica->backoff_ms = replica->backoff_ms * 2 < BACKOFF_MAX_MS ? replica->backoff_ms * 2 : BACKOFF_MAX_MS;
+        replica->short_lives = 0;
+    }
+}
+
 static void schedule_restart(struct replica *replica)
 {
-    int64_t now = clock_now_ms();
-
     if (replica->sup->stopping) return;
-    if (replica->ready_ms && now - replica->ready_ms >= replica->backoff_ms * BACKOFF_SERVED) replica->backoff_ms = 0;
-    replica->backoff_ms = replica->backoff_ms ? replica->backoff_ms * 2 : BACKOFF_FIRST_MS;
-    if (replica->backoff_ms > BACKOFF_MAX_MS) replica->backoff_ms = BACKOFF_MAX_MS;
+    grow_backoff(replica);
     metric_add(M_REPLICA_RESTARTS, replica->index * RESTART_COUNT + (int)replica->cause, 1);
     if (replica->backoff_ms == BACKOFF_MAX_MS)
         log_error("replica_parked", "replica %d keeps failing (%s): next start in %d s", replica->index, replica->why, BACKOFF_MAX_MS / 1000);

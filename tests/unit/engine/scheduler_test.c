@@ -295,6 +295,27 @@ static void a_resumed_sequence_goes_on_where_it_was(void **state)
     close_bench(&bench);
 }
 
+static void fair_lets_resumed_streams_go_first(void **state)
+{
+    struct scheduler_options o = options();
+    struct bench bench;
+
+    (void)state;
+    o.policy = POLICY_FAIR;
+    open_bench(&bench, o);
+    add(&bench, 1, 100, 40, 5);
+    add(&bench, 2, 200, 40, 5);
+    step(&bench);
+    struct engine_request req = test_request(3, 10, 8, 5);
+    req.num_prompt = 5;
+    req.num_output = 3;
+    scheduler_add(&bench.s, submission_new(&req, &test_limits));
+    step(&bench);
+    assert_int_equal(bench.s.num_outcomes, 1);
+    assert_int_equal(event(&bench, 0)->id, 3);
+    close_bench(&bench);
+}
+
 static void out_of_blocks_the_newest_gives_way_and_comes_back_first(void **state)
 {
     struct scheduler_options o = options();
@@ -758,6 +779,7 @@ int main(void)
         cmocka_unit_test(min_tokens_masks_the_ends),
         cmocka_unit_test(penalties_send_the_history_once_per_admission),
         cmocka_unit_test(a_resumed_sequence_goes_on_where_it_was),
+        cmocka_unit_test(fair_lets_resumed_streams_go_first),
         cmocka_unit_test(out_of_blocks_the_newest_gives_way_and_comes_back_first),
         cmocka_unit_test(priority_pushes_out_the_lower),
         cmocka_unit_test(priority_pushes_out_only_when_that_makes_room),

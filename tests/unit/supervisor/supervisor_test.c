@@ -10,6 +10,7 @@
 
 #include <sluice/metrics.h>
 
+#include "base/buf.h"
 #include "base/clock.h"
 #include "unit/base/cmocka_all.h"
 
@@ -152,6 +153,39 @@ static void test_ready_killed_and_back(void **state)
     assert_int_equal(bed.num_lost, 2);                /* a stop is no loss */
 }
 
+/* The engine has steps to make. */
+static void give_work(struct bed *bed)
+{
+    token_id prompt[4] = { 5, 6, 7, 8 };
+    struct engine_request req = { .id = 1, .max_tokens = 100, .num_prompt = 4, .tokens = prompt,
+                                  .sampling = { .top_p = 1, .repetition_penalty = 1, .num_logprobs = -1 } };
+    struct buf frames = BUF_INIT;
+
+    ipc_put_submit(&frames, &req);
+    assert_int_equal(supervisor_send(bed->sup, 0, &frames), 0);
+    buf_release(&frames);
+}
+
+/* Whoever did some work is back after a second, three times more; only then the backoff doubles. */
+static void test_short_lives_with_work_are_cheap(void **state)
+{
+    struct bed bed;
+
+    (void)state;
+    start(&bed, "die_at=3", NULL, NULL);
+    for (int life = 1; life <= 5; life++) {
+        run_until(&bed, &bed.num_ready, life);
+        give_work(&bed);
+        run_until(&bed, &bed.num_lost, life);
+        int64_t lost_ms = clock_now_ms();
+        run_until(&bed, &bed.num_ready, life + 1);
+        int64_t waited_ms = bed.ready_ms[life] - lost_ms;
+        if (life < 5) assert_in_range(waited_ms, 990, 1900);
+        else assert_true(waited_ms >= 1990);
+    }
+    stop(&bed);
+}
+
 static void test_stop_while_it_starts(void **state)
 {
     struct bed bed;
@@ -254,7 +288,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ready_killed_and_back), cmocka_unit_test(test_stop_while_it_starts),
-        cmocka_unit_test(test_stop_during_backoff), cmocka_unit_test(test_last_words_are_heard),
+        cmocka_unit_test(test_stop_during_backoff),
+        cmocka_unit_test(test_short_lives_with_work_are_cheap), cmocka_unit_test(test_last_words_are_heard),
         cmocka_unit_test(test_not_ready_in_time), cmocka_unit_test(test_stalled_while_the_router_waits),
         cmocka_unit_test(test_own_standstill_kills_nobody),
     };
