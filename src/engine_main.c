@@ -40,7 +40,7 @@ static int trace_path_of(struct engine_setup *setup, const struct config *config
 static int serve(struct engine *engine, const struct config *config, struct err *err)
 {
     struct model_source *src = NULL;
-    struct engine_setup setup = { 0 };
+    struct engine_setup setup = { .layers_begun = engine_layers_begun(engine) };
     int64_t began_ms = clock_now_ms();
     int rc;
 

@@ -85,8 +85,9 @@ struct engine_page {
     uint64_t pending;           /* sequences with work; 0 = idle, no heartbeat expected */
     int64_t step_began_ns;      /* 0 = between steps */
     uint64_t longest_step_ns;
+    uint64_t layers;            /* begun by the ranks: a long step on a busy host moves too */
 };
-#define ENGINE_PAGE_MAGIC UINT64_C(0x736c756963650001)
+#define ENGINE_PAGE_MAGIC UINT64_C(0x736c756963650002)
 /* Maps the page behind fd for the engine. NULL when fd is no descriptor or too small: the engine then runs without. */
 struct engine_page *engine_page_map(int fd);
 void engine_page_unmap(struct engine_page *page);

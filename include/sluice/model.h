@@ -31,6 +31,7 @@ struct model_env {
     const struct comm_ops *comm_ops;   /* NULL when tp_size == 1 */
     struct comm *tp_comm;
     struct model_limits limits;
+    uint64_t *layers_begun;            /* counted up for each, atomically, by all ranks: who watches sees a long step move */
 };
 
 /* Device bytes of this shard: terms of the memory plan. Same arithmetic that model_load carves by.

@@ -37,8 +37,9 @@ struct ranks_options {
     uint64_t kv_cache_bytes;               /* > 0: KV memory of all ranks together instead of what is free */
     int32_t num_blocks_override;           /* > 0: this many blocks whatever the memory */
     uint64_t seed;                         /* dummy weights */
-    int64_t stall_timeout_ms;              /* no plan ended for so long, nor for RANKS_STALL_FACTOR x the longest: the
-                                              ranks have failed; 0 = 5 minutes */
+    int64_t stall_timeout_ms;              /* no plan ended and no layer begun for so long, nor for RANKS_STALL_FACTOR x
+                                              the longest plan: the ranks have failed; 0 = 5 minutes */
+    uint64_t *layers_begun;                /* counter of who watches from outside; NULL = one of their own */
     const struct comm_ops *comm_ops;       /* over ends of comm_cpu; NULL = comm_cpu itself */
     int64_t (*now_ns)(void);               /* of step_result.stages, on the rank's thread; NULL = CLOCK_MONOTONIC */
     const struct model_source *src;        /* for the plan: the files, matrices of which may be kept as they are; NULL =

@@ -3,7 +3,8 @@
  * Thread: the loop's only. A replica is in exactly one state:
  *   STARTING --READY frame--> READY --exit, broken socket, stall--> DOWN --backoff 1,2,4..60 s--> STARTING
  *   The backoff starts over once a replica has served three times as long as its last one. Else it doubles: after each life
- *   without a single step, after every fourth with some. At 60 s the replica counts as parked (logged).
+ *   without a single step, after every fourth with some or that somebody's SIGKILL ended. At 60 s the replica counts as parked
+ *   (logged).
  *   any --supervisor_stop--> STOPPED */
 #ifndef SLUICE_SUPERVISOR_H
 #define SLUICE_SUPERVISOR_H

@@ -162,6 +162,8 @@ static void send_message(struct engine *engine, enum msg_type type, const void *
     buf_release(&frame);
 }
 
+uint64_t *engine_layers_begun(struct engine *engine) { return engine->page ? &engine->page->layers : NULL; }
+
 void engine_progress(void *arg, double share)
 {
     struct engine *engine = arg;

@@ -19,6 +19,7 @@
 struct engine;
 
 struct engine_setup {
+    uint64_t *layers_begun;            /* for engine_load: engine_layers_begun, or NULL */
     struct ranks *ranks;
     /* num_blocks, num_plans, overlap come from the ranks; max_model_len may shrink to the blocks */
     struct scheduler_options scheduler;
@@ -35,6 +36,8 @@ struct engine_setup {
  * is called on the I/O thread with an exit code when the gateway has gone or broken the stream, or stops an engine that
  * is not READY: a program ends there and then. Without it the engine thread sees the end after its step. */
 int  engine_open(struct engine **out, int fd, int page_fd, void (*leave)(int exit_code), struct err *err);
+/* What the ranks count up (rank.h) for the supervisor; NULL without a page. */
+uint64_t *engine_layers_begun(struct engine *engine);
 /* MSG_PROGRESS, at most every 100 ms. share 0..1. Any thread, before engine_start. arg is the engine: fits
  * ranks_start. */
 void engine_progress(void *arg, double share);

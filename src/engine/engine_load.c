@@ -67,6 +67,7 @@ int engine_load(struct engine_setup *setup, struct model_source **src, const str
     setup_of(setup, config, *src, options.max_model_len);
     bool on_gpu = options.ops == cuda;
     if (on_gpu) options.comm_ops = cuda_comm;
+    options.layers_begun = setup->layers_begun;
     if ((rc = ranks_start(&setup->ranks, *src, &options, progress, progress_arg, err)) < 0) return rc;
     setup->free_memory = on_gpu ? gpu_free_memory : host_memory_bytes;
     uint64_t num_ranks = on_gpu ? 1 : (uint64_t)(options.tp_size * options.pp_size);

@@ -101,6 +101,7 @@ int layer_attention(struct model *model, const struct step_plan *plan, int64_t l
     int32_t num_heads = (int32_t)range_len(model->shard.heads);
     int32_t num_kv_heads = (int32_t)range_len(model->shard.kv_heads);
 
+    if (env->layers_begun) __atomic_fetch_add(env->layers_begun, 1, __ATOMIC_RELAXED);
     norm(model, plan, weights_get(w, W_ATTN_NORM, layer), with_x);
     matmul(model, plan, act->normed, weights_get(w, W_QKV, layer), act->wide);
     env->ops->rope_store(env->backend, &(struct rope_store_args){

@@ -52,7 +52,8 @@ int model_runner_open(struct model_runner *runner, const struct model_runner_arg
     if (args->pp_comm && (rc = args->comm_ops->join(args->pp_comm, args->device, stream, err)) < 0) goto out;
     if ((rc = runner->ops->reserve(runner->backend, arena_bytes(args), err)) < 0) goto out;
     struct model_env env = { .ops = runner->ops, .backend = runner->backend, .comm_ops = args->comm_ops,
-                             .tp_comm = args->tp_comm, .limits = plan_limits(args->options) };
+                             .tp_comm = args->tp_comm, .limits = plan_limits(args->options),
+                             .layers_begun = args->options->layers_begun };
     rc = model_load(&runner->model, args->src, &args->shard, &env, args->options->seed, args->progress,
                     args->progress_arg, err);
     if (rc < 0) goto out;

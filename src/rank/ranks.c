@@ -73,6 +73,7 @@ struct ranks {
     atomic_int failed;                              /* 0 or the first error; then failure is const */
     char failure[160];
 
+    uint64_t layers_begun;                          /* atomic; where options name no other place */
     int64_t longest_ns;                             /* engine thread only: of one plan */
     bool abandoned;                                 /* some thread hangs */
 
@@ -334,6 +335,7 @@ int ranks_start(struct ranks **out, const struct model_source *src, const struct
     ranks->options = *options;
     ranks->options.src = src;
     if (options->stall_timeout_ms == 0) ranks->options.stall_timeout_ms = STALL_TIMEOUT_MS;
+    if (!options->layers_begun) ranks->options.layers_begun = &ranks->layers_begun;
     ranks->comm_ops = options->comm_ops ? options->comm_ops : &comm_cpu_ops;
     ranks->size = options->tp_size * options->pp_size;
     ranks->num_slots = ranks_overlaps(ranks) ? OVERLAP_SLOTS : options->pp_size;
@@ -416,13 +418,16 @@ int ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_
 static void await_finished(struct ranks *ranks)
 {
     const struct plan_slot *slot = &ranks->slots[ranks->waited % (uint32_t)ranks->num_slots];
-    int64_t began_ns = clock_now_ns();
+    int64_t moved_ns = clock_now_ns();
+    uint64_t seen = 0;
     while (atomic_load(&ranks->finished) == ranks->waited && !ranks->abandoned) {
         int64_t before_ns = clock_now_ns();
         futex_wait(&ranks->finished, ranks->waited, ranks->spins, SLEEP_NS);
         int64_t now_ns = clock_now_ns();
-        if (now_ns - before_ns > SLEEP_NS + LATE_NS) began_ns = now_ns;
-        else if (now_ns - began_ns > stall_limit_ns(ranks)) give_up(ranks);
+        uint64_t layers = __atomic_load_n(ranks->options.layers_begun, __ATOMIC_RELAXED);
+        if (now_ns - before_ns > SLEEP_NS + LATE_NS || layers != seen) moved_ns = now_ns;
+        else if (now_ns - moved_ns > stall_limit_ns(ranks)) give_up(ranks);
+        seen = layers;
     }
     int64_t took_ns = clock_now_ns() - slot->submitted_ns;
     if (took_ns > ranks->longest_ns) ranks->longest_ns = took_ns;

@@ -45,9 +45,10 @@ struct replica {
     int short_lives;               /* with work done, since the backoff changed */
     int64_t started_ms, ready_ms;
     int64_t stall_since_ms;        /* 0 = steps move or nothing pending */
-    uint64_t stall_steps;
+    uint64_t stall_moves;          /* steps and layers then */
     enum restart_cause cause;      /* why it went down last */
     bool stalled, failed, killed;  /* killed for a stall; MSG_FAILED seen; killed from here */
+    bool killed_outside;           /* SIGKILL, and not from here */
     char why[160];                 /* first reason of its end, "" while none is known */
     struct msg_failed failure;
 };
@@ -198,10 +199,11 @@ static void on_restart(uv_timer_t *timer)
     if (!replica->sup->stopping) replica_spawn(replica);
 }
 
-/* Streams wait for it, so a replica that did some work is soon tried again; one that dies before its first step is not. */
+/* Streams wait for it: a replica that did some work, or that somebody killed, is soon tried again. One that dies of its own before
+ * its first step is not. */
 static void grow_backoff(struct replica *replica)
 {
-    bool worked = replica->ready_ms && __atomic_load_n(&replica->page->steps, __ATOMIC_RELAXED);
+    bool worked = replica->killed_outside || (replica->ready_ms && __atomic_load_n(&replica->page->steps, __ATOMIC_RELAXED));
     bool served = replica->ready_ms && clock_now_ms() - replica->ready_ms >= replica->backoff_ms * BACKOFF_SERVED;
 
     if (served || !replica->backoff_ms) {
@@ -250,7 +252,8 @@ static void on_process_exit(uv_process_t *process, int64_t exit_status, int term
     if (replica->channel) channel_drain(replica->channel);     /* MSG_FAILED, the tokens of its last step */
     replica->cause = replica->stalled ? RESTART_STALL : term_signal ? RESTART_SIGNAL : RESTART_EXIT;
     bool never_ready = !replica->ready_ms;     /* its socket may have broken first: the state says DOWN already */
-    replica_down(replica, why, term_signal != SIGKILL || replica->killed);
+    replica->killed_outside = term_signal == SIGKILL && !replica->killed;
+    replica_down(replica, why, !replica->killed_outside);
     if (never_ready && !sup->stopping) {
         bool told = replica->failed && replica->failure.message[0];
         const char *message = told ? replica->failure.message : replica->killed ? replica->why : why;
@@ -327,7 +330,7 @@ static void replica_spawn(struct replica *replica)
     replica->state = REPLICA_STARTING;
     replica->started_ms = clock_now_ms();
     replica->ready_ms = replica->stall_since_ms = 0;
-    replica->stalled = replica->failed = replica->killed = false;
+    replica->stalled = replica->failed = replica->killed = replica->killed_outside = false;
     replica->why[0] = '\0';
     replica->cause = RESTART_EXIT;
     if (spawn_process(replica, &err) == 0) return;
@@ -346,12 +349,12 @@ static bool stalled(struct replica *replica, int64_t now_ms)
 {
     const struct engine_page *page = replica->page;
     const struct supervisor *sup = replica->sup;
-    uint64_t steps = __atomic_load_n(&page->steps, __ATOMIC_RELAXED);
+    uint64_t moves = __atomic_load_n(&page->steps, __ATOMIC_RELAXED) + __atomic_load_n(&page->layers, __ATOMIC_RELAXED);
     uint64_t longest_ms = __atomic_load_n(&page->longest_step_ns, __ATOMIC_RELAXED) / 1000000;
     bool pending = __atomic_load_n(&page->pending, __ATOMIC_RELAXED) || sup->events->busy(sup->arg, replica->index);
 
-    if (!pending || steps != replica->stall_steps || !replica->stall_since_ms) {
-        replica->stall_steps = steps;
+    if (!pending || moves != replica->stall_moves || !replica->stall_since_ms) {
+        replica->stall_moves = moves;
         replica->stall_since_ms = now_ms;
         return false;
     }
@@ -374,7 +377,7 @@ static void on_heartbeat(uv_timer_t *timer)
             replica_down(replica, "engine socket closed", true);        /* and its process takes its time to die */
         } else if (replica->state == REPLICA_READY && stalled(replica, now_ms)) {
             replica->stalled = true;
-            supervisor_kill(sup, i, "no step finished in time with work pending");
+            supervisor_kill(sup, i, "no step moved in time with work pending");
         } else if (replica->state == REPLICA_STARTING && !replica->killed &&
                    now_ms - replica->started_ms > sup->config->engine_start_timeout_ms) {
             supervisor_kill(sup, i, "not ready within engine_start_timeout");
