@@ -15,6 +15,7 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("SLUICE_BIN_DIR", ROOT / "build" / "bin"))
 MODEL = pathlib.Path(os.environ.get("SLUICE_MODEL", ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"))
+SANITIZED = "san" in BIN.parent.name        # tens of times slower, and their allocators keep what was freed
 START_SECONDS = float(os.environ.get("SLUICE_START_SECONDS", "120"))
 SANITIZER_REPORT = re.compile(r"^.*(?:(?:Address|Leak|Thread)Sanitizer:|runtime error:)", re.MULTILINE)
 

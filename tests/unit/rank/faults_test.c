@@ -14,12 +14,13 @@
 #include <sluice/comm.h>
 #include <sluice/rank.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "unit/model/tiny_model.h"
 #include "unit/rank/plan_builder.h"
 
 enum { BLOCK_SIZE = 16, MAX_BLOCKS = 2, MAX_TOKENS = 16, FAULT_STEP = 7 };
-enum fault_kind { FAIL_IN_ALL_REDUCE, FAIL_IN_SEND, FAIL_IN_RECV, HANG_IN_ATTENTION, HANG_AND_PEER_GIVES_UP };
+enum fault_kind { FAIL_IN_ALL_REDUCE, FAIL_IN_SEND, FAIL_IN_RECV, HANG_IN_ATTENTION, HANG_AND_PEER_GIVES_UP, SLOW_LAYERS };
 
 /* Set before the ranks start, read by their threads. */
 static struct { enum fault_kind kind; int rank; atomic_bool hangs, released; } fault;
@@ -53,6 +54,7 @@ static const struct step_plan *noting_upload(struct backend *b, const struct ste
 static void hanging_attention(struct backend *b, const struct attention_args *args)
 {
     if (here(HANG_IN_ATTENTION)) hang();
+    if (here(SLOW_LAYERS)) usleep(800 * 1000);
     backend_cpu_ref.attention(b, args);
 }
 
@@ -87,7 +89,7 @@ struct run {
 
 static void run_open(struct run *run, int tp_size, int pp_size, enum fault_kind kind, int rank)
 {
-    bool hangs = kind == HANG_IN_ATTENTION || kind == HANG_AND_PEER_GIVES_UP;
+    bool hangs = kind == HANG_IN_ATTENTION || kind == HANG_AND_PEER_GIVES_UP || kind == SLOW_LAYERS;
     static const block_id blocks[MAX_BLOCKS] = { 0, 1 };
     static const token_id tokens[3] = { 5, 6, 7 };
     struct model_source *src = tiny_open(0, true, "");
@@ -191,6 +193,22 @@ static void a_hanging_rank_is_named(void **state)
     check_fault(2, 1, HANG_AND_PEER_GIVES_UP, 1, ERR_ENDED);
 }
 
+/* A step that takes longer than the limit, on a host with too much to do, but gets on. */
+static void a_slow_step_is_no_stall(void **state)
+{
+    struct step_result *finished = NULL;
+    struct run run;
+
+    (void)state;
+    run_open(&run, 1, 1, SLOW_LAYERS, 0);
+    int64_t began_ms = clock_now_ms();
+    run.plans[0]->step = FAULT_STEP;
+    assert_int_equal(ranks_submit(run.ranks, run.plans[0], &run.results[0]), 0);
+    assert_int_equal(ranks_wait(run.ranks, &finished), 0);
+    assert_true(clock_now_ms() - began_ms > 1500);
+    run_close(&run);
+}
+
 /* What the hanging thread still holds; its program would end now. */
 static struct run left_behind;
 
@@ -206,7 +224,7 @@ static void ranks_stop_leaves_a_hanging_rank_behind(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_failing_rank_is_named), cmocka_unit_test(a_hanging_rank_is_named),
+        cmocka_unit_test(a_failing_rank_is_named), cmocka_unit_test(a_hanging_rank_is_named), cmocka_unit_test(a_slow_step_is_no_stall),
         cmocka_unit_test(ranks_stop_leaves_a_hanging_rank_behind),
     };
     log_set_level(LOG_WARNING);
