@@ -48,7 +48,7 @@ struct backend {
     struct backend_options options;
     struct launch launch;          /* stream, sm, number of SMs */
     cudaStream_t stream, copy_stream;
-    char description[160];
+    char description[320];
     char *arena, *workspace;
     size_t arena_bytes, arena_used, workspace_bytes;
 
