@@ -18,19 +18,24 @@ struct scenario {
     enum scheduler_policy policy;
     bool prefix_caching;
     bool churn;                        /* answers end and others are admitted, as fast as with 250 tokens each */
+    bool overlap;                      /* a plan is made while the one before is in flight */
 };
 
 static const struct scenario scenarios[] = {
-    { "decode", 256, 0, POLICY_FAIR, true, false },
-    { "decode, cache off", 256, 0, POLICY_FAIR, false, false },
-    { "decode, fcfs", 256, 0, POLICY_FCFS, true, false },
-    { "decode", 1024, 4096, POLICY_FAIR, true, false },
-    { "decode, fcfs", 1024, 4096, POLICY_FCFS, true, false },
-    { "decode, priority", 1024, 4096, POLICY_PRIORITY, true, false },
-    { "churn", 256, 64, POLICY_FAIR, true, true },
-    { "churn", 1024, 4096, POLICY_FAIR, true, true },
-    { "churn, cache off", 1024, 4096, POLICY_FAIR, false, true },
-    { "churn, priority", 1024, 4096, POLICY_PRIORITY, true, true },
+    { "decode", 256, 0, POLICY_FAIR, true, false, false },
+    { "decode, overlap", 256, 0, POLICY_FAIR, true, false, true },
+    { "decode, cache off", 256, 0, POLICY_FAIR, false, false, false },
+    { "decode, fcfs", 256, 0, POLICY_FCFS, true, false, false },
+    { "decode", 1024, 4096, POLICY_FAIR, true, false, false },
+    { "decode, overlap", 1024, 4096, POLICY_FAIR, true, false, true },
+    { "decode, fcfs", 1024, 4096, POLICY_FCFS, true, false, false },
+    { "decode, priority", 1024, 4096, POLICY_PRIORITY, true, false, false },
+    { "churn", 256, 64, POLICY_FAIR, true, true, false },
+    { "churn, overlap", 256, 64, POLICY_FAIR, true, true, true },
+    { "churn", 1024, 4096, POLICY_FAIR, true, true, false },
+    { "churn, overlap", 1024, 4096, POLICY_FAIR, true, true, true },
+    { "churn, cache off", 1024, 4096, POLICY_FAIR, false, true, false },
+    { "churn, priority", 1024, 4096, POLICY_PRIORITY, true, true, false },
 };
 
 struct bench {
@@ -38,6 +43,8 @@ struct bench {
     struct scheduler s;
     struct submission_limits limits;
     struct step_result result;
+    const struct step_plan *flights[2];        /* oldest first */
+    int num_flights;
     token_id prompt[PROMPT];
     uint64_t next_id, random;
     int64_t now;
@@ -76,18 +83,27 @@ static struct submission *make(struct bench *bench)
 }
 
 /* The engine thread's share of a step; the device's is not in it. */
-__attribute__((noinline)) void measured_step(struct bench *bench, const struct step_plan **plan);
-void measured_step(struct bench *bench, const struct step_plan **plan)
+static inline void step(struct bench *bench)
 {
-    if (*plan) scheduler_commit(&bench->s, *plan, &bench->result, bench->now);
+    if (bench->num_flights == bench->s.options.num_plans) {
+        scheduler_commit(&bench->s, bench->flights[0], &bench->result, bench->now);
+        bench->flights[0] = bench->flights[1];
+        bench->num_flights--;
+    }
     scheduler_clear_outcomes(&bench->s);
     for (int32_t i = 0; i < bench->num_arriving; i++) scheduler_add(&bench->s, bench->arriving[i]);
-    *plan = scheduler_next_step(&bench->s, bench->now);
+    const struct step_plan *plan = scheduler_next_step(&bench->s, bench->now);
+    if (plan) bench->flights[bench->num_flights++] = plan;
 }
 
-static void device(struct bench *bench, const struct step_plan *plan)
+__attribute__((noinline)) void measured_step(struct bench *bench);
+void measured_step(struct bench *bench) { step(bench); }
+
+/* The oldest plan's result. */
+static void device(struct bench *bench)
 {
-    must(plan != NULL, "nothing to run");
+    must(bench->num_flights > 0, "nothing to run");
+    const struct step_plan *plan = bench->flights[0];
     bench->result.step = plan->step;
     bench->result.num_rows = plan->num_rows;
     for (int32_t i = 0; i < plan->num_rows; i++)
@@ -112,7 +128,7 @@ static void open_bench(struct bench *bench, const struct scenario *scenario)
     struct scheduler_options o = {
         .max_num_seqs = scenario->running, .max_num_batched_tokens = 8192, .max_model_len = CONTEXT,
         .max_sequences = all + 64, .num_blocks = scenario->running * (CONTEXT / BLOCK_SIZE), .block_size = BLOCK_SIZE,
-        .vocab_size = VOCAB, .num_plans = 1, .long_prefill_chunk = 512, .policy = scenario->policy,
+        .vocab_size = VOCAB, .num_plans = 1 + scenario->overlap, .overlap = scenario->overlap, .long_prefill_chunk = 512, .policy = scenario->policy,
         .enable_prefix_caching = scenario->prefix_caching, .eos = { { VOCAB }, 1 },
     };
     uint8_t secret[32] = { 1 };
@@ -138,26 +154,23 @@ static int by_value(const void *a, const void *b)
 static void run(const struct scenario *scenario, int64_t steps)
 {
     static struct bench bench;
-    const struct step_plan *plan = NULL;
     int64_t *took = calloc((size_t)steps, sizeof *took), sum = 0, tokens = 0;
 
     must(took != NULL, "out of memory");
     open_bench(&bench, scenario);
     do {                               /* until all places are taken and every prompt is through */
-        if (plan) scheduler_commit(&bench.s, plan, &bench.result, bench.now);
-        scheduler_clear_outcomes(&bench.s);
-        replace_finished(&bench);
-        for (int32_t i = 0; i < bench.num_arriving; i++) scheduler_add(&bench.s, bench.arriving[i]);
+        step(&bench);
         bench.num_arriving = 0;
-        plan = scheduler_next_step(&bench.s, bench.now);
-        device(&bench, plan);
-    } while (plan->num_decode_seqs < scenario->running * (scenario->churn ? 95 : 100) / 100);
+        device(&bench);
+        replace_finished(&bench);
+    } while (bench.flights[0]->num_decode_seqs < scenario->running * (scenario->churn ? 95 : 100) / 100);
     for (int64_t i = 0; i < steps; i++) {
         int64_t began = clock_now_ns();
-        measured_step(&bench, &plan);
+        measured_step(&bench);
         sum += took[i] = clock_now_ns() - began;
-        tokens += plan->num_tokens;
-        device(&bench, plan);
+        bench.num_arriving = 0;
+        tokens += bench.flights[0]->num_tokens;
+        device(&bench);
         if (scenario->churn) replace_finished(&bench);
     }
     qsort(took, (size_t)steps, sizeof *took, by_value);

@@ -103,6 +103,7 @@ static bool admit(struct scheduler *s, struct sequence *seq)
     seq->slot = s->free_slots[--s->num_free_slots];
     seq->blocks = s->block_tables + (int64_t)seq->slot * draft->batch->plan->caps.max_blocks_per_seq;
     seq->state = SEQ_RUNNING;
+    seq->admission = ++s->num_admissions;
     seq->passed_over = 0;
     running_insert(s, seq);
     kv_cache_adopt(&s->kv, seq, &match);
@@ -477,10 +478,10 @@ static void fill_plan(struct scheduler *s, struct batch *batch)
         struct sequence *seq = batch->seqs[i];
         if (seq->num_drafted != 1) continue;
         /* longer ones move back by one, keeping their order */
-        memmove(&batch->seqs[at + 1], &batch->seqs[at], (size_t)(i - at) * sizeof *batch->seqs);
+        if (at < i) memmove(&batch->seqs[at + 1], &batch->seqs[at], (size_t)(i - at) * sizeof *batch->seqs);
         batch->seqs[at++] = seq;
     }
-    plan_fill(batch->plan, batch->seqs, n, &s->options.eos, batch->rows);
+    plan_fill(batch->plan, &batch->owners, batch->seqs, n, &s->options.eos, batch->rows);
     batch->plan->num_decode_seqs = at;
 }
 

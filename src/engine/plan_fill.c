@@ -131,21 +131,38 @@ static void expect_token(struct sequence *seq)
     if (seq->feeds_back && seq->num_tokens + seq->num_pending + 1 < seq->max_total) seq->num_pending++;
 }
 
+/* Ids, positions and KV slots of seq's tokens begin .. end-1, a block at a time. */
+static void add_tokens(struct step_plan *plan, const struct sequence *seq, int32_t begin, int32_t end)
+{
+    int32_t known = end < seq->num_tokens ? end : seq->num_tokens, block_size = plan->block_size;
+    token_id *ids = plan_input_ids(plan) + plan->num_tokens;
+    int32_t *positions = plan_positions(plan) + plan->num_tokens;
+    int64_t *slots = plan_slot_mapping(plan) + plan->num_tokens;
+
+    if (known > begin) memcpy(ids, seq->tokens + begin, (size_t)(known - begin) * sizeof *ids);
+    if (known < end) ids[end - 1 - begin] = TOKEN_FEEDBACK;
+    for (int32_t pos = begin, i = begin / block_size; pos < end; i++) {
+        int32_t next = (i + 1) * block_size < end ? (i + 1) * block_size : end;
+        int64_t offset = ((int64_t)seq->blocks[i] - i) * block_size;
+        for (; pos < next; pos++) {
+            positions[pos - begin] = pos;
+            slots[pos - begin] = offset + pos;
+        }
+    }
+    plan->num_tokens += end - begin;
+}
+
 int32_t plan_fill_add(struct step_plan *plan, struct sequence *seq, const struct eos_ids *eos)
 {
     int32_t b = plan->num_seqs++, q_len = seq->num_drafted, context = seq_next_position(seq);
-    int32_t max_blocks = plan->caps.max_blocks_per_seq, block_size = plan->block_size;
+    int32_t max_blocks = plan->caps.max_blocks_per_seq;
     block_id *table = plan_block_tables(plan) + (int64_t)b * max_blocks;
-    int32_t num_table = (context - 1) / block_size + 1;
+    int32_t num_table = (context - 1) / plan->block_size + 1;
 
     BUG_ON(q_len < 1 || plan->num_tokens + q_len > plan->caps.max_tokens || b >= plan->caps.max_seqs);
     BUG_ON(num_table > seq->num_blocks || context > seq->num_tokens + seq->num_pending);
-    for (int32_t pos = context - q_len; pos < context; pos++) {
-        int32_t t = plan->num_tokens++;
-        plan_input_ids(plan)[t] = pos < seq->num_tokens ? seq->tokens[pos] : TOKEN_FEEDBACK;
-        plan_positions(plan)[t] = pos;
-        plan_slot_mapping(plan)[t] = (int64_t)seq->blocks[pos / block_size] * block_size + pos % block_size;
-    }
+    BUG_ON(context > seq->num_tokens && q_len != 1);
+    add_tokens(plan, seq, context - q_len, context);
     plan_cu_seqlens_q(plan)[b + 1] = plan->num_tokens;
     plan_context_lens(plan)[b] = context;
     plan_seq_slots(plan)[b] = seq->slot;
@@ -167,34 +184,54 @@ struct decode_fill {
     int64_t *slot_mapping;
     block_id *tables;
     struct sampling_row *rows;
+    struct plan_owners *owners;
     int32_t max_blocks, block_size;
 };
 
-static struct decode_fill decode_fill_of(const struct step_plan *plan)
+static struct decode_fill decode_fill_of(const struct step_plan *plan, struct plan_owners *owners)
 {
     return (struct decode_fill){
         .input_ids = plan_input_ids(plan), .positions = plan_positions(plan), .cu_seqlens_q = plan_cu_seqlens_q(plan),
         .context_lens = plan_context_lens(plan), .seq_slots = plan_seq_slots(plan),
         .slot_mapping = plan_slot_mapping(plan),
-        .tables = plan_block_tables(plan), .rows = plan_rows(plan), .max_blocks = plan->caps.max_blocks_per_seq,
-        .block_size = plan->block_size,
+        .tables = plan_block_tables(plan), .rows = plan_rows(plan), .owners = owners,
+        .max_blocks = plan->caps.max_blocks_per_seq, .block_size = plan->block_size,
     };
+}
+
+/* Its table in row b: what it has got since it was here last, or all. */
+static void fill_table(const struct decode_fill *f, const struct sequence *seq, int32_t b, int32_t last)
+{
+    block_id *table = f->tables + (int64_t)b * f->max_blocks;
+
+    if (f->owners->tables[b] != seq->admission) {
+        copy_table(table, seq->blocks, last + 1, f->max_blocks);
+        f->owners->tables[b] = seq->admission;
+    }
+    for (int32_t i = last; i >= 0 && table[i] == BLOCK_NONE; i--) table[i] = seq->blocks[i];
 }
 
 /* plan_fill_add for what most of a step is: the counts of plan are b, tokens and rows. */
 static void fill_decode(const struct decode_fill *f, struct sequence *seq, int32_t b, int32_t t, int32_t r)
 {
-    int32_t pos = seq_next_position(seq) - 1, last = pos / f->block_size;
+    int32_t pos = seq_next_position(seq) - 1, last = seq->num_blocks - 1;
+    struct sampling_row *row = &f->rows[r];
 
+    if (pos < last * f->block_size) last = pos / f->block_size;        /* rarely: blocks for more than is scheduled */
     f->input_ids[t] = pos < seq->num_tokens ? seq->tokens[pos] : TOKEN_FEEDBACK;
     f->positions[t] = pos;
     f->slot_mapping[t] = (int64_t)seq->blocks[last] * f->block_size + (pos - last * f->block_size);
     f->cu_seqlens_q[b + 1] = t + 1;
     f->context_lens[b] = pos + 1;
     f->seq_slots[b] = seq->slot;
-    copy_table(f->tables + (int64_t)b * f->max_blocks, seq->blocks, last + 1, f->max_blocks);
-    f->rows[r] = (struct sampling_row){ .token = t, .seq = b, .slot = seq->slot, .target = TOKEN_NONE,
-                                        .num_generated = (uint32_t)seq_num_drawn(seq), .params = seq->sampling };
+    fill_table(f, seq, b, last);
+    if (f->owners->rows[r] != seq->admission) {
+        *row = (struct sampling_row){ .slot = seq->slot, .target = TOKEN_NONE, .params = seq->sampling };
+        f->owners->rows[r] = seq->admission;
+    }
+    row->token = t;
+    row->seq = b;
+    row->num_generated = (uint32_t)seq_num_drawn(seq);
     seq->num_drafted = 0;
     expect_token(seq);
 }
@@ -206,24 +243,34 @@ static void prefetch(const struct sequence *seq)
     __builtin_prefetch(&seq->sampling);
 }
 
-void plan_fill(struct step_plan *plan, struct sequence *const *seqs, int32_t n, const struct eos_ids *eos,
-               int32_t *rows)
+static int32_t fill_other(struct step_plan *plan, struct plan_owners *owners, struct sequence *seq, const struct eos_ids *eos)
 {
-    struct decode_fill f = decode_fill_of(plan);
+    int32_t first_row = plan->num_rows;
+
+    owners->tables[plan->num_seqs] = 0;
+    int32_t row = plan_fill_add(plan, seq, eos);
+    for (int32_t r = first_row; r < plan->num_rows; r++) owners->rows[r] = 0;
+    return row;
+}
+
+void plan_fill(struct step_plan *plan, struct plan_owners *owners, struct sequence *const *seqs, int32_t n,
+               const struct eos_ids *eos, int32_t *rows)
+{
+    struct decode_fill f = decode_fill_of(plan, owners);
 
     for (int32_t i = 0; i < n; i++) {
         struct sequence *seq = seqs[i];
         int32_t context = seq_next_position(seq);
         if (i + PREFETCH < n) prefetch(seqs[i + PREFETCH]);
         if (!seq->is_plain || seq->num_drafted != 1 || context != seq->num_tokens + seq->num_pending) {
-            rows[i] = plan_fill_add(plan, seq, eos);
+            rows[i] = fill_other(plan, owners, seq, eos);
             continue;
         }
         BUG_ON(plan->num_tokens >= plan->caps.max_tokens || plan->num_seqs >= plan->caps.max_seqs ||
                plan->num_rows >= plan->caps.max_rows || context > seq->num_blocks * plan->block_size);
         rows[i] = plan->num_rows;
         fill_decode(&f, seq, plan->num_seqs++, plan->num_tokens++, plan->num_rows++);
-        if (plan->max_q_len < 1) plan->max_q_len = 1;
         if (context > plan->max_context_len) plan->max_context_len = context;
     }
+    if (n && !plan->max_q_len) plan->max_q_len = 1;
 }

@@ -24,8 +24,14 @@ bool row_need_fits(const struct row_need *used, const struct row_need *more, con
  * token that a plan in flight draws is TOKEN_FEEDBACK. Returns the index of the row that draws, or -1: a prompt goes on,
  * or nothing is to be drawn. */
 int32_t plan_fill_add(struct step_plan *plan, struct sequence *seq, const struct eos_ids *eos);
-/* The same for each of n sequences; rows [n]. */
-void plan_fill(struct step_plan *plan, struct sequence *const *seqs, int32_t n, const struct eos_ids *eos,
-               int32_t *rows);
+
+/* Who filled a place of a plan's memory last, so that a decode which comes back to it only adds what is new: its block table
+ * only grows, its row's parameters stay. Per plan; zeroed at the start. */
+struct plan_owners {
+    uint64_t *tables, *rows;           /* [max_seqs], [max_rows] sequence.admission, 0 = nobody's */
+};
+/* plan_fill_add for each of n sequences; rows [n]. plan was reset, its memory is as the last plan_fill left it. */
+void plan_fill(struct step_plan *plan, struct plan_owners *owners, struct sequence *const *seqs, int32_t n,
+               const struct eos_ids *eos, int32_t *rows);
 
 #endif

@@ -18,7 +18,9 @@ static int alloc_batch(struct batch *batch, const struct step_plan_caps *caps)
     batch->plan = aligned_alloc(64, (bytes + 63) / 64 * 64);
     batch->seqs = calloc((size_t)caps->max_seqs, sizeof *batch->seqs);
     batch->rows = calloc((size_t)caps->max_seqs, sizeof *batch->rows);
-    if (!batch->plan || !batch->seqs || !batch->rows) return ERR_NO_MEMORY;
+    batch->owners.tables = calloc((size_t)caps->max_seqs, sizeof *batch->owners.tables);
+    batch->owners.rows = calloc((size_t)caps->max_rows, sizeof *batch->owners.rows);
+    if (!batch->plan || !batch->seqs || !batch->rows || !batch->owners.tables || !batch->owners.rows) return ERR_NO_MEMORY;
     step_plan_init(batch->plan, caps);
     return 0;
 }
@@ -96,6 +98,8 @@ void scheduler_release(struct scheduler *s)
         free(s->batches[i].plan);
         free(s->batches[i].seqs);
         free(s->batches[i].rows);
+        free(s->batches[i].owners.tables);
+        free(s->batches[i].owners.rows);
     }
     free(s->batches);
     free(s->running);
@@ -396,7 +400,7 @@ static void commit_sequence(struct scheduler *s, struct sequence *seq, int32_t q
     seq->num_computed += q_len;
     seq->num_scheduled -= q_len;
     if (bad) kv_cache_distrust(&s->kv, seq);
-    else kv_cache_publish(&s->kv, seq);
+    else if (seq->num_computed >= (seq->num_published + 1) * s->kv.block_size) kv_cache_publish(&s->kv, seq);
     if (seq->num_computed >= seq->num_prompt) stop_leading(s, seq);
     if (ended) release_ended(s, seq);
     else if (bad) end_without_token(s, seq, FINISH_ERROR, ERR_INTERNAL);
@@ -428,12 +432,14 @@ void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const s
     for (int32_t b = 0; b < batch->num_seqs; b++) {
         struct sequence *seq = batch->seqs[b];
         if (b + PREFETCH < batch->num_seqs) prefetch_commit(batch->seqs[b + PREFETCH]);
-        int32_t drawn = batch->rows[b], q_len = cu[b + 1] - cu[b], num_scores = seq_num_scores(seq, seq->num_computed, q_len);
+        int32_t drawn = batch->rows[b], q_len = cu[b + 1] - cu[b];
+        int32_t num_scores = seq->num_to_score ? seq_num_scores(seq, seq->num_computed, q_len) : 0;
         const struct result_row *scores = &result->rows[next_row];
         next_row += num_scores + (drawn >= 0);
-        BUG_ON(next_row > result->num_rows || (drawn >= 0 && drawn != next_row - 1) || contexts[b] - q_len != seq->num_computed);
+        BUG_ON((drawn >= 0 && drawn != next_row - 1) || contexts[b] - q_len != seq->num_computed);
         commit_sequence(s, seq, q_len, scores, num_scores, drawn < 0 ? NULL : &result->rows[drawn], now_ns);
     }
+    BUG_ON(next_row != result->num_rows);
     batch->in_flight = false;
     batch->num_seqs = 0;
     s->stats.steps++;

@@ -76,6 +76,7 @@ struct batch {                         /* the sequences of one plan */
     struct step_plan *plan;
     struct sequence **seqs;            /* [max_num_seqs] in plan order */
     int32_t *rows;                     /* [max_num_seqs] row of each, -1 = none */
+    struct plan_owners owners;
     int32_t num_seqs;
     int64_t num_keys;                  /* step_time.h */
     bool in_flight;
@@ -121,7 +122,7 @@ struct scheduler {
     struct step_draft draft;
     struct step_time step_time;
     bool throttled;
-    uint64_t step, num_arrivals;
+    uint64_t step, num_arrivals, num_admissions;
     struct step_outcome *outcomes;     /* [max_num_seqs + SCHEDULER_MAX_NOTES] */
     int32_t num_outcomes;
     struct step_score *scores;         /* [max_rows] of the step; they precede its outcomes */

@@ -65,6 +65,7 @@ struct sequence {
     int32_t num_drafted;               /* of num_scheduled: in the plan being put together */
     block_id *blocks;                  /* [max_blocks_per_seq] row of the slot; NULL while waiting */
     int32_t num_blocks;
+    uint64_t admission;                /* number of the admission that gave it slot and blocks, from 1 on */
     int32_t num_shared;                /* first blocks that came from the prefix cache at this admission */
     int32_t num_published;             /* first blocks that were offered to the prefix cache (or came from it) */
     int32_t max_total, num_known;      /* tokens at most; tokens when it came */
