@@ -10,7 +10,9 @@
  * Why       The producer runs over the cta's whole range (attn_decode_plan.h), items back to back, so the ring never drains: reads
  *           in flight are what makes bandwidth. S^T = K Q^T and O^T = V^T P^T, with the tokens and then the columns of V as the 16
  *           rows of the matrix product and up to 8 query heads as its 8 columns: nothing is wasted on heads that are not there, and
- *           a warp's sums take half the registers. Each warp softmaxes its own tokens; warps meet once an item. */
+ *           a warp's sums take half the registers. Each warp softmaxes its own tokens; warps meet once an item.
+ * Early     The producer starts on KV of earlier steps before pdl_wait(): only a sequence's last tile and Q are of this step. It reads
+ *           plan, lengths and tables for that: who writes them triggers its dependents only when it is done. */
 #include "attn_decode_plan.h"
 #include "common.cuh"
 #include "hopper.cuh"
@@ -113,10 +115,7 @@ struct walk {
 __device__ __forceinline__ walk walk_begin(const args &a)
 {
     const attn_decode_cut *c = a.cuts + blockIdx.x;
-    walk w = { c[0].seq, c[0].item, c[0].tile, c[1].seq, c[1].item, c[1].tile, 0, 0 };
-    w.len = w.seq < a.num_seqs ? a.lens[w.seq] : 0;
-    w.next_len = w.seq + 1 < a.num_seqs ? a.lens[w.seq + 1] : 0;
-    return w;
+    return { c[0].seq, c[0].item, c[0].tile, c[1].seq, c[1].item, c[1].tile, c[0].len, c[0].next_len };
 }
 
 /* Next piece of the range; false at its end. A sequence without KV is one piece of no tiles. */
@@ -197,14 +196,41 @@ template <int D> __device__ __forceinline__ block_id chunk_block(const chunk &c,
     return wanted ? a.tables[(int64_t)c.p.seq * a.max_blocks + at / a.block_size] : BLOCK_NONE;
 }
 
+/* The query heads of a chunk's item: where they are, and how many. */
+template <int D> __device__ __forceinline__ const bf16 *chunk_q(const chunk &c, const args &a, int &heads)
+{
+    int kv_head = c.p.item / a.passes, from = c.p.item % a.passes * HEADS;
+    heads = min(HEADS, a.group - from);
+    return a.q + c.p.seq * a.q_stride + (int64_t)(kv_head * a.group + from) * D;
+}
+
+/* One head a lane, counted by the barrier of the stage's K. */
+template <int D> __device__ __forceinline__ void load_q_tma(const shared_parts<D> &s, int stage, const bf16 *q, int heads, int lane)
+{
+    if (lane < heads)
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                     :: "r"(smem_address(s.q + stage * dims<D>::Q_BYTES + lane * dims<D>::Q_ROW)), "l"(q + lane * D), "r"(D * 2),
+                        "r"(smem_address(s.full + stage * 2)) : "memory");
+}
+
 template <int D, bool TMA>
 __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s, const CUtensorMap *k_map, const CUtensorMap *v_map)
 {
     using d = dims<D>;
-    int lane = threadIdx.x % WARP, boxes = d::TILE >> a.box_shift, stage = 0;
+    int lane = threadIdx.x % WARP, boxes = d::TILE >> a.box_shift, stage = 0, issued = 0, first_heads = 0;
     uint32_t phase = 0;
     walk w = walk_begin(a);
     chunk c = {};
+    const bf16 *first_q = nullptr;
+    bool waited = false;
+    /* Until here the predecessors may still run. The first Q follows what was issued without it. */
+    auto wait_once = [&] {
+        if (waited) return;
+        waited = true;
+        pdl_wait();
+        if (TMA && issued > 0) load_q_tma<D>(s, 0, first_q, first_heads, lane);
+    };
+    if (!TMA) wait_once();
     chunk_next<D>(c, w, a);
     block_id block = chunk_block<D>(c, a);
 
@@ -213,16 +239,19 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
         chunk_next<D>(ahead, w, a);
         block_id block_ahead = chunk_block<D>(ahead, a);
 
-        int kv_head = c.p.item / a.passes, from_head = c.p.item % a.passes * HEADS;
-        int in_block = (((c.tile * boxes + lane) << a.box_shift) % a.block_size);
+        int item_heads, kv_head = c.p.item / a.passes, in_block = ((c.tile * boxes + lane) << a.box_shift) % a.block_size;
+        const bf16 *q = chunk_q<D>(c, a, item_heads);
         int row = block < 0 ? -1 : (block * a.num_kv_heads + kv_head) * a.block_size + in_block;
         uint32_t there = __ballot_sync(~0u, row >= 0);
 
         for (int t = 0; t < c.tiles; t++) {
-            bool with_q = c.tile + t == c.p.tile;
-            int heads = with_q ? min(HEADS, a.group - from_head) : 0;
-            const bf16 *q = a.q + c.p.seq * a.q_stride + (int64_t)(kv_head * a.group + from_head) * D;
-            uint8_t *q_slot = s.q + stage * d::Q_BYTES;
+            int heads = c.tile + t == c.p.tile ? item_heads : 0;           /* Q comes with an item's first tile */
+            if (issued == 0) {
+                first_q = q;
+                first_heads = heads;
+            }
+            /* The last tile holds the position that this step wrote; a second item needs its Q; a full ring needs consumers. */
+            if (c.tile + t == c.p.last_tile - 1 || (issued > 0 && heads > 0) || issued == a.stages) wait_once();
             for (int kv = 0; kv < 2; kv++) {
                 uint64_t *full = s.full + stage * 2 + kv;
                 uint8_t *slot = s.ring + (stage * 2 + kv) * d::SLOT_BYTES;
@@ -237,9 +266,7 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
                     __syncwarp();
                     if (box < boxes && y >= 0)
                         tma_load_2d(slot + panel * d::PANEL_BYTES + (box << a.box_shift) * PANEL_ROW_BYTES, kv ? v_map : k_map, panel * PANEL, y, full);
-                    if (kv == 0 && lane < heads)
-                        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                                     :: "r"(smem_address(q_slot + lane * d::Q_ROW)), "l"(q + lane * D), "r"(D * 2), "r"(smem_address(full)) : "memory");
+                    if (kv == 0 && waited) load_q_tma<D>(s, stage, q, heads, lane);
 #endif
                 } else {
                     constexpr int VECS = D / 8;                /* 16-byte pieces of a row */
@@ -255,10 +282,11 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
                     if (kv == 0)
                         for (int i = lane; i < heads * VECS; i += WARP)
                             asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-                                         :: "r"(smem_address(q_slot + i / VECS * d::Q_ROW + i % VECS * 16)), "l"(q + i * 8) : "memory");
+                                         :: "r"(smem_address(s.q + stage * d::Q_BYTES + i / VECS * d::Q_ROW + i % VECS * 16)), "l"(q + i * 8) : "memory");
                     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" :: "r"(smem_address(full)) : "memory");
                 }
             }
+            issued++;
             if (++stage == a.stages) {
                 stage = 0;
                 phase ^= 1;
@@ -267,6 +295,7 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
         c = ahead;
         block = block_ahead;
     }
+    wait_once();
 }
 
 /* ---- consumers: four warps ---- */
@@ -442,13 +471,12 @@ template <int D> __device__ __forceinline__ bool merge_parts(const piece &p, sum
     for (int i = 0; i < d::KEEP; i++)
         __stcg(a.part_sums + ((int64_t)slot * d::COLS4 + column0 + i) * WARP + lane, make_float4(kept[i][0], kept[i][1], kept[i][2], kept[i][3]));
     if (threadIdx.x < 4) __stcg(a.part_stats + slot * 4 + lane, make_float4(x.m[0], x.l[0], x.m[1], x.l[1]));
-    __threadfence();
     consumer_sync();
     if (threadIdx.x == 0) {
-        bool done = atomicAdd(a.counters + first, 1) == last - first;
-        if (done) a.counters[first] = 0;
-        __threadfence();
-        *s.flag = done;
+        int came;                                              /* releases what the barrier gathered; acquires the others' parts */
+        asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(came) : "l"(a.counters + first) : "memory");
+        if (came == last - first) a.counters[first] = 0;
+        *s.flag = came == last - first;
     }
     consumer_sync();
     if (!*s.flag) return false;
@@ -487,6 +515,12 @@ template <int D> __device__ __forceinline__ bool merge_parts(const piece &p, sum
     return true;
 }
 
+__device__ __forceinline__ void clear_row(const args &a, int seq, int row_elements)
+{
+    uint4 *row = reinterpret_cast<uint4 *>(a.out + (int64_t)seq * row_elements);
+    for (int i = threadIdx.x; i < row_elements / 8; i += CONSUMERS * WARP) row[i] = make_uint4(0, 0, 0, 0);
+}
+
 template <int D> __device__ __forceinline__ void consume(const args &a, const shared_parts<D> &s)
 {
     using d = dims<D>;
@@ -497,10 +531,11 @@ template <int D> __device__ __forceinline__ void consume(const args &a, const sh
     walk w = walk_begin(a);
     piece p;
 
+    pdl_wait();
+    for (int seq = a.cuts[gridDim.x].seq + blockIdx.x; seq < a.num_seqs; seq += gridDim.x) clear_row(a, seq, a.num_heads * D);
     while (walk_next<D>(w, a, p)) {
         if (p.tile >= p.end) {                                 /* padding */
-            uint4 *row = reinterpret_cast<uint4 *>(a.out + (int64_t)p.seq * a.num_heads * D);
-            for (int i = threadIdx.x; i < a.num_heads * D / 8; i += CONSUMERS * WARP) row[i] = make_uint4(0, 0, 0, 0);
+            clear_row(a, p.seq, a.num_heads * D);
             continue;
         }
         sums<D> x;
@@ -585,7 +620,6 @@ attn_decode(const args a, const __grid_constant__ CUtensorMap k_map, const __gri
 #endif
     }
     __syncthreads();
-    pdl_wait();
     if (threadIdx.x / WARP == CONSUMERS) produce<D, TMA>(a, s, &k_map, &v_map);
     else consume<D>(a, s);
 }

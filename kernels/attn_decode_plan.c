@@ -51,20 +51,32 @@ static struct attn_decode_cut cut_inside(int32_t seq, struct seq_cost cost, int3
     return cut;
 }
 
+/* One a cta's share of MIN_TILES, but never fewer ctas than items. Where items are alike, a whole number of ctas for each saves
+ * ctas the end of one and the beginning of another: worth a tenth of the ctas. */
+static int64_t ctas_for(int64_t total, int64_t num_items, int64_t grid)
+{
+    int64_t used = total / (MIN_TILES * TILE_COST + ITEM_COST);
+    if (used < num_items) used = num_items;
+    if (used > grid) used = grid;
+    if (num_items > 0 && used > num_items && (used < grid || used % num_items * 10 <= grid)) used -= used % num_items;
+    return used > 0 ? used : 1;
+}
+
 static int same_item(const struct attn_decode_cut *a, const struct attn_decode_cut *b) { return a->seq == b->seq && a->item == b->item; }
 
 void attn_decode_plan(const struct attn_decode_shape *s, const int32_t *context_lens, int32_t num_seqs, void *plan)
 {
     struct attn_decode_cut *cuts = plan;
     int32_t grid = attn_decode_grid(s->head_dim, s->num_sms), tile = attn_decode_tile(s->head_dim), items = attn_decode_items(s);
-    int64_t total = 0, before = 0;
+    int64_t total = 0, num_items = 0, before = 0;
     struct seq_cost cost = { 0, 0, 0 };
     int32_t seq = -1;
 
-    for (int32_t i = 0; i < num_seqs; i++) total += cost_of(s, context_lens[i], items, tile).all;
-    int64_t used = total / (MIN_TILES * TILE_COST + ITEM_COST);
-    if (used > grid) used = grid;
-    if (used < 1) used = 1;
+    for (int32_t i = 0; i < num_seqs; i++) {
+        total += cost_of(s, context_lens[i], items, tile).all;
+        num_items += context_lens[i] > 0 ? items : 0;
+    }
+    int64_t used = ctas_for(total, num_items, grid);
 
     /* before: cost of the sequences before seq; cut c lies at total * c / used. */
     for (int32_t c = 0; c <= grid; c++) {
@@ -76,6 +88,10 @@ void attn_decode_plan(const struct attn_decode_shape *s, const int32_t *context_
         if (c == 0) cuts[c] = (struct attn_decode_cut){ .seq = 0 };
         else if (at == total) cuts[c] = (struct attn_decode_cut){ .seq = num_seqs };
         else cuts[c] = cut_inside(seq, cost, items, (int32_t)(at - before));
+    }
+    for (int32_t c = 0; c <= grid; c++) {
+        cuts[c].len = cuts[c].seq < num_seqs ? context_lens[cuts[c].seq] : 0;
+        cuts[c].next_len = cuts[c].seq + 1 < num_seqs ? context_lens[cuts[c].seq + 1] : 0;
     }
     for (int32_t c = 1; c <= grid; c++)
         if (cuts[c].tile > 0) cuts[c].first = cuts[c - 1].tile > 0 && same_item(&cuts[c - 1], &cuts[c]) ? cuts[c - 1].first : c - 1;

@@ -25,7 +25,8 @@ struct attn_decode_shape { int32_t num_heads, num_kv_heads, head_dim, sliding_wi
 struct attn_decode_cut {
     int32_t seq, item, tile;       /* tile: counted from the item's first; (num_seqs, 0, 0) is the end of the line */
     int32_t first, last;           /* ctas that share this item, where tile > 0 */
-    int32_t reserved_[3];
+    int32_t len, next_len;         /* context_lens[seq], [seq + 1]: the walk starts without another read; 0 behind the end */
+    int32_t reserved_;
 };
 
 enum { ATTN_DECODE_HEADS = 8 };    /* query heads of one item at most */

@@ -22,9 +22,9 @@ template <typename T> __device__ void copy(T *to, const T *from, int n, int firs
     for (int i = first; i < n; i += stride) to[i] = from[i];
 }
 
+/* Triggers last: the kernels behind it read lengths, tables and the plan before their own pdl_wait(). */
 __global__ void __launch_bounds__(BEGIN_THREADS) step_begin(const struct step_image *image, struct step_arrays to)
 {
-    pdl_trigger();
     pdl_wait();
     int me = blockIdx.x * BEGIN_THREADS + threadIdx.x, all = gridDim.x * BEGIN_THREADS;
     const struct step_image head = *image;
@@ -68,6 +68,8 @@ __global__ void __launch_bounds__(BEGIN_THREADS) step_begin(const struct step_im
          head.num_history * (int)(sizeof(struct history_entry) / 4), me, all);
     copy(to.history_tokens, part<token_id>(image, head.off_history_tokens), head.num_history_tokens, me, all);
     copy(to.attn_plan, part<int32_t>(image, head.off_attn_plan), head.attn_plan_words, me, all);
+    __threadfence();
+    pdl_trigger();
 }
 
 __global__ void __launch_bounds__(END_THREADS) step_end(struct step_end_kernel a)

@@ -1,5 +1,6 @@
 /* attn_decode_bench.cu - decode attention at the shapes of the models: microseconds, GB/s of KV, % of the read ceiling of this run.
  *   attn_decode_bench [quick]      quick: without the cases of many gigabytes
+ * A case is a chain: small kernel, attention, small kernel, ... with dependent launch; the small kernel alone is a case of its own.
  * KV lies in random blocks of a pool far larger than the L2; small cases rotate over several sets of tables. */
 #include <cmath>
 #include <cstring>
@@ -10,6 +11,7 @@
 
 #include "attn_decode_plan.h"
 #include "bench.cuh"
+#include "common.cuh"
 
 struct model { const char *name; int H, Hk, D; };
 static const model L8B = { "8B", 32, 8, 128 }, Q06B = { "0.6B", 16, 8, 128 }, SMOL = { "SmolLM2", 9, 3, 64 };
@@ -40,6 +42,14 @@ __global__ void __launch_bounds__(512) read_all(const uint4 *p, size_t n, uint4 
         for (int j = 0; j < 8; j++) { x.x ^= v[j].x; x.y ^= v[j].y; x.z ^= v[j].z; x.w ^= v[j].w; }
     }
     if (x.x == 0x12345678 && x.y == 0x9ABCDEF0) *sink = x;
+}
+
+/* What stands between two layers' attentions: small, launched dependently like them. */
+__global__ void __launch_bounds__(256) small_kernel(uint4 *p)
+{
+    pdl_trigger();
+    pdl_wait();
+    p[blockIdx.x * 256 + threadIdx.x].x = 0x3F803F80u;
 }
 
 struct bench {
@@ -104,12 +114,13 @@ static void run(bench &b, const model &m, const char *what, const std::vector<in
     int calls = copies < 4 && bytes < 1e9 ? 4 : copies;
     double us = bench_us(calls, replays, [&](int i, cudaStream_t stream) {
         launch l = { stream, b.device.major * 10 + b.device.minor, b.device.multiProcessorCount, b.pdl != 0 };
+        if (b.pdl && launch_kernel(&l, small_kernel, dim3(l.num_sms), dim3(256), 0, (uint4 *)b.q)) exit(1);
         attn_decode_kernel one = a;
         one.kv.block_tables = b.tables + (size_t)(i % copies) * table;
         if (launch_attn_decode(&one, &l)) { fprintf(stderr, "launch failed\n"); exit(1); }
     });
     char name[128];
-    snprintf(name, sizeof name, "%s %s block %d%s, %.1f%% of read", m.name, what, block_size, b.pdl ? " pdl" : "", 100 * bytes / us / b.ceiling);
+    snprintf(name, sizeof name, "%s %s block %d%s, %.1f%% of read", m.name, what, block_size, b.pdl ? " chained" : "", 100 * bytes / us / b.ceiling);
     bench_line("attn_decode", name, us, bytes, 0);
 }
 
@@ -161,6 +172,45 @@ int main(int argc, char **argv)
     b.ceiling = bytes / us;
     bench_line("read", "4 GiB", us, (double)bytes, 0);
 
+    us = bench_us(32, 21, [&](int, cudaStream_t s) {
+        launch l = { s, b.device.major * 10 + b.device.minor, b.device.multiProcessorCount, true };
+        if (launch_kernel(&l, small_kernel, dim3(l.num_sms), dim3(256), 0, (uint4 *)b.q)) exit(1);
+    });
+    bench_line("small kernel", "chained", us, 0, 0);
+    for (size_t some = 64 << 20; some <= 1 << 30; some *= 4) {
+        us = bench_us(4, 9, [&](int i, cudaStream_t s) {
+            read_all<<<b.device.multiProcessorCount * 4, 512, 0, s>>>((const uint4 *)(b.k + i % 4 * (b.pool_bytes / 4)), some / 16, (uint4 *)b.out); });
+        char name[32];
+        snprintf(name, sizeof name, "%zu MiB", some >> 20);
+        bench_line("read", name, us, (double)some, 0);
+    }
+#ifdef TUNE
+    if (getenv("MARKS")) {
+        unsigned long long *marks;
+        int grid = attn_decode_grid(128, b.device.multiProcessorCount);
+        BENCH_MUST(cudaMallocManaged(&marks, grid * 64));
+        for (int which = 0; which < 5; which++) {
+            tune_marks = marks;
+            memset(marks, 0, grid * 64);
+            const char *names[] = { "64 x 1k", "64 x 4k", "256 x 256", "1 x 32k", "1 x 1k" };
+            run(b, L8B, names[which], which == 0 ? even(64, 1024) : which == 1 ? even(64, 4096) : which == 2 ? even(256, 256) : which == 3 ? even(1, 32768) : even(1, 1024), 64, 5);
+            unsigned long long t0 = ~0ull;
+            for (int c = 0; c < grid; c++) t0 = std::min(t0, marks[c * 8]);
+            const char *what[] = { "start", "waited", "first tile", "last piece read", "last combined", "end" };
+            for (int i = 0; i < 6; i++) {
+                double lo = 1e9, hi = 0, sum = 0;
+                int n = 0;
+                for (int c = 0; c < grid; c++) {
+                    if (marks[c * 8 + i] < t0) continue;
+                    double t = (marks[c * 8 + i] - t0) * 1e-3;
+                    lo = std::min(lo, t); hi = std::max(hi, t); sum += t; n++;
+                }
+                printf("   %-16s n %3d  min %7.2f  mean %7.2f  max %7.2f us\n", what[i], n, lo, sum / n, hi);
+            }
+        }
+        return 0;
+    }
+#endif
     run(b, L8B, "1 x 128", even(1, 128), 64, 21);
     run(b, L8B, "1 x 1k", even(1, 1024), 64, 21);
     run(b, L8B, "1 x 4k", even(1, 4096), 64, 21);

@@ -71,7 +71,9 @@ int launch_silu_mul(const struct silu_mul_kernel *a, const struct launch *l);
 struct paged_kv { const void *k, *v; const block_id *block_tables; int32_t max_blocks_per_seq, block_size; int64_t num_blocks; };
 
 /* One query per sequence (q row b, out row b): the first num_seqs rows. Work is cut into pieces of KV by a plan made on the
- * host (attn_decode_plan.h) that lies in device memory; the grid is fixed, so a captured launch serves any lengths. */
+ * host (attn_decode_plan.h) that lies in device memory; the grid is fixed, so a captured launch serves any lengths.
+ * Rows behind the plan's sequences become zeros too. Reads KV of earlier steps, plan, lengths and tables before pdl_wait(): who writes
+ * these triggers its dependents only when it is done. */
 struct attn_decode_kernel {
     const void *q; int64_t q_stride; void *out;          /* out [B, H, D] */
     struct paged_kv kv; const int32_t *context_lens;     /* [B], 0 = padding: out row is zeros */

@@ -124,13 +124,13 @@ static void batch_release(struct batch *b)
     free(b->lens); free(b->tables); free(b->q); free(b->k); free(b->v); free(b->out); free(b->expected);
 }
 
-/* Lengths as they are in b->lens now (never above those of batch_init). */
-static void batch_plan(struct batch *b)
+/* Lengths as they are in b->lens now (never above those of batch_init); the plan of the first `planned` of them. */
+static void batch_plan(struct batch *b, int planned)
 {
     struct attn_decode_shape s = { b->s.H, b->s.Hk, b->s.D, b->s.window, b->launch.num_sms };
     size_t bytes = attn_decode_plan_bytes(b->launch.num_sms);
     void *plan = calloc(1, bytes);
-    attn_decode_plan(&s, b->lens, b->B, plan);
+    attn_decode_plan(&s, b->lens, planned, plan);
     CUDA_MUST(cudaMemcpy(b->d_plan, plan, bytes, cudaMemcpyHostToDevice));
     CUDA_MUST(cudaMemcpy(b->d_lens, b->lens, sizeof *b->lens * (size_t)b->B, cudaMemcpyHostToDevice));
     free(plan);
@@ -170,7 +170,7 @@ static void check(struct shape s, int B, const int32_t *lens, int pdl)
 {
     struct batch b;
     batch_init(&b, s, B, lens, pdl);
-    batch_plan(&b);
+    batch_plan(&b, b.B);
     for (int round = 0; round < 2; round++) {              /* the counters were left zeroed */
         poison_out(&b);
         assert_int_equal(batch_launch(&b), 0);
@@ -252,6 +252,16 @@ static void padding_rows_are_zeros(void **state)
     check((struct shape){ 9, 3, 64, 64, 0 }, 64, lens, 0);
     lens[63] = 5000;
     check((struct shape){ 9, 3, 64, 64, 0 }, 64, lens, 1);
+
+    struct batch b;                                        /* a captured launch of 64 rows, a plan of the 3 that are there */
+    memset(lens, 0, sizeof lens);
+    lens[0] = lens[1] = lens[2] = 200;
+    batch_init(&b, (struct shape){ 16, 8, 128, 64, 0 }, 64, lens, 1);
+    batch_plan(&b, 3);
+    poison_out(&b);
+    assert_int_equal(batch_launch(&b), 0);
+    batch_compare(&b, "padded bucket");
+    batch_release(&b);
 }
 
 static void a_captured_launch_serves_other_lengths(void **state)
@@ -276,7 +286,7 @@ static void a_captured_launch_serves_other_lengths(void **state)
         lengths_of(b.lens, 48, round == 1 ? 30 : 1500, (uint64_t)round);
         if (round == 2) for (int i = 1; i < 48; i++) b.lens[i] = 0;
         if (round == 3) for (int i = 0; i < 48; i++) b.lens[i] = i == 5 ? 1500 : 1;
-        batch_plan(&b);
+        batch_plan(&b, b.B);
         poison_out(&b);
         CUDA_MUST(cudaGraphLaunch(exec, stream));
         batch_compare(&b, "replay");
@@ -298,7 +308,7 @@ static void without_the_copy_engine(void **state)
     for (int d = 0; d < 5; d++) {
         batch_init(&b, (struct shape){ 12, 4, dims[d], d & 1 ? 16 : 64, d == 2 ? 100 : 0 }, 9, lens, 0);
         b.launch.sm = 80;
-        batch_plan(&b);
+        batch_plan(&b, b.B);
         poison_out(&b);
         assert_int_equal(batch_launch(&b), 0);
         batch_compare(&b, "sm_80");

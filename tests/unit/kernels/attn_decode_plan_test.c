@@ -29,6 +29,8 @@ static struct totals check_plan(const struct attn_decode_shape *s, const int32_t
         const struct attn_decode_cut *from = &cuts[c], *to = &cuts[c + 1];
         int64_t tiles = 0, pieces = 0;
         assert_true(from->seq == seq && from->item == item && from->tile == at);
+        assert_int_equal(from->len, seq < n ? lens[seq] : 0);
+        assert_int_equal(from->next_len, seq + 1 < n ? lens[seq + 1] : 0);
         while (seq < to->seq || (seq == to->seq && (item < to->item || (item == to->item && at < to->tile)))) {
             int32_t begin, end;
             attn_decode_tiles(tile, s->sliding_window, lens[seq], &begin, &end);
@@ -132,7 +134,10 @@ static void ranges_are_even(void **state)
     assert_true(one.busy == grid && one.most <= one.tiles / grid + 2);
     lens[0] = 1;
     struct totals tiny = check_plan(&s, lens, 1);
-    assert_true(tiny.tiles == 8 && tiny.pieces == 8);
+    assert_true(tiny.tiles == 8 && tiny.pieces == 8 && tiny.busy == 8);
+    lens[0] = 4096;
+    struct totals alike = check_plan(&s, lens, 1);             /* no cta has the end of one item and the beginning of another */
+    assert_int_equal(alike.pieces, alike.busy);
 }
 
 static void window_bounds_the_work(void **state)
