@@ -50,6 +50,7 @@ struct comm_group {
 static int open_library(struct nccl *lib, struct err *err)
 {
     lib->library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+    if (!lib->library) lib->library = dlopen("/usr/local/cuda/lib64/libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
     if (!lib->library) return err_set(err, ERR_CONFIG, "several GPUs in one replica need NCCL: %s", dlerror());
 #define LOAD(name)                                                                                          \
     *(void **)&lib->name = dlsym(lib->library, #name);                                                      \

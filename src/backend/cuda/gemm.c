@@ -1,4 +1,4 @@
-/* gemm.c - matrix products; gemm.h is the manual. The only file that knows cublasLt.
+/* gemm.c - matrix products; gemm.h is the manual. The only file that uses cublasLt.
  * The library thinks in columns: out^T [N, T] = w^T' [N, K] * x^T [K, T], so w is its A (transposed) and x its B, as they lie. */
 #include "gemm.h"
 
@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "cublaslt.h"
 #include "gemm_cache.h"
 
 enum { CANDIDATES = 16, TIMED_RUNS = 5, MAX_COPIES = 16 };
@@ -94,6 +95,7 @@ int gemm_open(struct gemm **out, const struct gemm_options *options, struct err 
         rc = err_set(err, ERR_INTERNAL, "gemm: no device %d", options->device);
         goto out;
     }
+    if ((rc = cublaslt_open(err)) < 0) goto out;
     if ((status = cublasLtCreate(&g->lt)) != CUBLAS_STATUS_SUCCESS) { rc = lt_error(err, status, "cublasLtCreate"); goto out; }
     snprintf(g->table.key, sizeof g->table.key, "%.64s, %d SMs, driver %d, cublasLt %zu, workspace %zu", prop.name, prop.multiProcessorCount,
              driver, cublasLtGetVersion(), g->workspace_bytes);
