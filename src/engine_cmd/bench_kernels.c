@@ -1,5 +1,6 @@
-/* bench_kernels.c - sluice-engine bench kernels: runs the programs sluice-bench-* that lie beside this one. Each measures
- * one family of kernels and prints JSON lines of its own; they are separate because only a CUDA build has them. */
+/* bench_kernels.c - sluice-engine bench kernels: runs the programs NAME_bench that lie beside this one (bench/kernels/).
+ * Each measures one family of kernels and prints JSON lines of its own; they are separate because only a CUDA build has
+ * them, and an installed engine need not. */
 #include <dirent.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -9,9 +10,15 @@
 
 #include "bench_private.h"
 
-#define PREFIX "sluice-bench-"
+#define SUFFIX "_bench"
 
-static int is_bench(const struct dirent *entry) { return !strncmp(entry->d_name, PREFIX, strlen(PREFIX)); }
+/* Of the programs of this kind one measures no kernel. */
+static int is_bench(const struct dirent *entry)
+{
+    size_t len = strlen(entry->d_name), end = strlen(SUFFIX);
+
+    return len > end && !strcmp(entry->d_name + len - end, SUFFIX) && strcmp(entry->d_name, "scheduler_bench") != 0;
+}
 
 static bool program_dir(char dir[PATH_MAX])
 {
@@ -44,7 +51,10 @@ static int run_program(const char *dir, const char *name, int argc, char **argv)
     return WIFEXITED(status) ? WEXITSTATUS(status) : EXIT_FAULT;
 }
 
-static bool chosen(const char *only, const char *name) { return !only || !strcmp(only, name + strlen(PREFIX)); }
+static bool chosen(const char *only, const char *name)
+{
+    return !only || (strlen(name) == strlen(only) + strlen(SUFFIX) && !strncmp(name, only, strlen(only)));
+}
 
 int bench_kernels(int argc, char **argv)
 {
@@ -54,7 +64,7 @@ int bench_kernels(int argc, char **argv)
 
     if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) {
         puts("usage: sluice-engine bench kernels [NAME [arguments]]\n\n"
-             "Runs every program " PREFIX "NAME beside this one, or the one that is named.");
+             "Runs every program NAME" SUFFIX " beside this one, or the one that is named.");
         return 0;
     }
     const char *only = argc > 1 && argv[1][0] != '-' ? argv[1] : NULL;
@@ -69,7 +79,7 @@ int bench_kernels(int argc, char **argv)
     }
     free(found);
     if (num_run) return code;
-    fprintf(stderr, "sluice-engine bench kernels: this build has %s%s: kernels are measured in a CUDA build only\n",
-            only ? "no " PREFIX : "none", only ? only : "");
+    fprintf(stderr, "sluice-engine bench kernels: there is no %s" SUFFIX " beside it (target kernel_benches of a CUDA build)\n",
+            only ? only : "*");
     return EXIT_CONFIG;
 }

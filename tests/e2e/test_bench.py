@@ -1,5 +1,6 @@
 """The benchmark commands, on a dummy model that a CPU steps through in no time: what they count has to be right."""
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -86,6 +87,21 @@ def test_throughput_datasets(tiny):
 def test_refusals(tiny, args, message):
     _, stderr = engine_bench(*args, "--model", tiny, "--load-format", "dummy", code=78)
     assert message in stderr
+
+
+def test_kernels_runs_what_lies_beside_it(tmp_path):
+    engine = tmp_path / "sluice-engine"
+    shutil.copy(BIN / "sluice-engine", engine)
+    done = subprocess.run([engine, "bench", "kernels"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 78 and "kernel_benches" in done.stderr
+    for name, code in (("gemv", 0), ("norm", 3), ("scheduler", 0)):
+        program = tmp_path / f"{name}_bench"
+        program.write_text(f"#!/bin/sh\necho {name} $*\nexit {code}\n")
+        program.chmod(0o755)
+    done = subprocess.run([engine, "bench", "kernels"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3 and done.stdout == "gemv\nnorm\n"
+    done = subprocess.run([engine, "bench", "kernels", "gemv", "8b"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == "gemv 8b\n"
 
 
 @pytest.fixture(scope="module")
