@@ -57,7 +57,8 @@ def test_step_in_a_pipeline(tiny):
 def test_ttft(tiny):
     lines, _ = engine_bench("ttft", tiny, "--load-format", "dummy", "--input-len", "16,600", "--repeat", "3")
     assert [line["input_len"] for line in lines] == [16, 600]
-    assert lines[0]["ttft_ms"] < lines[1]["ttft_ms"]
+    for line in lines:
+        assert 0 < line["ttft_ms_min"] <= line["ttft_ms"] <= line["ttft_ms_max"]
 
 
 def test_throughput(tiny):
