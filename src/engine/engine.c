@@ -407,7 +407,7 @@ static const struct step_result *land(struct engine *engine, struct flight *flig
     int64_t since_ns = flight->began_ns > engine->landed_ns ? flight->began_ns : engine->landed_ns;
     engine->landed_ms = (double)(now_ns - since_ns) / 1e6;
     engine->landed_ns = now_ns;
-    engine->scheduler.stats.last_step_ms = (float)took_ns / 1e6f;
+    engine->scheduler.stats.last_step_ms = (float)engine->landed_ms;
     engine->stats_stale = true;
     if (took_ns > engine->longest_step_ns) engine->longest_step_ns = took_ns;
     if (!engine->page) return result;

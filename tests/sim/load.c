@@ -4,6 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A plan on the device. */
+struct flight { const struct step_plan *plan; double ms, end_ms; };
+
 struct run {
     struct load *load;
     struct scheduler s;
@@ -11,7 +14,9 @@ struct run {
     struct step_result result;
     double *last_ms;                   /* [num_requests] of the last token */
     token_id *prompt;                  /* [max_model_len] */
-    double now_ms;
+    double now_ms, device_ms;          /* the device is busy until then */
+    struct flight flights[2];          /* oldest first */
+    int num_flights;
     int32_t num_submitted;
 };
 
@@ -99,25 +104,44 @@ static void publish(struct run *run)
     while ((sub = scheduler_take_finished(&run->s))) submission_free(sub);
 }
 
-static void one_step(struct run *run)
+/* A plan waits for the one before it. */
+static void launch(struct run *run, const struct step_plan *plan)
 {
     struct load *load = run->load;
-
-    arrive(run);
-    const struct step_plan *plan = scheduler_next_step(&run->s, (int64_t)(run->now_ms * 1e6));
-    LOAD_CHECK(plan);                  /* no deadlock */
+    struct flight *flight = &run->flights[run->num_flights++];
     double ms = load->step_ms + load->token_ms * plan->num_tokens +
                 load->key_ms * (double)run->s.batches[plan->micro_batch].num_keys;
+
     if (load->slowdown) ms *= load->slowdown(run->now_ms);
-    run->result.step = plan->step;
-    run->result.num_rows = plan->num_rows;
-    for (int32_t i = 0; i < plan->num_rows; i++) run->result.rows[i] = (struct result_row){ .token = LOAD_TOKEN };
-    run->now_ms += ms;
+    if (run->device_ms < run->now_ms) run->device_ms = run->now_ms;
+    run->device_ms += ms;
+    *flight = (struct flight){ plan, ms, run->device_ms };
     load->steps++;
     load->tokens += plan->num_tokens;
-    scheduler_measured(&run->s, plan, ms);
-    scheduler_commit(&run->s, plan, &run->result, (int64_t)(run->now_ms * 1e6));
+}
+
+static void land(struct run *run)
+{
+    struct flight flight = run->flights[0];
+
+    run->flights[0] = run->flights[1];
+    run->num_flights--;
+    run->result.step = flight.plan->step;
+    run->result.num_rows = flight.plan->num_rows;
+    for (int32_t i = 0; i < flight.plan->num_rows; i++) run->result.rows[i] = (struct result_row){ .token = LOAD_TOKEN };
+    run->now_ms = flight.end_ms;
+    scheduler_measured(&run->s, flight.plan, flight.ms);
+    scheduler_commit(&run->s, flight.plan, &run->result, (int64_t)(run->now_ms * 1e6));
     publish(run);
+}
+
+static void one_step(struct run *run)
+{
+    arrive(run);
+    const struct step_plan *plan = scheduler_next_step(&run->s, (int64_t)(run->now_ms * 1e6));
+    LOAD_CHECK(plan || run->num_flights);      /* no deadlock */
+    if (plan) launch(run, plan);
+    if (!plan || run->num_flights == run->s.options.num_plans) land(run);
 }
 
 void load_run(struct load *load)
@@ -128,7 +152,7 @@ void load_run(struct load *load)
     struct err err = { 0 };
 
     o->vocab_size = LOAD_VOCAB;
-    o->num_plans = 1;
+    o->num_plans = 1 + o->overlap;
     if (scheduler_init(&run.s, o, &err) < 0) load_fail(__FILE__, __LINE__, err.message);
     run.limits = (struct submission_limits){ o->max_model_len, o->block_size, prefix_root(secret, digest), true,
                                              !o->enable_prefix_caching };

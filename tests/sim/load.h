@@ -1,5 +1,6 @@
 /* load.h - the real scheduler under a given load in virtual time: a device that takes as long as a formula says.
- * For what random episodes (sched_sim.c) do not show: who waits for how long. Deterministic: no clock is read. */
+ * For what random episodes (sched_sim.c) do not show: who waits for how long. Deterministic: no clock is read. With
+ * options.overlap two plans are in flight. */
 #ifndef SLUICE_TESTS_LOAD_H
 #define SLUICE_TESTS_LOAD_H
 
