@@ -10,7 +10,7 @@ import urllib.request
 import openai
 import pytest
 
-from server import Server
+from server import PATIENCE, Server
 
 
 class SdkServer(Server):
@@ -26,7 +26,7 @@ class SdkServer(Server):
     def get(self, path, timeout=30):
         """(status, text); statuses of errors are returned, not raised."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=timeout * PATIENCE) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -65,12 +65,12 @@ def new_server():
 
 @pytest.fixture(scope="session")
 def client(server):
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120 * PATIENCE)
 
 
 @pytest.fixture
 def async_client(server):
-    return openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120)
+    return openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120 * PATIENCE)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("SLUICE_BIN_DIR", ROOT / "build" / "bin"))
 MODEL = pathlib.Path(os.environ.get("SLUICE_MODEL", ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"))
 SANITIZED = "san" in BIN.parent.name        # tens of times slower, and their allocators keep what was freed
+PATIENCE = float(os.environ.get("SLUICE_TEST_PATIENCE", "8" if SANITIZED else "1"))     # limits of time times this
 START_SECONDS = float(os.environ.get("SLUICE_START_SECONDS", "120"))
 SANITIZER_REPORT = re.compile(r"^.*(?:(?:Address|Leak|Thread)Sanitizer:|runtime error:)", re.MULTILINE)
 
@@ -61,7 +62,7 @@ class Server:
 
     def status(self, path):
         try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=5 * PATIENCE) as answer:
                 return answer.status
         except urllib.error.HTTPError as error:
             return error.code
@@ -71,14 +72,14 @@ class Server:
     def post(self, path, body, timeout=120):
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
+            with urllib.request.urlopen(request, timeout=timeout * PATIENCE) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
 
     def metric(self, name, **labels):
         """Sum of the series of this name whose labels match."""
-        with urllib.request.urlopen(self.url + "/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(self.url + "/metrics", timeout=5 * PATIENCE) as answer:
             text = answer.read().decode()
         total = 0.0
         for line in text.splitlines():
@@ -102,7 +103,7 @@ class Server:
         return len(os.listdir(f"/proc/{pid or self.process.pid}/fd"))
 
     def wait_until(self, condition, seconds=10, what="condition"):
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * PATIENCE
         while time.monotonic() < end:
             if condition():
                 return
@@ -117,7 +118,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(sig)
             try:
-                self.process.wait(seconds)
+                self.process.wait(seconds * PATIENCE)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 
-from server import SANITIZED, Server
+from server import PATIENCE, SANITIZED, Server
 
 FAULT_SECONDS = float(os.environ.get("SLUICE_FAULT_SECONDS", "60" if SANITIZED else "10"))
 KILL_EVERY = 12 if SANITIZED else 2         # s: a survivor must be able to compute again what it takes over
@@ -70,7 +70,7 @@ class Answer:
 
 def stream(server, body, on_event=lambda: None):
     """The whole stream of one request; only its shape is checked here."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300 * PATIENCE)
     answer = Answer()
     try:
         body = {"model": server.name, "stream": True, "stream_options": {"include_usage": True}, **body}
@@ -150,7 +150,7 @@ def run_under_kills(make, count, seconds, seed):
                 kills += kill_one(server, rng)
             over.set()
             for job in jobs:
-                job.result(timeout=240)
+                job.result(timeout=240 * PATIENCE)
         resumed = server.metric("sluice_streams_resumed_total")
         waited = server.metric("sluice_stream_resume_seconds_sum") / max(1, server.metric("sluice_stream_resume_seconds_count"))
         print(f"\n{make.__name__}: {kills} kills, {len(pauses)} streams, {resumed:.0f} resumed (mean pause {waited:.2f} s), longest silence "
@@ -184,7 +184,7 @@ def start_streams(server, pool, count, make):
 
         jobs.append(pool.submit(stream, server, make(i), note))
     for _ in range(count):
-        assert begun.acquire(timeout=60)
+        assert begun.acquire(timeout=60 * PATIENCE)
     return jobs
 
 
@@ -197,7 +197,7 @@ def test_stopped_engine_is_killed_and_its_streams_resumed():
         expected = [job.result().result() for job in start_streams(server, pool, 12, long_greedy)]
         jobs = start_streams(server, pool, 12, long_greedy)
         os.kill(server.engines()[0], signal.SIGSTOP)
-        assert [job.result(timeout=120).result() for job in jobs] == expected
+        assert [job.result(timeout=120 * PATIENCE).result() for job in jobs] == expected
         assert server.metric("sluice_replica_restarts_total", cause="stall") >= 1
         assert server.metric("sluice_streams_resumed_total") >= 1
         server.wait_until(lambda: server.metric("sluice_replica_up") == 3, 60, "the replica is back")
@@ -209,7 +209,7 @@ def test_all_replicas_killed_at_once():
         jobs = start_streams(server, pool, 12, long_greedy)
         for engine in server.engines():
             os.kill(engine, signal.SIGKILL)
-        assert [job.result(timeout=120).result() for job in jobs] == expected
+        assert [job.result(timeout=120 * PATIENCE).result() for job in jobs] == expected
         assert server.metric("sluice_streams_resumed_total") == 12
 
         # nobody is back before this deadline: the first restart comes after a second at least
@@ -217,7 +217,7 @@ def test_all_replicas_killed_at_once():
         jobs = start_streams(server, pool, 8, lambda i: {**greedy(i), "max_tokens": 1500, "timeout_total_ms": 1500})
         for engine in server.engines():
             os.kill(engine, signal.SIGKILL)
-        answers = [job.result(timeout=60) for job in jobs]
+        answers = [job.result(timeout=60 * PATIENCE) for job in jobs]
         assert {answer.error["code"] for answer in answers} == {"replica_lost"}
         assert all(answer.choices[0]["text"] for answer in answers)          # the error came as a frame of a running stream
         assert server.metric("sluice_requests_aborted_total", cause="replica_lost") == 8

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from server import BIN, MODEL, SANITIZED, Server
+from server import BIN, MODEL, PATIENCE, SANITIZED, Server
 
 PROMPTS = [f"Question {i}: name {i + 2} things that are" for i in range(64)]
 
@@ -28,7 +28,7 @@ def complete(server, prompt, max_tokens=48, **more):
 def stream_socket(server, prompt, max_tokens):
     """A raw connection with a streaming request on it, so that it can be cut at any byte."""
     body = json.dumps({"model": server.name, "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}).encode()
-    s = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    s = socket.create_connection(("127.0.0.1", server.port), timeout=30 * PATIENCE)
     s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     return s
 
@@ -59,7 +59,7 @@ def test_killed_engine_comes_back_and_streams_continue():
             assert server.status("/health/live") == 200
             status, body = server.post("/v1/completions", {"model": server.name, "prompt": "x", "max_tokens": 1})
             assert status == 503 and body["error"]["code"] == "no_replica_available"
-            assert [job.result(timeout=120) for job in jobs] == expected
+            assert [job.result(timeout=120 * PATIENCE) for job in jobs] == expected
         assert server.status("/health/ready") == 200
         server.wait_until(lambda: server.metric("sluice_replica_up") == len(killed), 30, "every replica is back")
         assert server.metric("sluice_replica_restarts_total", cause="signal") == len(killed)
@@ -143,8 +143,8 @@ def test_sigterm_drains_running_streams():
             server.wait_until(lambda: server.metric("sluice_requests_running") >= 1, 10, "running")
             server.process.send_signal(signal.SIGTERM)
             server.wait_until(lambda: server.status("/health/ready") in (503, 0), 5, "draining")
-            assert [job.result(timeout=60) for job in jobs] == [expected] * 4
-        assert server.process.wait(30) == 0
+            assert [job.result(timeout=60 * PATIENCE) for job in jobs] == [expected] * 4
+        assert server.process.wait(30 * PATIENCE) == 0
 
 
 def test_second_sigterm_ends_at_once():
@@ -155,8 +155,8 @@ def test_second_sigterm_ends_at_once():
         server.process.send_signal(signal.SIGTERM)
         server.wait_until(lambda: server.status("/health/ready") == 503, 5, "draining")
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(5) == 0
-        deadline = time.monotonic() + 5
+        assert server.process.wait(5 * PATIENCE) == 0
+        deadline = time.monotonic() + 5 * PATIENCE
         while pathlib.Path(f"/proc/{engine}").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not pathlib.Path(f"/proc/{engine}").exists()
@@ -168,14 +168,14 @@ def test_killed_gateway_leaves_no_engine():
         assert engines
         server.process.kill()
         server.process.wait()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 5 * PATIENCE
         while any(pathlib.Path(f"/proc/{pid}").exists() for pid in engines) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not any(pathlib.Path(f"/proc/{pid}").exists() for pid in engines)
 
 
 def run_refused(*args):
-    done = subprocess.run([str(BIN / "sluiced"), "--port", "0", *args], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(BIN / "sluiced"), "--port", "0", *args], capture_output=True, text=True, timeout=60 * PATIENCE)
     lines = [line for line in done.stderr.splitlines() if line.startswith("sluiced:")]
     return done.returncode, lines
 
@@ -212,6 +212,6 @@ def test_taken_port_is_one_clear_line():
         s.bind(("127.0.0.1", 0))
         s.listen()
         port = s.getsockname()[1]
-        done = subprocess.run([str(BIN / "sluiced"), "--model", str(MODEL), "--port", str(port)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([str(BIN / "sluiced"), "--model", str(MODEL), "--port", str(port)], capture_output=True, text=True, timeout=60 * PATIENCE)
     assert done.returncode == 78
     assert any(line.startswith("sluiced:") and str(port) in line for line in done.stderr.splitlines())

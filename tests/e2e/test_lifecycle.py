@@ -8,11 +8,13 @@ import httpx
 import openai
 import pytest
 
+from server import PATIENCE
+
 LONG = {"max_tokens": 4000, "extra_body": {"ignore_eos": True}}
 
 
 def wait_until(what, seconds=30):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * PATIENCE
     while time.monotonic() < end:
         if what():
             return
