@@ -41,6 +41,7 @@ struct backend_options {
     int32_t num_heads, num_kv_heads, head_dim;             /* of this shard */
     int32_t sliding_window;        /* 0 = none */
     bool is_last;                  /* the shard draws tokens */
+    bool eager;                    /* no captured steps */
 };
 
 /* KV cache of one layer: k and v are [num_blocks, Hk, block_size, D] of kv_dtype. The order inside one head of one block is the

@@ -33,6 +33,7 @@ struct ranks_options {
     int32_t max_num_seqs, max_num_batched_tokens, max_model_len, block_size;
     int32_t max_rows;                      /* rows of logits in one step; 0 = max_num_seqs */
     bool overlap;                          /* plans in flight may hold the same sequences, where the ranks can */
+    bool eager;                            /* no captured steps */
     double headroom;                       /* share of the device's (host's) memory kept free */
     uint64_t kv_cache_bytes;               /* > 0: KV memory of all ranks together instead of what is free */
     int32_t num_blocks_override;           /* > 0: this many blocks whatever the memory */

@@ -76,6 +76,8 @@ const struct option option_table[] = {
     ENUM("engine", scheduling_policy, "fair", "fair fcfs priority", START, ENGINE, "who goes first when many wait"),
     ENUM("engine", async_scheduling, "auto", "auto true false", START, ENGINE,
         "plan the next step while one runs; auto: on a GPU, without pipeline stages"),
+    BOOL("engine", enforce_eager, "false", START, ENGINE,
+        "GPU: launch every kernel of a step, replay no captured ones (to look for faults)"),
     INT("engine", long_prefill_chunk, "512", 0, 1 << 20, "tokens", START, ENGINE,
         "tokens of one prompt per step while others wait; 0 = no limit"),
     MS("engine", itl_target_ms, "0", 0, 60000, START, ENGINE,

@@ -40,7 +40,7 @@ struct backend_options plan_backend_options(const struct ranks_options *options,
                                      .max_model_len = options->max_model_len, .block_size = options->block_size,
                                      .num_heads = (int32_t)range_len(shard->heads),
                                      .num_kv_heads = (int32_t)range_len(shard->kv_heads), .head_dim = config->head_dim, .sliding_window = config->sliding_window,
-                                     .is_last = shard->has_head };
+                                     .is_last = shard->has_head, .eager = options->eager };
 }
 
 static int check_options(const struct ranks_options *options, struct err *err)

@@ -130,7 +130,7 @@ int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const st
         .tp_size = layout.tp_size, .pp_size = layout.pp_size, .layer_partition = layout.told ? layers : NULL,
         .threads = config->cpu_threads ? (int32_t)config->cpu_threads : per_rank > 1 ? per_rank : 1,
         .kv_dtype = kv_dtype_of(config, cuda != NULL, fast),
-        .overlap = overlap_of(config, cuda != NULL),
+        .overlap = overlap_of(config, cuda != NULL), .eager = config->enforce_eager,
         .max_num_seqs = (int32_t)config->max_num_seqs,
         .max_num_batched_tokens = (int32_t)config->max_num_batched_tokens,
         .max_model_len = config->max_model_len ? (int32_t)config->max_model_len : model->max_position_embeddings,

@@ -65,7 +65,7 @@ struct backend {
 
     struct captured { cudaGraphExec_t exec; bool warm; } graphs[NUM_BUCKETS];
     int bucket;                    /* of the step being launched; -1: not to be captured or replayed */
-    bool capturing, no_graphs;
+    bool capturing;
 
     struct flight flights[CUDA_STEPS];
     uint64_t launched, collected;

@@ -59,7 +59,7 @@ static void pack_attn_plan(struct backend *b, struct packer *p, struct step_imag
 /* Only decodes: the step can run as a captured graph of its bucket. */
 static int bucket_of_plan(const struct backend *b, const struct step_plan *plan)
 {
-    if (b->no_graphs || plan->num_tokens != plan->num_decode_seqs || plan->num_seqs != plan->num_decode_seqs) return -1;
+    if (b->options.eager || plan->num_tokens != plan->num_decode_seqs || plan->num_seqs != plan->num_decode_seqs) return -1;
     if (plan->num_rows > plan->num_seqs) return -1;
     int bucket = bucket_of(plan->num_seqs);
     return bucket >= 0 && bucket_size(bucket) <= b->options.max_seqs ? bucket : -1;
