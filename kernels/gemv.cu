@@ -3,7 +3,7 @@
  *           out [T, F] = silu(gate) * up. Sums in fp32.
  * Traffic   N*K*2 read once; x and out are small beside it.  N=4096 K=4096: 33.6 MB.
  * Roofline  memory bound, T flop/byte: 7.5 us for that shape at 4.45 TB/s (H200).
- * Launch    clusters of `split` ctas, each with warps_k * warps_n warps (gemv_plan.h); one wave, so that a successor's blocks can
+ * Launch    clusters of `split` ctas, each with `warps` warps along K (gemv_plan.h); one wave, so that a successor's blocks can
  *           become resident beside it and begin to load.
  * Order     k ascending inside a warp's slice, then the warps of a cta, then the ctas of a cluster: fixed by N, K and the device.
  * Oracle    a double loop, tests/kernels/gemv_test.c.  Figures: kernels/README.md.
@@ -30,7 +30,7 @@ struct gemv_params {
     void *out;
     int T, N, K;                   /* N: outputs (F with silu_mul) */
     int k_cta, k_warp, x_pitch;    /* x_pitch: elements between rows of x in shared memory */
-    int units, warps_k, warps_n, split;
+    int units, split;
     bool out_f32;
 };
 
@@ -58,6 +58,21 @@ __device__ __forceinline__ void store_out(const gemv_params &p, int row, int n, 
 
 __device__ __forceinline__ float silu_mul(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
 
+/* This thread's copies into shared memory except the newest n groups of them. */
+__device__ __forceinline__ void wait_copies(int n)
+{
+    switch (n) {
+    case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
+    case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
+    case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
+    case 3: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
+    case 4: asm volatile("cp.async.wait_group 4;" ::: "memory"); break;
+    case 5: asm volatile("cp.async.wait_group 5;" ::: "memory"); break;
+    case 6: asm volatile("cp.async.wait_group 6;" ::: "memory"); break;
+    default: asm volatile("cp.async.wait_group 7;" ::: "memory"); break;
+    }
+}
+
 /* KS: steps of a batch (NT * KS loads in flight per thread). HALVES: 1 for T <= 8, 2 for T <= 16. STAGED: x lies in shared memory. */
 template <int KS, int HALVES, bool SILU, bool STAGED>
 __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_params p)
@@ -65,25 +80,23 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
     extern __shared__ __align__(16) unsigned char smem[];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const int row8 = lane / 4, quad = lane % 4;
-    const int warp_k = warp % p.warps_k, warp_n = warp / p.warps_k;
     const int rank = blockIdx.x % p.split, first = blockIdx.x / p.split, stride = gridDim.x / p.split;
-    const int k_base = rank * p.k_cta, k_begin = k_base + warp_k * p.k_warp, k_end = min(p.K, k_begin + p.k_warp);
+    const int k_base = rank * p.k_cta, k_begin = k_base + warp * p.k_warp, k_end = min(p.K, k_begin + p.k_warp);
     const int batches = (p.k_warp + KS * STEP - 1) / (KS * STEP);
     const size_t tile_stride = SILU ? (size_t)p.N * p.K : (size_t)TILE * p.K;
-    const int unit_n = p.warps_n * (SILU ? TILE : NT * TILE);          /* outputs of a unit */
+    constexpr int UNIT = SILU ? TILE : NT * TILE;          /* outputs of a unit */
 
     bf16 *const xs = (bf16 *)smem;
     float *const sums = (float *)(smem + (STAGED ? (size_t)p.T * p.x_pitch * sizeof(bf16) : 0));    /* [2][warp][NT][8 * HALVES][TILE] */
-    float *const part = sums + 2 * warps * NT * 8 * HALVES * TILE;      /* [FLUSH_UNITS][warps_n][NT][T][TILE] */
+    float *const part = sums + 2 * warps * NT * 8 * HALVES * TILE;      /* [FLUSH_UNITS][NT][T][TILE] */
 
     pdl_trigger();
 
-    /* The lane's row of a unit, and whether its two tiles have that row. */
-    auto row_of = [&](int u) { return u * unit_n + warp_n * (SILU ? TILE : NT * TILE) + row8; };
-    auto has = [&](int u, int tile) { return u < p.units && row_of(u) + (SILU ? 0 : tile * TILE) < p.N; };
+    /* Whether a unit's tile has the lane's row. */
+    auto has = [&](int u, int tile) { return u < p.units && u * UNIT + row8 + (SILU ? 0 : tile * TILE) < p.N; };
 
     uint4 w[NT][KS];
-    const bf16 *at = p.w + (size_t)row_of(first) * p.K + k_begin + quad * 8;
+    const bf16 *at = p.w + (size_t)(first * UNIT + row8) * p.K + k_begin + quad * 8;
     int k = k_begin + quad * 8;
     for (int s = 0; s < KS; s++)
         for (int t = 0; t < NT; t++)
@@ -91,14 +104,15 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
 
     pdl_wait();
 
+    /* Each warp fetches its own columns of x, a group of copies per batch, and waits for each only when it comes to it. */
     if (STAGED) {
-        const int chunks = p.k_cta / 8;
-        for (int i = threadIdx.x; i < p.T * chunks; i += blockDim.x) {
-            int r = i / chunks, c = i % chunks * 8;
-            if (k_base + c < p.K) copy_16(xs + (size_t)r * p.x_pitch + c, p.x + (size_t)r * p.K + k_base + c);
+        for (int b = 0; b < batches; b++) {
+            for (int i = lane; i < p.T * (KS * STEP / 8); i += WARP) {
+                int r = i / (KS * STEP / 8), c = b * KS * STEP + i % (KS * STEP / 8) * 8;
+                if (c < p.k_warp && k_begin + c < k_end) copy_16(xs + (size_t)r * p.x_pitch + warp * p.k_warp + c, p.x + (size_t)r * p.K + k_begin + c);
+            }
+            asm volatile("cp.async.commit_group;" ::: "memory");
         }
-        asm volatile("cp.async.commit_group; cp.async.wait_group 0;" ::: "memory");
-        __syncthreads();
     }
     const bf16 *const x_lane = STAGED ? xs + (size_t)row8 * p.x_pitch - k_base : p.x + (size_t)row8 * p.K;
     const size_t x_half = (size_t)8 * (STAGED ? p.x_pitch : p.K);
@@ -107,9 +121,13 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
     for (int u = first; u < p.units; u += stride) {
         float acc[NT][4] = {};
         for (int b = 0; b < batches; b++) {
+            if (STAGED && u == first) {
+                wait_copies(min(7, batches - 1 - b));
+                __syncwarp();
+            }
             const bool last = b + 1 == batches;
             const int next_u = last ? u + stride : u, next_k = last ? k_begin + quad * 8 : k + KS * STEP;
-            const bf16 *next = last ? p.w + (size_t)row_of(next_u) * p.K + next_k : at + KS * STEP;
+            const bf16 *next = last ? p.w + (size_t)(next_u * UNIT + row8) * p.K + next_k : at + KS * STEP;
             const bool has0 = has(next_u, 0), has1 = has(next_u, 1);
 #pragma unroll
             for (int s = 0; s < KS; s++) {
@@ -137,24 +155,24 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
             for (int h = 0; h < HALVES; h++)
                 *(float2 *)(mine + (t * 8 * HALVES + h * 8 + row8) * TILE + quad * 2) = make_float2(acc[t][2 * h], acc[t][2 * h + 1]);
         __syncthreads();
-        auto over_warps = [&](int wn, int t, int r, int c) {
-            const float *from = sums + ((size_t)buffer * warps + wn * p.warps_k) * NT * 8 * HALVES * TILE + (t * 8 * HALVES + r) * TILE + c;
+        auto over_warps = [&](int t, int r, int c) {
+            const float *from = sums + (size_t)buffer * warps * NT * 8 * HALVES * TILE + (t * 8 * HALVES + r) * TILE + c;
             float sum = 0.0f;
-            for (int i = 0; i < p.warps_k; i++) sum += from[(size_t)i * NT * 8 * HALVES * TILE];
+            for (int i = 0; i < warps; i++) sum += from[(size_t)i * NT * 8 * HALVES * TILE];
             return sum;
         };
         const int per_tile = p.T * TILE;
         if (p.split == 1 && SILU) {
-            for (int i = threadIdx.x; i < p.warps_n * per_tile; i += blockDim.x) {
-                int c = i % TILE, r = i / TILE % p.T, wn = i / per_tile;
-                store_out(p, r, u * unit_n + wn * TILE + c, silu_mul(over_warps(wn, 0, r, c), over_warps(wn, 1, r, c)));
+            for (int i = threadIdx.x; i < per_tile; i += blockDim.x) {
+                int c = i % TILE, r = i / TILE;
+                store_out(p, r, u * UNIT + c, silu_mul(over_warps(0, r, c), over_warps(1, r, c)));
             }
         } else {
-            for (int i = threadIdx.x; i < p.warps_n * NT * per_tile; i += blockDim.x) {
-                int c = i % TILE, r = i / TILE % p.T, t = i / per_tile % NT, wn = i / per_tile / NT;
-                float sum = over_warps(wn, t, r, c);
-                if (p.split == 1) store_out(p, r, u * unit_n + (wn * NT + t) * TILE + c, sum);
-                else part[(size_t)kept * p.warps_n * NT * per_tile + i] = sum;
+            for (int i = threadIdx.x; i < NT * per_tile; i += blockDim.x) {
+                int t = i >= per_tile, c = i % TILE, r = (i - t * per_tile) / TILE;
+                float sum = over_warps(t, r, c);
+                if (p.split == 1) store_out(p, r, u * UNIT + t * TILE + c, sum);
+                else part[(size_t)kept * NT * per_tile + i] = sum;
             }
         }
         buffer ^= 1;
@@ -163,17 +181,16 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
         /* The ctas of the cluster add up what they kept, each a share of the outputs. */
         cg::cluster_group cluster = cg::this_cluster();
         cluster.sync();
-        const int outs = p.warps_n * (SILU ? 1 : NT) * per_tile;
+        const int outs = (SILU ? 1 : NT) * per_tile;
         for (int i = rank * blockDim.x + threadIdx.x; i < kept * outs; i += p.split * blockDim.x) {
-            int unit = i / outs, j = i % outs, c = j % TILE, r = j / TILE % p.T, tile = j / per_tile;
-            size_t from = (size_t)unit * p.warps_n * NT * per_tile + (SILU ? (size_t)tile * NT * per_tile + j % per_tile : (size_t)j);
+            int unit = i / outs, j = i % outs, t = j >= per_tile, c = j % TILE, r = (j - t * per_tile) / TILE;
             float sum = 0.0f, up = 0.0f;
             for (int s = 0; s < p.split; s++) {
-                const float *remote = cluster.map_shared_rank(part, s) + from;
+                const float *remote = cluster.map_shared_rank(part, s) + (size_t)unit * NT * per_tile + j;
                 sum += remote[0];
                 if (SILU) up += remote[per_tile];
             }
-            store_out(p, r, (kept_first + unit * stride) * unit_n + tile * TILE + c, SILU ? silu_mul(sum, up) : sum);
+            store_out(p, r, (kept_first + unit * stride) * UNIT + t * TILE + c, SILU ? silu_mul(sum, up) : sum);
         }
         cluster.sync();
         kept = 0;
@@ -191,7 +208,7 @@ static int launch_one(const gemv_params &p, const struct gemv_plan &plan, size_t
     if (smem > 48 << 10 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem) != cudaSuccess)
         return ERR_INTERNAL;
     config.gridDim = dim3(plan.clusters * plan.split);
-    config.blockDim = dim3(plan.warps_k * plan.warps_n * WARP);
+    config.blockDim = dim3(plan.warps * WARP);
     config.dynamicSmemBytes = smem;
     config.stream = (cudaStream_t)l->stream;
     config.attrs = attributes;
@@ -211,9 +228,9 @@ static int launch_one(const gemv_params &p, const struct gemv_plan &plan, size_t
 template <int KS, int HALVES, bool SILU>
 static int launch_staged(gemv_params &p, const struct gemv_plan &plan, const struct launch *l)
 {
-    const int warps = plan.warps_k * plan.warps_n;
+    const int warps = plan.warps;
     size_t sums = (size_t)2 * warps * NT * 8 * HALVES * TILE * sizeof(float);
-    size_t parts = plan.split > 1 ? (size_t)FLUSH_UNITS * plan.warps_n * NT * p.T * TILE * sizeof(float) : 0;
+    size_t parts = plan.split > 1 ? (size_t)FLUSH_UNITS * NT * p.T * TILE * sizeof(float) : 0;
     size_t xs;
 
     /* Rows of x half a cycle of the banks apart: the eight rows an mma reads then do not collide. */
@@ -244,8 +261,6 @@ extern "C" int launch_gemv_planned(const struct gemv_kernel *a, const struct gem
     p.k_cta = plan->k_cta;
     p.k_warp = plan->k_warp;
     p.units = plan->units;
-    p.warps_k = plan->warps_k;
-    p.warps_n = plan->warps_n;
     p.split = plan->split;
     p.out_f32 = a->out_f32;
     return plan->deep == 16 ? launch_halves<8>(p, *plan, a->silu_mul, l) : launch_halves<4>(p, *plan, a->silu_mul, l);

@@ -125,25 +125,17 @@ static void sweep(const shape &s, int T, const launch &l, double ceiling)
     int n = s.silu ? s.n / 2 : s.n;
     for (int deep = 8; deep <= 16; deep *= 2)
         for (int split = 1; split <= 8; split *= 2)
-            for (int warps_k = 1; warps_k <= 16; warps_k *= 2)
-                for (int warps_n = 1; warps_n * warps_k <= 16; warps_n *= 2)
-                    for (int per_sm = 1; per_sm <= 4; per_sm *= 2) {
-                        int warps = warps_k * warps_n;
-                        if (warps < 4 || warps * per_sm > (deep == 8 ? 32 : 16) || warps * per_sm < 8) continue;
-                        if (s.k / (split * warps_k) < deep / 2 * 32 && !(warps == 4 && per_sm == 2)) continue;
-                        if (s.k / (split * warps_k) < 64) continue;
-                        gemv_plan p = gemv_plan_cut(n, s.k, s.silu, deep, split, warps_k, warps_n, per_sm * l.num_sms);
-                        if (!all.empty() && p.clusters == p.units && per_sm > 1 && all.back().p.clusters == p.clusters && all.back().p.warps_k == warps_k &&
-                            all.back().p.split == split && all.back().p.warps_n == warps_n) continue;
-                        size_t smem = (size_t)std::min(T, 16) * (p.k_cta + 32) * 2 + warps * (T > 8 ? 2048 : 1024) * 2;
-                        if (smem * per_sm > 227 << 10) continue;
-                        all.push_back({ time_gemv(s, T, true, &p), p, per_sm });
-                    }
+            for (int warps = 2; warps <= 16; warps *= 2)
+                for (int per_sm = 1; per_sm <= 2; per_sm *= 2) {
+                    if (s.k / (split * warps) < 32 || (per_sm > 1 && warps * deep > 128)) continue;
+                    gemv_plan p = gemv_plan_cut(n, s.k, s.silu, deep, split, warps, per_sm * l.num_sms);
+                    all.push_back({ time_gemv(s, T, true, &p), p, per_sm });
+                }
     std::sort(all.begin(), all.end(), [](const tried &a, const tried &b) { return a.us < b.us; });
     for (size_t i = 0; i < all.size() && i < 5; i++) {
         const gemv_plan &p = all[i].p;
-        printf("%s/%s T %2d  %7.2f us %.3f  deep %2d split %d warps %dx%d per_sm %d clusters %d\n", s.model, s.name, T, all[i].us,
-               (double)s.n * s.k * 2 / all[i].us * 1e-3 / ceiling, p.deep, p.split, p.warps_k, p.warps_n, all[i].per_sm, p.clusters);
+        printf("%s/%s T %2d  %7.2f us %.3f  deep %2d split %d warps %d per_sm %d clusters %d\n", s.model, s.name, T, all[i].us,
+               (double)s.n * s.k * 2 / all[i].us * 1e-3 / ceiling, p.deep, p.split, p.warps, all[i].per_sm, p.clusters);
     }
     fflush(stdout);
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -94,27 +95,40 @@ out:
 int gemm_cache_write(const struct gemm_table *t, const char *path, struct err *err)
 {
     char next[1024];
+    struct gemm_table *all = malloc(sizeof *all);          /* the file's entries, then ours over them: another rank may have written */
     int rc = 0, fd = -1;
     FILE *f = NULL;
 
-    if ((size_t)snprintf(next, sizeof next, "%s.%ld", path, (long)getpid()) >= sizeof next)
-        return err_set(err, ERR_IO, "gemm cache: path of more than %zu bytes", sizeof next - 16);
-    fd = open(next, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (fd < 0) return err_sys(err, ERR_IO, "gemm cache: create %s", next);
+    if (!all) return err_set(err, ERR_NO_MEMORY, "gemm cache: out of memory");
+    memcpy(all->key, t->key, sizeof all->key);
+    all->num_entries = 0;
+    gemm_cache_read(all, path);
+    for (int i = 0; i < t->num_entries; i++)
+        if (t->entries[i].tuned) gemm_table_put(all, &t->entries[i]);
+
+    if ((size_t)snprintf(next, sizeof next, "%s.XXXXXX", path) >= sizeof next) {
+        rc = err_set(err, ERR_IO, "gemm cache: path of more than %zu bytes", sizeof next - 8);
+        goto out;
+    }
+    fd = mkostemp(next, O_CLOEXEC);
+    if (fd < 0) { rc = err_sys(err, ERR_IO, "gemm cache: create %s", next); goto out; }
     f = fdopen(fd, "w");
-    if (!f) { rc = err_sys(err, ERR_IO, "gemm cache: open %s", next); close(fd); goto out; }
-    fprintf(f, "%s%s\n", magic, t->key);
-    for (int i = 0; i < t->num_entries; i++) {
-        const struct gemm_entry *e = &t->entries[i];
-        if (!e->tuned) continue;
+    if (!f) { rc = err_sys(err, ERR_IO, "gemm cache: open %s", next); goto out; }
+    fd = -1;                                               /* moved into f */
+    fprintf(f, "%s%s\n", magic, all->key);
+    for (int i = 0; i < all->num_entries; i++) {
+        const struct gemm_entry *e = &all->entries[i];
         fprintf(f, "%" PRId32 " %" PRId32 " %" PRId32 " %d %" PRIu64 " %.3f ", e->n, e->k, e->rows, e->out_f32, e->workspace_bytes, (double)e->us);
         for (int j = 0; j < GEMM_ALGO_WORDS; j++) fprintf(f, "%016" PRIx64, e->algo[j]);
         fputc('\n', f);
     }
     if (fflush(f) != 0 || fsync(fileno(f)) != 0) rc = err_sys(err, ERR_IO, "gemm cache: write %s", next);
+    if (fchmod(fileno(f), 0644) != 0 && rc == 0) rc = err_sys(err, ERR_IO, "gemm cache: mode of %s", next);
     if (fclose(f) != 0 && rc == 0) rc = err_sys(err, ERR_IO, "gemm cache: close %s", next);
     if (rc == 0 && rename(next, path) != 0) rc = err_sys(err, ERR_IO, "gemm cache: rename to %s", path);
-out:
     if (rc < 0) unlink(next);
+out:
+    if (fd >= 0) { close(fd); unlink(next); }
+    free(all);
     return rc;
 }

@@ -36,6 +36,7 @@ struct gemm_entry *gemm_table_find(struct gemm_table *t, int32_t n, int32_t k, i
 bool gemm_table_put(struct gemm_table *t, const struct gemm_entry *entry);
 /* Adds the file's entries to the table when its key is the table's. Returns how many, 0 when there is no usable file. */
 int gemm_cache_read(struct gemm_table *t, const char *path);
+/* Writes the table's timed entries and, beside them, those of the file that it does not have. */
 int gemm_cache_write(const struct gemm_table *t, const char *path, struct err *err);
 
 #endif

@@ -79,6 +79,28 @@ static void another_key_is_no_file(void **state)
     unlink(path);
 }
 
+/* Two ranks that timed different shapes keep each other's lines. */
+static void a_second_writer_adds(void **state)
+{
+    char path[64];
+    struct gemm_entry theirs = { .n = 77, .k = 88, .rows = 24, .tuned = true, .us = 3, .algo = { 1 } }, ours = theirs;
+
+    (void)state;
+    path_new(path);
+    fill(&table, 3);
+    gemm_table_put(&table, &theirs);
+    assert_int_equal(gemm_cache_write(&table, path, NULL), 0);
+    fill(&table, 2);
+    ours.n = 78;
+    gemm_table_put(&table, &ours);
+    assert_int_equal(gemm_cache_write(&table, path, NULL), 0);
+    fill(&back, 0);
+    assert_int_equal(gemm_cache_read(&back, path), 5);
+    assert_non_null(gemm_table_find(&back, 77, 88, 24, false));
+    assert_non_null(gemm_table_find(&back, 78, 88, 24, false));
+    unlink(path);
+}
+
 /* Cuts the file at every byte and flips bytes all over: what is left reads without harm, and whole lines survive. */
 static void damage_costs_only_its_lines(void **state)
 {
@@ -145,6 +167,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_written_is_read),    cmocka_unit_test(another_key_is_no_file),
+        cmocka_unit_test(a_second_writer_adds),
         cmocka_unit_test(damage_costs_only_its_lines), cmocka_unit_test(a_full_table_refuses),
         cmocka_unit_test(buckets_cover_every_count),
     };

@@ -15,11 +15,11 @@ static void everything_is_covered(void **state)
                 for (int n = 1; n < 200000; n = n * 3 + 1) {
                     struct gemv_plan p = gemv_plan_for(n, k, silu, sms[s], 132);
                     assert_true((int64_t)p.k_cta * p.split >= k);
-                    assert_true(p.k_warp % 32 == 0 && p.k_cta == p.k_warp * p.warps_k);
-                    assert_true((int64_t)p.units * p.warps_n * (silu ? 8 : 16) >= n);
-                    assert_true((int64_t)(p.units - 1) * p.warps_n * (silu ? 8 : 16) < n);
+                    assert_true(p.k_warp % 32 == 0 && p.k_cta == p.k_warp * p.warps);
+                    assert_true((int64_t)p.units * (silu ? 8 : 16) >= n);
+                    assert_true((int64_t)(p.units - 1) * (silu ? 8 : 16) < n);
                     assert_true(p.clusters >= 1 && p.clusters <= p.units);
-                    assert_in_range(p.warps_k * p.warps_n * 32, 32, 512);
+                    assert_in_range(p.warps * 32, 32, 512);
                     assert_true(p.split == 1 || (sms[s] >= 90 && p.split <= 8));
                 }
 }
