@@ -373,6 +373,7 @@ static bool commit_scores(struct scheduler *s, struct sequence *seq, const struc
         BUG_ON(s->num_scores >= s->batches[0].plan->caps.max_rows || rows[i].token != seq->tokens[seq->num_scored]);
         s->scores[s->num_scores++] = (struct step_score){ seq->id, (uint32_t)seq->num_scored, &rows[i] };
     }
+    seq->feeds_back = s->options.overlap && !seq_needs_results(seq);
     return true;
 }
 

@@ -213,7 +213,7 @@ bool seq_needs_results(const struct sequence *seq)
 {
     const struct engine_request *req = &seq->sub->req;
 
-    if (seq->num_to_score || seq->only_scores) return true;
+    if (seq->num_scored + 1 < seq->num_to_score || seq->only_scores) return true;
     for (uint32_t at = 0; at < req->num_bad_ints; at += 1 + (uint32_t)req->bad_words[at]) {
         if (req->bad_words[at] > 1) return true;
     }

@@ -109,8 +109,8 @@ static inline bool seq_waits(const struct sequence *seq)
 static inline int32_t seq_num_generated(const struct sequence *seq) { return seq->num_tokens - seq->num_prompt; }
 /* Pending ones too: how many come before what the next plan draws. */
 static inline int32_t seq_num_drawn(const struct sequence *seq) { return seq_num_generated(seq) + seq->num_pending; }
-/* The rows that a plan holds for it, or what the plan before draws, must be known before the next one is made: bad words
- * look at the last tokens, scores count on. */
+/* The rows that a plan holds for it must be known before the next one is made: bad words of several tokens look at the
+ * last ones, a prompt that is being scored counts on. */
 bool seq_needs_results(const struct sequence *seq);
 /* Of `n` tokens from position `from` on: how many have a row that scores the token behind them. */
 static inline int32_t seq_num_scores(const struct sequence *seq, int32_t from, int32_t n)

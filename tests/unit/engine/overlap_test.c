@@ -309,6 +309,10 @@ static void what_looks_at_the_last_token_waits_for_it(void **state)
     assert_int_equal(plan->num_seqs, 3);
     for (int32_t b = 0; b < 3; b++)                    /* 14 was drawn: 15 is masked now */
         if (plan_seq_slots(plan)[b] == seq(&bench, 2)->slot) assert_int_equal(plan_rows(plan)[b].bias_count, 1);
+    land(&bench);
+    plan = launch(&bench);                             /* the prompt's scores are there: nothing to wait for any more */
+    assert_int_equal(plan->num_seqs, 2);
+    assert_int_equal(plan_input_ids(plan)[1], TOKEN_FEEDBACK);
     close_bench(&bench);
 }
 
