@@ -469,20 +469,36 @@ static void begin_draft(struct scheduler *s, struct batch *batch, int64_t now_ns
     batch->num_keys = 0;
 }
 
-/* Sequences of one token first, each group in the order it was drafted. */
+/* Decodes first. One that was in this plan's memory before keeps its place there (plan_owners), the others fill the gaps.
+ * Returns how many. */
+static int32_t place_sequences(struct scheduler *s, struct batch *batch)
+{
+    struct sequence **drafted = batch->seqs, **placed = s->placed;
+    int32_t n = batch->num_seqs, num_decodes = 0, num_others = 0, left = 0, next = 0;
+
+    for (int32_t i = 0; i < n; i++) num_decodes += drafted[i]->num_drafted == 1;
+    memset(placed, 0, (size_t)num_decodes * sizeof *placed);
+    for (int32_t i = 0; i < n; i++) {
+        struct sequence *seq = drafted[i];
+        int32_t place = batch->places[seq->slot];
+        if (seq->num_drafted != 1) placed[num_decodes + num_others++] = seq;
+        else if (place < num_decodes && batch->owners.tables[place] == seq->admission) placed[place] = seq;
+        else drafted[left++] = seq;
+    }
+    for (int32_t p = 0; next < left; p++) {
+        if (placed[p]) continue;
+        batch->places[drafted[next]->slot] = p;
+        placed[p] = drafted[next++];
+    }
+    batch->seqs = placed;
+    s->placed = drafted;
+    return num_decodes;
+}
+
 static void fill_plan(struct scheduler *s, struct batch *batch)
 {
-    int32_t n = batch->num_seqs, at = 0;
-
-    for (int32_t i = 0; i < n; i++) {
-        struct sequence *seq = batch->seqs[i];
-        if (seq->num_drafted != 1) continue;
-        /* longer ones move back by one, keeping their order */
-        if (at < i) memmove(&batch->seqs[at + 1], &batch->seqs[at], (size_t)(i - at) * sizeof *batch->seqs);
-        batch->seqs[at++] = seq;
-    }
-    plan_fill(batch->plan, &batch->owners, batch->seqs, n, &s->options.eos, batch->rows);
-    batch->plan->num_decode_seqs = at;
+    batch->plan->num_decode_seqs = place_sequences(s, batch);
+    plan_fill(batch->plan, &batch->owners, batch->seqs, batch->num_seqs, &s->options.eos, batch->rows);
 }
 
 const struct step_plan *scheduler_next_step(struct scheduler *s, int64_t now_ns)

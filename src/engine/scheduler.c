@@ -18,9 +18,11 @@ static int alloc_batch(struct batch *batch, const struct step_plan_caps *caps)
     batch->plan = aligned_alloc(64, (bytes + 63) / 64 * 64);
     batch->seqs = calloc((size_t)caps->max_seqs, sizeof *batch->seqs);
     batch->rows = calloc((size_t)caps->max_seqs, sizeof *batch->rows);
+    batch->places = calloc((size_t)caps->max_seqs, sizeof *batch->places);
     batch->owners.tables = calloc((size_t)caps->max_seqs, sizeof *batch->owners.tables);
     batch->owners.rows = calloc((size_t)caps->max_rows, sizeof *batch->owners.rows);
-    if (!batch->plan || !batch->seqs || !batch->rows || !batch->owners.tables || !batch->owners.rows) return ERR_NO_MEMORY;
+    if (!batch->plan || !batch->seqs || !batch->rows || !batch->places || !batch->owners.tables || !batch->owners.rows)
+        return ERR_NO_MEMORY;
     step_plan_init(batch->plan, caps);
     return 0;
 }
@@ -44,13 +46,14 @@ static int alloc_tables(struct scheduler *s)
     size_t num_seqs = (size_t)o->max_num_seqs;
 
     s->running = calloc(num_seqs, sizeof(struct sequence *));
+    s->placed = calloc(num_seqs, sizeof(struct sequence *));
     s->block_tables = malloc(num_seqs * (size_t)caps.max_blocks_per_seq * sizeof *s->block_tables);
     s->free_slots = malloc(num_seqs * sizeof *s->free_slots);
     s->batches = calloc((size_t)o->num_plans, sizeof *s->batches);
     s->outcomes = calloc(num_seqs + SCHEDULER_MAX_NOTES, sizeof *s->outcomes);
     s->scores = calloc((size_t)caps.max_rows, sizeof *s->scores);
     s->check_scratch = calloc((size_t)o->num_blocks, sizeof *s->check_scratch);
-    if (!s->running || !s->block_tables || !s->free_slots || !s->batches || !s->outcomes || !s->scores || !s->check_scratch)
+    if (!s->running || !s->placed || !s->block_tables || !s->free_slots || !s->batches || !s->outcomes || !s->scores || !s->check_scratch)
         return ERR_NO_MEMORY;
     for (int32_t i = 0; i < o->max_num_seqs; i++) s->free_slots[i] = o->max_num_seqs - 1 - i;
     s->num_free_slots = o->max_num_seqs;
@@ -98,11 +101,13 @@ void scheduler_release(struct scheduler *s)
         free(s->batches[i].plan);
         free(s->batches[i].seqs);
         free(s->batches[i].rows);
+        free(s->batches[i].places);
         free(s->batches[i].owners.tables);
         free(s->batches[i].owners.rows);
     }
     free(s->batches);
     free(s->running);
+    free(s->placed);
     free(s->block_tables);
     free(s->free_slots);
     free(s->outcomes);

@@ -75,6 +75,7 @@ struct step_score { uint64_t id; uint32_t position; const struct result_row *row
 struct batch {                         /* the sequences of one plan */
     struct step_plan *plan;
     struct sequence **seqs;            /* [max_num_seqs] in plan order */
+    int32_t *places;                   /* [max_num_seqs] by slot: where its decode last was */
     int32_t *rows;                     /* [max_num_seqs] row of each, -1 = none */
     struct plan_owners owners;
     int32_t num_seqs;
@@ -115,6 +116,7 @@ struct scheduler {
     int64_t first_turn, last_turn;     /* numbers given so far, downwards and upwards */
     struct sequence *reserved;         /* fair: the next room is for this one */
     struct id_map leaders;             /* group -> pool index of the sequence that computes its prompt */
+    struct sequence **placed;          /* [max_num_seqs] scratch: seqs of the next batch */
     block_id *block_tables;            /* [max_num_seqs, max_blocks_per_seq] */
     int32_t *free_slots;               /* [max_num_seqs] */
     int32_t num_free_slots;
