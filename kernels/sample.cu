@@ -1,0 +1,577 @@
+/* sample.cu - from rows of logits to tokens, without a sort                                          op: backend.sample
+ * Shapes    logits [R, V] f32, R <= 1024 or more, V <= 262144; rows, lists, slots as in step_plan.h and kernels.h.
+ * Traffic   greedy, and draws that cut nothing off: R*V*4 read once.  R=256 V=128256: 131 MB.  Truncated rows read once more,
+ *           and after that what lies above the cut; reported ranks and tops read the tiles whose maximum says that they must.
+ * Roofline  memory bound: 30 us at 4.4 TB/s (H200 read) for the above; one row is in L2 and bound by the launch.
+ * Launch    a team of 1..8 ctas (a cluster) per row, SAMPLE_THREADS threads each; everything else depends on the rows alone, so
+ *           a captured launch serves any mixture. sm_80 has no clusters: one cta per row.
+ * Order     sums over tiles are integers (sample_row.cuh): a row's token depends on the row alone.
+ * Oracle    backend_cpu_ref.sample, tests/kernels/sample_test.c: greedy bit-equal, draws equal but for the rounding of sums.
+ * Why       the first pass leaves the maximum and the sum of every tile, so that the draw reads one tile again and not the row.
+ *
+ * Flow of a row: maximum (and sums) per tile -> the team's maximum -> greedy: first token that equals it; else the cut
+ * (sample_select.cuh) and the tile, then the token, at which the running sum reaches the uniform number's share -> reports. */
+#include "sample_row.cuh"
+#include "sample_select.cuh"
+
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr int ROWS_PER_SM = 2;             /* ctas that fit one multiprocessor */
+
+/* ---- the uniform number: as sampling_uniform() in src/sampling/sampling.c, bit for bit ---- */
+
+static __device__ float uniform_number(uint64_t seed, uint32_t choice, uint32_t num_generated)
+{
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32), c0 = num_generated, c1 = 0, c2 = choice, c3 = 0;
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
+        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
+        c1 = (uint32_t)p1;
+        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+        c3 = (uint32_t)p0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return (float)((c0 >> 8) + 1) * 0x1p-24f;
+}
+
+static __device__ bool is_greedy(const struct sampling_params &p) { return p.temperature < 1e-5f || p.top_k == 1 || p.top_p <= 0.0f; }
+static __device__ bool has_penalties(const struct sampling_params &p)
+{
+    return p.repetition_penalty != 1.0f || p.frequency_penalty != 0.0f || p.presence_penalty != 0.0f;
+}
+
+/* ---- the first pass ---- */
+
+struct pass { bool raw_sums, sums, min; float scale; };
+
+static __device__ __forceinline__ float tile_max(const float4 *x)
+{
+    float m = -INFINITY;
+#pragma unroll
+    for (int j = 0; j < TILE_LOADS; j++) m = max_or_nan(max_or_nan(max_or_nan(m, x[j].x), max_or_nan(x[j].y, x[j].z)), x[j].w);
+    return warp_max_or_nan(m);
+}
+
+static __device__ __forceinline__ float tile_sum(const float4 *x, float max, float scale)
+{
+    float sum = 0.0f, shift = max == -INFINITY ? 0.0f : max;
+#pragma unroll
+    for (int j = 0; j < TILE_LOADS; j++)
+        sum += (exp2_fast((x[j].x - shift) * scale) + exp2_fast((x[j].y - shift) * scale)) +
+               (exp2_fast((x[j].z - shift) * scale) + exp2_fast((x[j].w - shift) * scale));
+    return warp_sum(sum);
+}
+
+static __device__ __forceinline__ float finite_min(float a, float x) { return x > -INFINITY ? fminf(a, x) : a; }
+
+static __device__ __forceinline__ void first_pass(const struct row_view &v, struct sample_shared *s, const struct pass &pass)
+{
+    for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
+        int first = (v.first_tile + tile) * TILE + (int)(threadIdx.x % WARP) * 4;
+        float4 x[TILE_LOADS];
+        float raw_sum = 0.0f, sum = 0.0f, min = INFINITY;
+#pragma unroll
+        for (int j = 0; j < TILE_LOADS; j++) x[j] = raw_logits(v, first + j * 4 * WARP);
+        float raw_max = tile_max(x), max = raw_max;
+        if (pass.raw_sums) raw_sum = tile_sum(x, raw_max, LOG2E);
+        if (v.is_changed) {
+#pragma unroll
+            for (int j = 0; j < TILE_LOADS; j++) x[j] = changed_logits(x[j], first + j * 4 * WARP);
+            max = tile_max(x);
+        }
+        if (pass.sums) sum = tile_sum(x, max, pass.scale);
+        if (pass.min) {
+#pragma unroll
+            for (int j = 0; j < TILE_LOADS; j++) min = finite_min(finite_min(finite_min(finite_min(min, x[j].x), x[j].y), x[j].z), x[j].w);
+            min = warp_min(min);
+        }
+        if (threadIdx.x % WARP == 0) {
+            s->raw_max[tile] = raw_max;
+            s->raw_sum[tile] = raw_sum;
+            s->max[tile] = max;
+            s->sum[tile] = sum;
+            s->min[tile] = min;
+        }
+    }
+}
+
+struct row_max { float raw, changed, min; int first_tile; };     /* first_tile: of the row, the first that holds `changed` */
+
+/* Over this cta's tiles (every warp for itself), then over the team. */
+static __device__ struct row_max find_max(const struct row_view &v, struct sample_shared *s, struct team *team)
+{
+    int lane = threadIdx.x % WARP;
+    float raw = -INFINITY, changed = -INFINITY, min = INFINITY;
+    struct row_max row;
+
+    for (int tile = lane; tile < v.num_tiles; tile += WARP) {
+        raw = max_or_nan(raw, s->raw_max[tile]);
+        changed = max_or_nan(changed, s->max[tile]);
+        min = fminf(min, s->min[tile]);
+    }
+    raw = warp_max_or_nan(raw);
+    changed = warp_max_or_nan(changed);
+    min = warp_min(min);
+    int first = MAX_TILES;
+    for (int tile = lane; tile < v.num_tiles && first == MAX_TILES; tile += WARP)
+        if (s->max[tile] == changed) first = tile;
+#pragma unroll
+    for (int other = WARP / 2; other > 0; other /= 2) first = ::min(first, __shfl_xor_sync(0xffffffffu, first, other));
+    first += v.first_tile;
+    if (team->ranks == 1) return { raw, changed, min, first };
+
+    tell(s, team, __float_as_uint(raw) | (uint64_t)__float_as_uint(changed) << 32, __float_as_uint(min) | (uint64_t)first << 32);
+    row = { -INFINITY, -INFINITY, INFINITY, -1 };
+    for (int rank = 0; rank < team->ranks; rank++) {
+        uint64_t a = told(s, *team, rank, 0), b = told(s, *team, rank, 1);
+        float here = __uint_as_float((uint32_t)(a >> 32));
+        row.raw = max_or_nan(row.raw, __uint_as_float((uint32_t)a));
+        row.min = fminf(row.min, __uint_as_float((uint32_t)b));
+        if (row.first_tile < 0 || here > row.changed) row.first_tile = (int)(b >> 32);
+        row.changed = max_or_nan(row.changed, here);
+    }
+    return row;
+}
+
+/* ---- the token ---- */
+
+/* One warp: the first token of the tile that equals max. */
+static __device__ __noinline__ int first_equal(int tile, float max)
+{
+    const struct row_view &v = cta_state()->view;
+    int first = INT32_MAX;
+    for_tile(v, tile, false, [&](float logit, int id) { if (logit == max && id < first) first = id; });
+#pragma unroll
+    for (int other = WARP / 2; other > 0; other /= 2) first = min(first, __shfl_xor_sync(0xffffffffu, first, other));
+    return first;
+}
+
+/* Weights of tiles that hold only the tokens that stay. Ends with a barrier. */
+static __device__ __noinline__ void weigh_tiles(uint64_t cut)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    float least = cut ? key_logit(cut) : -INFINITY;
+    for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
+        uint64_t sum = 0;
+        if (s->max[tile] >= least && weight_of(v, s->max[tile]) >= v.min_p)
+            for_tile(v, tile, false, [&](float logit, int id) {
+                float weight = weight_of(v, logit);
+                if (weight >= v.min_p && key_of(logit, id) >= cut) sum += to_fixed(weight);
+            });
+        sum = warp_sum_u64(sum);
+        if (threadIdx.x % WARP == 0) s->weight[tile] = sum;
+    }
+    __syncthreads();
+}
+
+/* Weights of whole tiles, from the sums of the first pass; the cta's total in all threads. Ends with a barrier. */
+static __device__ __noinline__ uint64_t scale_tiles(const float *max, const float *sum, float row_max, float scale)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    uint64_t total = 0;
+    __syncthreads();
+    for (int tile = threadIdx.x % WARP; tile < v.num_tiles; tile += WARP) {
+        uint64_t weight = to_fixed(sum[tile] * exp2_fast((max[tile] - row_max) * scale));
+        if (threadIdx.x < WARP) s->weight[tile] = weight;
+        total += weight;
+    }
+    __syncthreads();
+    return warp_sum_u64(total);
+}
+
+/* The token, by rising id, at which the running weight reaches share of its total, from weight[] of all tiles; in the cta that
+ * holds it, TOKEN_NONE in the others. is_cut: weights are of the tokens that stay, relative to the row's maximum; else whole
+ * tiles, and inside one relative to its own. A barrier of the team. */
+static __device__ __noinline__ token_id draw_by_tiles(struct team *team, float share, bool is_cut, uint64_t cut)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    constexpr int PER_LANE = MAX_TILES / WARP;
+    int lane = threadIdx.x % WARP;
+    uint64_t own = 0, before = 0, all = 0;
+
+    for (int i = 0; i < PER_LANE; i++)
+        if (lane * PER_LANE + i < v.num_tiles) own += s->weight[lane * PER_LANE + i];
+    uint64_t upto = warp_scan_u64(own), mine = __shfl_sync(0xffffffffu, upto, WARP - 1);
+    if (team->ranks > 1) {
+        tell(s, team, mine, 0);
+        for (int rank = 0; rank < team->ranks; rank++) {
+            if (rank < team->rank) before += told(s, *team, rank, 0);
+            all += told(s, *team, rank, 0);
+        }
+    } else all = mine;
+    uint64_t target = share_of(share, all);
+    if (threadIdx.x >= WARP || target <= before || target > before + mine) return TOKEN_NONE;    /* thread 0 of one cta answers */
+
+    /* The lane, then its tile. */
+    target -= before;
+    int owner = __ffs(__ballot_sync(0xffffffffu, upto >= target)) - 1;
+    uint64_t running = __shfl_sync(0xffffffffu, upto - own, owner), weight = 0;
+    int tile = owner * PER_LANE;
+    for (;; tile++) {
+        weight = s->weight[tile];
+        if (running + weight >= target || tile == v.num_tiles - 1) break;
+        running += weight;
+    }
+    /* In the tile, its own sum anew: a lane holds runs of four ids, so running sums go load by load. */
+    float shift = is_cut ? v.max : s->max[tile];
+    int first = (v.first_tile + tile) * TILE + lane * 4;
+    uint64_t sums[TILE_LOADS], total = 0;
+    auto staying = [&](float logit, int id) {
+        float w = exp2_fast((logit - shift) * v.scale);
+        return !is_cut || (w >= v.min_p && key_of(logit, id) >= cut) ? to_fixed(w) : (uint64_t)0;
+    };
+    auto load = [&](int j) {
+        float4 x = raw_logits(v, first + j * 4 * WARP);
+        return v.is_changed ? changed_logits(x, first + j * 4 * WARP) : x;
+    };
+#pragma unroll
+    for (int j = 0; j < TILE_LOADS; j++) {
+        float4 x = load(j);
+        int id = first + j * 4 * WARP;
+        sums[j] = warp_scan_u64(staying(x.x, id) + staying(x.y, id + 1) + staying(x.z, id + 2) + staying(x.w, id + 3)) + total;
+        total = __shfl_sync(0xffffffffu, sums[j], WARP - 1);
+    }
+    target = share_of((double)(target - running) / (double)weight, total);
+    token_id token = TOKEN_NONE;
+#pragma unroll
+    for (int j = 0; j < TILE_LOADS; j++) {
+        uint32_t reached = __ballot_sync(0xffffffffu, sums[j] >= target);
+        if (token != TOKEN_NONE || reached == 0) continue;
+        float4 x = load(j);
+        int id = first + j * 4 * WARP;
+        uint64_t w0 = staying(x.x, id), w1 = staying(x.y, id + 1), w2 = staying(x.z, id + 2), w3 = staying(x.w, id + 3);
+        uint64_t at = sums[j] - w0 - w1 - w2 - w3;
+        int here = at + w0 >= target ? id : at + w0 + w1 >= target ? id + 1 : at + w0 + w1 + w2 >= target ? id + 2 : id + 3;
+        token = __shfl_sync(0xffffffffu, here, __ffs(reached) - 1);
+    }
+    return token;
+}
+
+/* A lower bound of the k-th largest logit of the row: every cta has k / ranks tiles whose maxima reach it. -inf: too few tiles.
+ * A number for this cta; the least of the team holds. Ends with a barrier. */
+static __device__ __noinline__ float bound_of_top(const struct team &team, int top_k)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    int k = (top_k + team.ranks - 1) / team.ranks, tile = threadIdx.x, ahead = 0;
+    if (threadIdx.x == 0) s->counter = __float_as_uint(-INFINITY);
+    __syncthreads();
+    if (tile < v.num_tiles) {
+        for (int other = 0; other < v.num_tiles; other++)
+            ahead += s->max[other] > s->max[tile] || (s->max[other] == s->max[tile] && other < tile);
+        if (ahead == k - 1) s->counter = __float_as_uint(s->max[tile]);
+    }
+    __syncthreads();
+    return __uint_as_float(s->counter);
+}
+
+/* Temperature, cuts, draw. The token in the first warp of one cta of the team, TOKEN_NONE elsewhere. */
+static __device__ __noinline__ token_id draw(struct team *team, const struct sampling_row &row, const struct row_max &max)
+{
+    struct sample_shared *s = cta_state();
+    struct row_view &v = s->view;
+    const struct sampling_params &p = row.params;
+    float inverse = 1.0f / p.temperature, top_p = p.top_p, share = uniform_number(p.seed, p.choice, row.num_generated);
+    int top_k = p.top_k > 0 && p.top_k < v.vocab_size ? p.top_k : 0;
+    token_id token;
+    uint64_t cut;
+
+    if (threadIdx.x == 0) {
+        v.max = max.changed;
+        v.scale = inverse * LOG2E;
+        v.min_p = p.min_p > 0.0f ? p.min_p : 0.0f;
+    }
+    __syncthreads();
+    uint64_t mine = scale_tiles(s->max, s->sum, v.max, v.scale), total = 0;
+    if (top_k == 0 && top_p >= 1.0f && v.min_p == 0.0f) return draw_by_tiles(team, share, false, 0);
+
+    float bound = top_k > 0 ? bound_of_top(*team, top_k) : -INFINITY;
+    tell(s, team, mine, __float_as_uint(bound));
+    for (int rank = 0; rank < team->ranks; rank++) {
+        total += told(s, *team, rank, 0);
+        bound = fminf(bound, __uint_as_float((uint32_t)told(s, *team, rank, 1)));
+    }
+    /* How far from the largest a cut can lie: the histogram has nothing else to count. Of what lies further than the bound
+     * of top_p each token weighs so little that all of them together do not fill the share that is cut off. */
+    float distance = fminf((v.max - fmaxf(max.min, bound)) * inverse, MAX_DISTANCE);
+    if (v.min_p > 0.0f) distance = fminf(distance, -logf(v.min_p));
+    else if (top_k == 0) distance = fminf(distance, logf((float)v.vocab_size / ((1.0f - top_p) * (float)of_fixed(total))));
+    float bin_scale = inverse * (float)(BINS - 1) / (distance * 1.001f + 1e-3f);
+    if (draw_truncated(team, bin_scale, top_k, top_p, total, share, &token, &cut)) return token;
+    weigh_tiles(cut);
+    return draw_by_tiles(team, share, true, cut);
+}
+
+/* ---- what is reported ---- */
+
+/* How many tokens of this cta come before `key` among the raw logits. Barriers of the cta. */
+static __device__ __noinline__ uint32_t count_ahead(uint64_t key)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    float own = key_logit(key);
+    uint32_t ahead = 0, total;
+    for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS)
+        if (s->raw_max[tile] >= own) for_tile(v, tile, true, [&](float logit, int id) { ahead += key_of(logit, id) > key; });
+    cta_scan_u32(ahead, &total);
+    return total;
+}
+
+/* The largest key below `below` of one tile. One warp. */
+static __device__ uint64_t next_key(const struct row_view &v, int tile, uint64_t below)
+{
+    uint64_t best = 0;
+    for_tile(v, tile, true, [&](float logit, int id) {
+        uint64_t key = key_of(logit, id);
+        if (id < v.vocab_size && key < below && key > best) best = key;
+    });
+    return warp_max_u64(best);
+}
+
+/* The n largest raw keys of this cta, falling, into to[0..n) (0 where there are fewer), which may be another cta's memory. One
+ * warp; s->weight holds what each tile has left: an upper bound until the tile is read. */
+static __device__ __noinline__ void take_top(uint64_t *to, int n)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    int lane = threadIdx.x % WARP;
+    uint32_t is_exact = 0;                                   /* a bit for each tile of this lane */
+
+    for (int tile = lane; tile < v.num_tiles; tile += WARP) s->weight[tile] = key_of(s->raw_max[tile], 0);
+    __syncwarp();
+    for (int taken = 0; taken < n;) {
+        uint64_t best = 0;
+        int at = 0;
+        for (int tile = lane; tile < v.num_tiles; tile += WARP)
+            if (s->weight[tile] > best) {
+                best = s->weight[tile];
+                at = tile;
+            }
+        uint64_t all = warp_max_u64(best);
+        if (all == 0) {                                      /* fewer tokens than asked for */
+            for (int i = taken + lane; i < n; i += WARP) to[i] = 0;
+            break;
+        }
+        int owner = __ffs(__ballot_sync(0xffffffffu, best == all)) - 1;
+        at = __shfl_sync(0xffffffffu, at, owner);
+        bool exact = __shfl_sync(0xffffffffu, is_exact >> at / WARP & 1u, owner);
+        if (exact) {
+            if (lane == 0) to[taken] = all;
+            taken++;
+        }
+        uint64_t next = next_key(v, at, exact ? all : all + 1);
+        if (lane == owner) {
+            s->weight[at] = next;
+            is_exact |= 1u << at / WARP;
+        }
+        __syncwarp();
+    }
+}
+
+static __device__ void write_head(const struct sample_kernel &a, int r, token_id token, float logprob, int rank, int num_top)
+{
+    uint4 *head = (uint4 *)&a.heads[r];
+    head[0] = make_uint4((uint32_t)token, __float_as_uint(logprob), (uint32_t)rank, (uint32_t)num_top);
+    head[1] = make_uint4(token == TOKEN_NONE, 0, 0, 0);
+}
+
+static __device__ void add_count(uint16_t *counts, int64_t at)                             /* saturating; others may add too */
+{
+    uint32_t *word = (uint32_t *)((uintptr_t)&counts[at] & ~(uintptr_t)3), shift = (uintptr_t)&counts[at] & 2 ? 16 : 0;
+    for (uint32_t old = *(volatile uint32_t *)word;;) {
+        if ((old >> shift & 0xffffu) == 0xffffu) return;
+        uint32_t seen = atomicCAS(word, old, old + (1u << shift));
+        if (seen == old) return;
+        old = seen;
+    }
+}
+
+/* What the next step needs of a drawn token. */
+static __device__ void remember(const struct sample_kernel &a, const struct sampling_row &row, token_id token)
+{
+    a.last_tokens[row.slot] = token;
+    if (!row.use_penalties) return;
+    atomicOr(&a.seen[(int64_t)row.slot * ((a.vocab_size + 31) / 32) + token / 32], 1u << token % 32);
+    add_count(a.counts, (int64_t)row.slot * a.vocab_size + token);
+}
+
+static_assert(sizeof(struct sample_head) == 32 && sizeof(struct token_logprob) == 8, "written in 16-byte pieces");
+
+/* Logprob, rank and tops of a token that one cta knows (its first warp; TOKEN_NONE elsewhere). */
+static __device__ __noinline__ void report(struct team *team, const struct sample_kernel &a, int r, token_id token, float raw_max)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    int num_logprobs = a.rows[r].params.num_logprobs, num_top = min(min(num_logprobs, MAX_TOP_LOGPROBS), v.vocab_size);
+    uint64_t total = scale_tiles(s->raw_max, s->raw_sum, raw_max, LOG2E);
+    uint32_t ahead = 0;
+
+    tell(s, team, (uint32_t)token, total);
+    total = 0;
+    for (int rank = 0; rank < team->ranks; rank++) {
+        token_id here = (token_id)(uint32_t)told(s, *team, rank, 0);
+        if (here != TOKEN_NONE) token = here;
+        total += told(s, *team, rank, 1);
+    }
+    float log_z = raw_max + logf((float)of_fixed(total)), own = v.logits[token];
+    if (num_logprobs >= 0) {
+        uint32_t here = count_ahead(key_of(own, token));
+        if (num_top > 0 && threadIdx.x < WARP) take_top(at_rank(*team, s->list, 0) + team->rank * num_top, num_top);
+        tell(s, team, here, 0);
+        for (int rank = 0; rank < team->ranks; rank++) ahead += (uint32_t)told(s, *team, rank, 0);
+    }
+    if (team->rank != 0) return;
+    if (num_top > 0 && team->ranks > 1) sort_list(team->ranks * num_top);
+    if (threadIdx.x == 0) write_head(a, r, token, own - log_z, num_logprobs >= 0 ? (int)ahead + 1 : 0, max(num_top, 0));
+    if ((int)threadIdx.x * 2 < num_top) {
+        uint64_t first = s->list[threadIdx.x * 2], second = threadIdx.x * 2 + 1 < num_top ? s->list[threadIdx.x * 2 + 1] : first;
+        ((uint4 *)(a.tops + (int64_t)r * MAX_TOP_LOGPROBS))[threadIdx.x] =
+            make_uint4(key_id(first), __float_as_uint(key_logit(first) - log_z), key_id(second), __float_as_uint(key_logit(second) - log_z));
+    }
+}
+
+__global__ void __launch_bounds__(SAMPLE_THREADS, ROWS_PER_SM) sample_rows(const struct sample_kernel a, int ranks)
+{
+    struct sample_shared *s = cta_state();
+    struct team team = { (int)blockIdx.x % ranks, ranks, 0 };
+    int r = blockIdx.x / ranks, tiles = (a.vocab_size + TILE - 1) / TILE, per_rank = (tiles + ranks - 1) / ranks;
+
+    pdl_trigger();
+    pdl_wait();
+    const struct sampling_row &row = a.rows[r];
+    const struct sampling_params &p = row.params;
+    if (row.slot < 0) return;
+    if (ranks > 1) team_arrive();          /* waited for below: all of the team runs before one writes to another */
+
+    bool is_target = row.target >= 0, reports = is_target || p.num_logprobs >= 0, draws = !is_target && !is_greedy(p);
+    struct row_view v = {};
+    v.logits = a.logits + (int64_t)r * a.vocab_size;
+    v.vocab_size = a.vocab_size;
+    v.first_tile = team.rank * per_rank;
+    v.num_tiles = min(max(tiles - v.first_tile, 0), per_rank);
+    v.is_aligned = a.vocab_size % 4 == 0;
+    v.has_allowed = !is_target && row.allow_count > 0;
+    v.has_bias = !is_target && row.bias_count > 0;
+    v.has_hash = v.has_bias && row.bias_count <= HASH / 4 * 3;
+    v.has_penalties = !is_target && row.use_penalties && has_penalties(p);
+    v.is_changed = v.has_allowed || v.has_bias || v.has_penalties;
+    v.bias_ids = a.bias_ids + row.bias_begin;
+    v.bias_values = a.bias_values + row.bias_begin;
+    v.bias_count = (int)row.bias_count;
+    v.seen = a.seen + (int64_t)row.slot * ((a.vocab_size + 31) / 32);
+    v.counts = a.counts + (int64_t)row.slot * a.vocab_size;
+    v.repetition = p.repetition_penalty;
+    v.frequency = p.frequency_penalty;
+    v.presence = p.presence_penalty;
+    if (threadIdx.x == 0) s->view = v;
+    __syncthreads();
+    if (v.has_allowed || v.has_bias) prepare_changes(a.bias_ids + row.allow_begin, v.has_allowed ? (int)row.allow_count : 0);
+
+    struct pass pass = { reports, draws, draws, LOG2E / p.temperature };
+    first_pass(v, s, pass);
+    __syncthreads();
+    if (ranks > 1) team_wait();
+    struct row_max max = find_max(v, s, &team);
+    if (!isfinite(max.raw) || !isfinite(max.changed) || row.target >= a.vocab_size) {
+        if (team.rank == 0 && threadIdx.x == 0) {
+            write_head(a, r, TOKEN_NONE, 0.0f, 0, 0);
+            if (!is_target) a.last_tokens[row.slot] = TOKEN_NONE;
+        }
+        return;
+    }
+    token_id token = TOKEN_NONE;
+    int tile = max.first_tile - v.first_tile;
+    if (is_target) token = row.target;
+    else if (draws) token = draw(&team, row, max);
+    else if (threadIdx.x < WARP && tile >= 0 && tile < v.num_tiles) token = first_equal(tile, max.changed);
+    if (threadIdx.x == 0 && token != TOKEN_NONE && !is_target) {
+        remember(a, row, token);
+        if (!reports) write_head(a, r, token, 0.0f, 0, 0);
+    }
+    if (reports) report(&team, a, r, token, max.raw);
+}
+
+/* counts and seen of one slot from its whole history; one cta per entry. */
+__global__ void __launch_bounds__(1024) sample_history(const struct sample_kernel a)
+{
+    pdl_trigger();
+    pdl_wait();
+    const struct history_entry entry = a.history[blockIdx.x];
+    int words = (a.vocab_size + 31) / 32;
+    uint32_t *seen = a.seen + (int64_t)entry.slot * words;
+    int64_t counts = (int64_t)entry.slot * a.vocab_size;
+
+    for (int i = threadIdx.x; i < words; i += blockDim.x) seen[i] = 0;
+    if (a.vocab_size % 8 == 0)
+        for (int i = threadIdx.x; i < a.vocab_size / 8; i += blockDim.x) ((uint4 *)(a.counts + counts))[i] = make_uint4(0, 0, 0, 0);
+    else
+        for (int i = threadIdx.x; i < a.vocab_size; i += blockDim.x) a.counts[counts + i] = 0;
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < entry.num_prompt + entry.num_output; i += blockDim.x) {
+        token_id token = a.history_tokens[entry.begin + i];
+        if (token < 0 || token >= a.vocab_size) continue;
+        atomicOr(&seen[token / 32], 1u << token % 32);
+        if (i >= entry.num_prompt) add_count(a.counts, counts + token);
+    }
+}
+
+/* Ctas per row: enough to fill the GPU once; a row of few tiles is not worth a team. */
+static int team_size(int sm, int num_sms, int num_rows, int vocab_size)
+{
+    int ranks = sm >= 90 ? 8 : 1;
+    while (ranks > 1 && (ranks * num_rows > ROWS_PER_SM * num_sms || ranks * 4 * TILE > vocab_size)) ranks /= 2;
+    return ranks;
+}
+
+static int launch_teams(const struct sample_kernel *a, const struct launch *l, int ranks)
+{
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+    int tiles = (a->vocab_size + TILE - 1) / TILE;
+    size_t shared = sizeof(struct sample_shared) + (size_t)((tiles + ranks - 1) / ranks) * (TILE / 8);
+
+    if (cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) != cudaSuccess) return ERR_INTERNAL;
+    if (ranks > 8 && cudaFuncSetAttribute(sample_rows, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) return ERR_INTERNAL;
+    if (ranks > 1) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs].val.clusterDim.x = ranks;
+        attributes[config.numAttrs].val.clusterDim.y = attributes[config.numAttrs].val.clusterDim.z = 1;
+        config.numAttrs++;
+    }
+    if (l->pdl && l->sm >= 90) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config.numAttrs].val.programmaticStreamSerializationAllowed = 1;
+        config.numAttrs++;
+    }
+    config.gridDim = dim3(a->num_rows * ranks);
+    config.blockDim = dim3(SAMPLE_THREADS);
+    config.dynamicSmemBytes = shared;
+    config.stream = (cudaStream_t)l->stream;
+    config.attrs = attributes;
+    return cudaLaunchKernelEx(&config, sample_rows, *a, ranks) == cudaSuccess ? 0 : ERR_INTERNAL;
+}
+
+/* What a row needs lies in the shared memory of its team. */
+extern "C" size_t sample_workspace_bytes(int32_t max_rows, int32_t vocab_size)
+{
+    (void)max_rows;
+    (void)vocab_size;
+    return 0;
+}
+
+extern "C" int launch_sample_history(const struct sample_kernel *a, const struct launch *l)
+{
+    if (a->num_history < 1) return 0;
+    return launch_kernel(l, sample_history, dim3(a->num_history), dim3(1024), 0, *a);
+}
+
+extern "C" int launch_sample(const struct sample_kernel *a, const struct launch *l)
+{
+    if (a->num_rows < 1 || a->vocab_size < 1 || a->vocab_size > SAMPLE_MAX_VOCAB) return ERR_UNSUPPORTED;
+    int rc = launch_sample_history(a, l);
+    return rc != 0 ? rc : launch_teams(a, l, team_size(l->sm, l->num_sms, a->num_rows, a->vocab_size));
+}

@@ -1,0 +1,310 @@
+/* sample_select.cuh - the cuts of top_k and top_p without a sort of the vocabulary. Part of sample.cu.
+ * A cut is a key: every token whose key reaches it stays. Tokens are counted by a histogram over their distance from the largest,
+ * scaled to the row, in which the bin of a cut is looked up. Mostly there are at most LIST tokens down to that bin: they are
+ * put in order and the token is drawn from the list. Else only the bin is put in order, the cut is found in it, and the draw goes
+ * over the tiles. A bin with more than LIST tokens (many equal logits) is halved by key until it fits. */
+#ifndef SLUICE_KERNELS_SAMPLE_SELECT_CUH
+#define SLUICE_KERNELS_SAMPLE_SELECT_CUH
+
+#include "sample_row.cuh"
+
+constexpr float MAX_DISTANCE = 64.0f;      /* exp(-64) is no weight */
+
+/* ---- histogram ---- */
+
+static __device__ __forceinline__ void add_to_bin(struct sample_shared *s, int bin, uint64_t weight)
+{
+    uint32_t low = (uint32_t)weight, high = (uint32_t)(weight >> 32);
+    atomicAdd(&s->bin_count[bin], 1u);
+    if (low != 0) high += atomicAdd(&s->bin_low[bin], low) > 0xffffffffu - low;            /* the carry, whoever causes it */
+    if (high != 0) atomicAdd(&s->bin_high[bin], high);
+}
+
+static __device__ __forceinline__ float bin_at(const struct row_view &v, float bin_scale, float logit) { return (v.max - logit) * bin_scale; }
+
+/* Bins of the whole row: those from rank * BINS / ranks on are summed in this cta. */
+static __device__ __noinline__ void fill_bins(const struct team &team, float bin_scale, bool weighted)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    for (int i = threadIdx.x; i < BINS; i += SAMPLE_THREADS) s->bin_count[i] = s->bin_low[i] = s->bin_high[i] = 0;
+    __syncthreads();
+    for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
+        if (!(bin_at(v, bin_scale, s->max[tile]) < (float)BINS)) continue;
+        for_tile(v, tile, false, [&](float logit, int) {
+            float at = bin_at(v, bin_scale, logit);
+            if (!(at < (float)BINS)) return;
+            float weight = weight_of(v, logit);
+            if (weight >= v.min_p) add_to_bin(s, (int)at, weighted ? to_fixed(weight) : 0);
+        });
+    }
+    team_barrier(team);
+    if (team.ranks == 1) return;
+    int per_rank = BINS / team.ranks;
+    for (int bin = team.rank * per_rank + threadIdx.x; bin < (team.rank + 1) * per_rank; bin += SAMPLE_THREADS) {
+        uint32_t count = 0;
+        uint64_t weight = 0;
+        for (int rank = 0; rank < team.ranks; rank++) {
+            count += *at_rank(team, &s->bin_count[bin], rank);
+            weight += *at_rank(team, &s->bin_low[bin], rank) + ((uint64_t)*at_rank(team, &s->bin_high[bin], rank) << 32);
+        }
+        s->bin_count[bin] = count;         /* nobody else reads this run of bins */
+        s->bin_low[bin] = (uint32_t)weight;
+        s->bin_high[bin] = (uint32_t)(weight >> 32);
+    }
+    __syncthreads();
+}
+
+/* What a thread knows of the summed histogram: its own run of bins and everything before it. */
+struct bin_sums { int first, num; uint32_t before_count; uint64_t before_weight; uint32_t all_count; uint64_t all_weight; };
+
+static __device__ uint64_t bin_weight(const struct sample_shared *s, int bin) { return s->bin_low[bin] + ((uint64_t)s->bin_high[bin] << 32); }
+
+static __device__ __noinline__ struct bin_sums sum_bins(struct team *team)
+{
+    struct sample_shared *s = cta_state();
+    struct bin_sums sums = {};
+    int per_rank = BINS / team->ranks;
+    uint32_t count = 0, total_count;
+    uint64_t weight = 0, total_weight;
+
+    sums.num = threadIdx.x < per_rank / BINS_PER_THREAD ? BINS_PER_THREAD : 0;
+    sums.first = team->rank * per_rank + threadIdx.x * BINS_PER_THREAD;
+    for (int i = 0; i < sums.num; i++) {
+        count += s->bin_count[sums.first + i];
+        weight += bin_weight(s, sums.first + i);
+    }
+    sums.before_count = cta_scan_u32(count, &total_count);
+    sums.before_weight = cta_scan_u64(weight, &total_weight);
+    tell(s, team, total_count, total_weight);
+    for (int rank = 0; rank < team->ranks; rank++) {
+        if (rank < team->rank) {
+            sums.before_count += (uint32_t)told(s, *team, rank, 0);
+            sums.before_weight += told(s, *team, rank, 1);
+        }
+        sums.all_count += (uint32_t)told(s, *team, rank, 0);
+        sums.all_weight += told(s, *team, rank, 1);
+    }
+    return sums;
+}
+
+/* The bin in which the running count reaches `most` or the running weight `enough`; found.count and found.weight are those before
+ * the bin. is_found 0: neither is reached. Barriers of the team. */
+static __device__ __noinline__ struct found_cut find_bin(const struct team &team, const struct bin_sums &sums, uint32_t most, uint64_t enough)
+{
+    struct sample_shared *s = cta_state();
+    uint32_t count = sums.before_count;
+    uint64_t weight = sums.before_weight;
+
+    if (threadIdx.x == 0) s->found.is_found = 0;
+    team_barrier(team);
+    if (count < most && weight < enough)
+        for (int i = 0; i < sums.num; i++) {
+            uint32_t here = s->bin_count[sums.first + i];
+            uint64_t here_weight = bin_weight(s, sums.first + i);
+            if (count + here >= most || weight + here_weight >= enough) {
+                struct found_cut found = { 0, weight, count, sums.first + i, (int32_t)here, 1 };
+                for (int rank = 0; rank < team.ranks; rank++) *at_rank(team, &s->found, rank) = found;
+                break;
+            }
+            count += here;
+            weight += here_weight;
+        }
+    team_barrier(team);
+    struct found_cut found = s->found;
+    team_barrier(team);                    /* all have read it before it is used again */
+    return found;
+}
+
+/* ---- lists of keys, in the team's first cta ---- */
+
+/* Keys in (low, high] of the tokens whose bin lies in first_bin..last_bin, into the list of rank 0, in no order; the caller knows
+ * that they fit. Barriers of the team. */
+static __device__ __noinline__ void gather(const struct team &team, float bin_scale, int first_bin, int last_bin, uint64_t low, uint64_t high)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    if (threadIdx.x == 0) s->counter = 0;
+    team_barrier(team);
+    struct sample_shared *first = at_rank(team, s, 0);
+    for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
+        if (!(bin_at(v, bin_scale, s->max[tile]) < (float)(last_bin + 1))) continue;
+        for_tile(v, tile, false, [&](float logit, int id) {
+            float at = bin_at(v, bin_scale, logit);
+            if (!(at < (float)(last_bin + 1)) || (int)at < first_bin || !(weight_of(v, logit) >= v.min_p)) return;
+            uint64_t key = key_of(logit, id);
+            if (key <= low || key > high) return;
+            uint32_t to = atomicAdd(&first->counter, 1u);
+            if (to < LIST) first->list[to] = key;
+        });
+    }
+    team_barrier(team);
+}
+
+/* Falling; n <= LIST, padded with zeros to a power of two. One cta. Ends with a barrier. */
+static __device__ __noinline__ void sort_list(int n)
+{
+    struct sample_shared *s = cta_state();
+    int padded = WARP;
+    while (padded < n) padded *= 2;
+    for (int i = n + threadIdx.x; i < padded; i += SAMPLE_THREADS) s->list[i] = 0;
+    __syncthreads();
+    for (int run = 2; run <= padded; run *= 2)
+        for (int gap = run / 2; gap > 0; gap /= 2) {
+            for (int pair = threadIdx.x; pair < padded / 2; pair += SAMPLE_THREADS) {
+                int i = pair / gap * gap * 2 + pair % gap, j = i + gap;
+                uint64_t a = s->list[i], b = s->list[j];
+                if ((a < b) == ((i & run) == 0)) {
+                    s->list[i] = b;
+                    s->list[j] = a;
+                }
+            }
+            __syncthreads();
+        }
+}
+
+/* The first of the sorted list at which `most` are counted or the running weight reaches `enough`: found.count counts it, and
+ * found.weight holds it; else is_found 0 and the sums of all. by_id: the list holds keys turned by turn_to_ids(). One cta. */
+static __device__ __noinline__ struct found_cut find_in_list(int n, uint32_t most, uint64_t enough, bool by_id)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    int first = threadIdx.x * LIST_PER_THREAD;
+    uint64_t own = 0, total, weights[LIST_PER_THREAD];
+
+#pragma unroll
+    for (int i = 0; i < LIST_PER_THREAD; i++) {
+        uint64_t key = first + i < n ? s->list[first + i] : 0;
+        weights[i] = first + i < n ? to_fixed(weight_of(v, key_logit(by_id ? key << 32 : key))) : 0;
+        own += weights[i];
+    }
+    uint64_t running = cta_scan_u64(own, &total);
+    if (threadIdx.x == 0) s->found = { 0, total, (uint32_t)n, 0, 0, 0 };
+    __syncthreads();
+    bool is_mine = running < enough && (uint32_t)first < most;
+#pragma unroll
+    for (int i = 0; i < LIST_PER_THREAD; i++) {
+        running += weights[i];
+        if (!is_mine || first + i >= n || (running < enough && (uint32_t)(first + i + 1) < most)) continue;
+        s->found = { s->list[first + i], running, (uint32_t)(first + i + 1), 0, 0, 1 };
+        is_mine = false;
+    }
+    __syncthreads();
+    struct found_cut found = s->found;
+    __syncthreads();
+    return found;
+}
+
+/* The first n keys of the list: id first, rising as the turned key falls. */
+static __device__ void turn_to_ids(struct sample_shared *s, int n)
+{
+    for (int i = threadIdx.x; i < n; i += SAMPLE_THREADS) s->list[i] = s->list[i] << 32 | s->list[i] >> 32;
+    __syncthreads();
+}
+
+/* ---- cuts ---- */
+
+/* The exact cut inside a bin of which `most` tokens or the weight `enough` stay: its key and the weight down to it. */
+static __device__ __noinline__ struct found_cut cut_in_bin(struct team *team, float bin_scale, const struct found_cut &bin, uint32_t most,
+                                                           uint64_t enough)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    uint64_t low = 0, high = ~0ull, taken = 0;               /* the cut is in (low, high]; taken: the weight above high */
+    uint32_t inside = (uint32_t)bin.in_bin;
+
+    while (inside > LIST) {
+        uint64_t middle = low + (high - low) / 2, weight = 0;
+        uint32_t count = 0;
+        for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
+            if (!(bin_at(v, bin_scale, s->max[tile]) < (float)(bin.bin + 1))) continue;
+            for_tile(v, tile, false, [&](float logit, int id) {
+                float at = bin_at(v, bin_scale, logit), w = weight_of(v, logit);
+                uint64_t key = key_of(logit, id);
+                if (!(at < (float)(bin.bin + 1)) || (int)at != bin.bin || !(w >= v.min_p) || key <= middle || key > high) return;
+                count++;
+                weight += to_fixed(w);
+            });
+        }
+        uint32_t all_count;
+        uint64_t all_weight;
+        cta_scan_u32(count, &all_count);
+        cta_scan_u64(weight, &all_weight);
+        tell(s, team, all_count, all_weight);
+        count = 0, weight = 0;
+        for (int rank = 0; rank < team->ranks; rank++) {
+            count += (uint32_t)told(s, *team, rank, 0);
+            weight += told(s, *team, rank, 1);
+        }
+        if (count >= most || weight >= enough) {
+            low = middle;
+            inside = count;
+        } else {
+            high = middle;
+            inside -= count;
+            most -= count;
+            enough -= enough == ~0ull ? 0 : weight;
+            taken += weight;
+        }
+    }
+    gather(*team, bin_scale, bin.bin, bin.bin, low, high);
+    if (team->rank == 0) {
+        sort_list(inside);
+        struct found_cut cut = find_in_list(inside, most, enough, false);
+        if (!cut.is_found) cut.key = s->list[inside - 1];    /* cannot be: the sums are exact */
+        if (threadIdx.x < team->ranks) *at_rank(*team, &s->found, threadIdx.x) = cut;
+    }
+    team_barrier(*team);
+    struct found_cut cut = s->found;
+    team_barrier(*team);
+    cut.weight += taken + bin.weight;
+    return cut;
+}
+
+/* One token of a truncated row. Either draws it from the list: *token, in rank 0 (TOKEN_NONE elsewhere), true. Or leaves the cut
+ * in *cut for a draw over the tiles: false. total: the weight of all tokens; share: the uniform number. */
+static __device__ __noinline__ bool draw_truncated(struct team *team, float bin_scale, int top_k, float top_p, uint64_t total, float share,
+                                                   token_id *token, uint64_t *cut)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    *token = TOKEN_NONE;
+    *cut = 0;
+    if (top_k <= 0 && top_p >= 1.0f) return false;           /* min_p alone */
+    fill_bins(*team, bin_scale, top_p < 1.0f);
+    struct bin_sums sums = sum_bins(team);
+    if (v.min_p > 0.0f) total = sums.all_weight;
+    if (sums.all_count <= (uint32_t)top_k) {                 /* so few have weight: it cuts nothing */
+        top_k = 0;
+        total = sums.all_weight;
+    }
+    uint32_t most = top_k > 0 ? (uint32_t)top_k : ~0u;
+    uint64_t enough = top_k == 0 && top_p < 1.0f ? share_of(top_p, total) : ~0ull;
+    struct found_cut bin = find_bin(*team, sums, most, enough);
+    uint32_t down_to_it = bin.is_found ? bin.count + (uint32_t)bin.in_bin : sums.all_count;
+
+    if (down_to_it <= LIST) {
+        gather(*team, bin_scale, 0, bin.is_found ? bin.bin : BINS - 1, 0, ~0ull);
+        if (team->rank != 0) return true;
+        sort_list(down_to_it);
+        struct found_cut last = find_in_list(down_to_it, most, enough, false);
+        if (top_k > 0 && top_p < 1.0f) last = find_in_list(last.count, ~0u, share_of(top_p, last.weight), false);
+        turn_to_ids(s, last.count);
+        sort_list(last.count);
+        last = find_in_list(last.count, ~0u, share_of(share, last.weight), true);
+        *token = key_id(last.key >> 32);
+        return true;
+    }
+    if (!bin.is_found) return false;
+    struct found_cut last = cut_in_bin(team, bin_scale, bin, top_k > 0 ? most - bin.count : ~0u, top_k > 0 ? ~0ull : enough - bin.weight);
+    *cut = last.key;
+    if (top_k > 0 && top_p < 1.0f) {
+        enough = share_of(top_p, last.weight);
+        bin = find_bin(*team, sums, ~0u, enough);
+        if (bin.is_found) last = cut_in_bin(team, bin_scale, bin, ~0u, enough - bin.weight);
+        if (last.key > *cut) *cut = last.key;
+    }
+    return false;
+}
+
+#endif
