@@ -43,7 +43,7 @@ static __device__ bool has_penalties(const struct sampling_params &p)
 
 /* ---- the first pass ---- */
 
-struct pass { bool raw_sums, sums, min; float scale; };
+struct pass { bool raw_sums, sums, first, min; float scale; };
 
 static __device__ __forceinline__ float tile_max(const float4 *x)
 {
@@ -63,25 +63,46 @@ static __device__ __forceinline__ float tile_sum(const float4 *x, float max, flo
     return warp_sum(sum);
 }
 
+static __device__ __forceinline__ int tile_first(const float4 *x, float max, int id)
+{
+    int first = INT32_MAX;
+#pragma unroll
+    for (int j = TILE_LOADS - 1; j >= 0; j--) {
+        if (x[j].w == max) first = id + j * 4 * WARP + 3;
+        if (x[j].z == max) first = id + j * 4 * WARP + 2;
+        if (x[j].y == max) first = id + j * 4 * WARP + 1;
+        if (x[j].x == max) first = id + j * 4 * WARP;
+    }
+    return __reduce_min_sync(0xffffffffu, first);
+}
+
 static __device__ __forceinline__ float finite_min(float a, float x) { return x > -INFINITY ? fminf(a, x) : a; }
 
-static __device__ __forceinline__ void first_pass(const struct row_view &v, struct sample_shared *s, const struct pass &pass)
+template <bool CHANGED>
+static __device__ __noinline__ void first_pass(const struct pass &pass)
 {
+    struct sample_shared *s = cta_state();
+    const struct row_view v = s->view;
+    const bool raw_sums = pass.raw_sums, sums = pass.sums, wants_first = pass.first, wants_min = pass.min;
+    const float scale = pass.scale;
+
     for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
-        int first = (v.first_tile + tile) * TILE + (int)(threadIdx.x % WARP) * 4;
+        int id = (v.first_tile + tile) * TILE + (int)(threadIdx.x % WARP) * 4, first = 0;
         float4 x[TILE_LOADS];
         float raw_sum = 0.0f, sum = 0.0f, min = INFINITY;
-#pragma unroll
-        for (int j = 0; j < TILE_LOADS; j++) x[j] = raw_logits(v, first + j * 4 * WARP);
+        struct tile_bits bits = {};
+        if (CHANGED) bits = bits_of_tile(v, s, tile);
+        load_logits<TILE_LOADS>(x, v, id);
         float raw_max = tile_max(x), max = raw_max;
-        if (pass.raw_sums) raw_sum = tile_sum(x, raw_max, LOG2E);
-        if (v.is_changed) {
+        if (raw_sums) raw_sum = tile_sum(x, raw_max, LOG2E);
+        if (CHANGED) {
 #pragma unroll
-            for (int j = 0; j < TILE_LOADS; j++) x[j] = changed_logits(x[j], first + j * 4 * WARP);
+            for (int j = 0; j < TILE_LOADS; j++) x[j] = change(v, x[j], id + j * 4 * WARP, bits, j);
             max = tile_max(x);
         }
-        if (pass.sums) sum = tile_sum(x, max, pass.scale);
-        if (pass.min) {
+        if (wants_first) first = tile_first(x, max, id);
+        if (sums) sum = tile_sum(x, max, scale);
+        if (wants_min) {
 #pragma unroll
             for (int j = 0; j < TILE_LOADS; j++) min = finite_min(finite_min(finite_min(finite_min(min, x[j].x), x[j].y), x[j].z), x[j].w);
             min = warp_min(min);
@@ -92,60 +113,46 @@ static __device__ __forceinline__ void first_pass(const struct row_view &v, stru
             s->max[tile] = max;
             s->sum[tile] = sum;
             s->min[tile] = min;
+            s->first_max[tile] = first;
         }
     }
 }
 
-struct row_max { float raw, changed, min; int first_tile; };     /* first_tile: of the row, the first that holds `changed` */
+struct row_max { float raw, changed, min; token_id first; };     /* first: the first token that has `changed` (greedy rows) */
 
 /* Over this cta's tiles (every warp for itself), then over the team. */
-static __device__ struct row_max find_max(const struct row_view &v, struct sample_shared *s, struct team *team)
+static __device__ __forceinline__ struct row_max find_max(const struct row_view &v, struct sample_shared *s, struct team *team)
 {
-    int lane = threadIdx.x % WARP;
+    int lane = threadIdx.x % WARP, first = INT32_MAX;
     float raw = -INFINITY, changed = -INFINITY, min = INFINITY;
-    struct row_max row;
 
     for (int tile = lane; tile < v.num_tiles; tile += WARP) {
         raw = max_or_nan(raw, s->raw_max[tile]);
+        if (s->max[tile] > changed) first = s->first_max[tile];
         changed = max_or_nan(changed, s->max[tile]);
         min = fminf(min, s->min[tile]);
     }
+    float lane_max = changed;
     raw = warp_max_or_nan(raw);
     changed = warp_max_or_nan(changed);
     min = warp_min(min);
-    int first = MAX_TILES;
-    for (int tile = lane; tile < v.num_tiles && first == MAX_TILES; tile += WARP)
-        if (s->max[tile] == changed) first = tile;
-#pragma unroll
-    for (int other = WARP / 2; other > 0; other /= 2) first = ::min(first, __shfl_xor_sync(0xffffffffu, first, other));
-    first += v.first_tile;
+    first = __reduce_min_sync(0xffffffffu, lane_max == changed ? first : INT32_MAX);
     if (team->ranks == 1) return { raw, changed, min, first };
 
     tell(s, team, __float_as_uint(raw) | (uint64_t)__float_as_uint(changed) << 32, __float_as_uint(min) | (uint64_t)first << 32);
-    row = { -INFINITY, -INFINITY, INFINITY, -1 };
+    struct row_max row = { -INFINITY, -INFINITY, INFINITY, TOKEN_NONE };
     for (int rank = 0; rank < team->ranks; rank++) {
-        uint64_t a = told(s, *team, rank, 0), b = told(s, *team, rank, 1);
-        float here = __uint_as_float((uint32_t)(a >> 32));
-        row.raw = max_or_nan(row.raw, __uint_as_float((uint32_t)a));
-        row.min = fminf(row.min, __uint_as_float((uint32_t)b));
-        if (row.first_tile < 0 || here > row.changed) row.first_tile = (int)(b >> 32);
+        struct told told = told_by(s, *team, rank);
+        float here = __uint_as_float((uint32_t)(told.a >> 32));
+        row.raw = max_or_nan(row.raw, __uint_as_float((uint32_t)told.a));
+        row.min = fminf(row.min, __uint_as_float((uint32_t)told.b));
+        if (here > row.changed) row.first = (token_id)(told.b >> 32);
         row.changed = max_or_nan(row.changed, here);
     }
     return row;
 }
 
 /* ---- the token ---- */
-
-/* One warp: the first token of the tile that equals max. */
-static __device__ __noinline__ int first_equal(int tile, float max)
-{
-    const struct row_view &v = cta_state()->view;
-    int first = INT32_MAX;
-    for_tile(v, tile, false, [&](float logit, int id) { if (logit == max && id < first) first = id; });
-#pragma unroll
-    for (int other = WARP / 2; other > 0; other /= 2) first = min(first, __shfl_xor_sync(0xffffffffu, first, other));
-    return first;
-}
 
 /* Weights of tiles that hold only the tokens that stay. Ends with a barrier. */
 static __device__ __noinline__ void weigh_tiles(uint64_t cut)
@@ -199,8 +206,8 @@ static __device__ __noinline__ token_id draw_by_tiles(struct team *team, float s
     if (team->ranks > 1) {
         tell(s, team, mine, 0);
         for (int rank = 0; rank < team->ranks; rank++) {
-            if (rank < team->rank) before += told(s, *team, rank, 0);
-            all += told(s, *team, rank, 0);
+            if (rank < team->rank) before += told_by(s, *team, rank).a;
+            all += told_by(s, *team, rank).a;
         }
     } else all = mine;
     uint64_t target = share_of(share, all);
@@ -224,9 +231,12 @@ static __device__ __noinline__ token_id draw_by_tiles(struct team *team, float s
         float w = exp2_fast((logit - shift) * v.scale);
         return !is_cut || (w >= v.min_p && key_of(logit, id) >= cut) ? to_fixed(w) : (uint64_t)0;
     };
+    struct tile_bits bits = {};
+    if (v.is_changed) bits = bits_of_tile(v, s, tile);
     auto load = [&](int j) {
-        float4 x = raw_logits(v, first + j * 4 * WARP);
-        return v.is_changed ? changed_logits(x, first + j * 4 * WARP) : x;
+        float4 x;
+        load_logits<1>(&x, v, first + j * 4 * WARP);
+        return v.is_changed ? change(v, x, first + j * 4 * WARP, bits, j) : x;
     };
 #pragma unroll
     for (int j = 0; j < TILE_LOADS; j++) {
@@ -251,22 +261,22 @@ static __device__ __noinline__ token_id draw_by_tiles(struct team *team, float s
     return token;
 }
 
-/* A lower bound of the k-th largest logit of the row: every cta has k / ranks tiles whose maxima reach it. -inf: too few tiles.
- * A number for this cta; the least of the team holds. Ends with a barrier. */
-static __device__ __noinline__ float bound_of_top(const struct team &team, int top_k)
+/* The k-th largest of this cta's tile maxima; -inf: so many tiles there are not. At least k tokens reach it. Ends with a barrier. */
+static __device__ __noinline__ float kth_max(const float *max, int num_tiles, int k)
 {
     struct sample_shared *s = cta_state();
-    const struct row_view &v = s->view;
-    int k = (top_k + team.ranks - 1) / team.ranks, tile = threadIdx.x, ahead = 0;
+    int tile = threadIdx.x, ahead = 0;
+
     if (threadIdx.x == 0) s->counter = __float_as_uint(-INFINITY);
     __syncthreads();
-    if (tile < v.num_tiles) {
-        for (int other = 0; other < v.num_tiles; other++)
-            ahead += s->max[other] > s->max[tile] || (s->max[other] == s->max[tile] && other < tile);
-        if (ahead == k - 1) s->counter = __float_as_uint(s->max[tile]);
+    if (tile < num_tiles) {
+        for (int other = 0; other < num_tiles; other++) ahead += max[other] > max[tile] || (max[other] == max[tile] && other < tile);
+        if (ahead == k - 1) s->counter = __float_as_uint(max[tile]);
     }
     __syncthreads();
-    return __uint_as_float(s->counter);
+    float kth = __uint_as_float(s->counter);
+    __syncthreads();
+    return kth;
 }
 
 /* Temperature, cuts, draw. The token in the first warp of one cta of the team, TOKEN_NONE elsewhere. */
@@ -289,11 +299,12 @@ static __device__ __noinline__ token_id draw(struct team *team, const struct sam
     uint64_t mine = scale_tiles(s->max, s->sum, v.max, v.scale), total = 0;
     if (top_k == 0 && top_p >= 1.0f && v.min_p == 0.0f) return draw_by_tiles(team, share, false, 0);
 
-    float bound = top_k > 0 ? bound_of_top(*team, top_k) : -INFINITY;
+    /* Every cta has k / ranks tokens that reach the bound which it tells: k tokens reach the least of these. */
+    float bound = top_k > 0 ? kth_max(s->max, v.num_tiles, (top_k + team->ranks - 1) / team->ranks) : -INFINITY;
     tell(s, team, mine, __float_as_uint(bound));
     for (int rank = 0; rank < team->ranks; rank++) {
-        total += told(s, *team, rank, 0);
-        bound = fminf(bound, __uint_as_float((uint32_t)told(s, *team, rank, 1)));
+        total += told_by(s, *team, rank).a;
+        bound = fminf(bound, __uint_as_float((uint32_t)told_by(s, *team, rank).b));
     }
     /* How far from the largest a cut can lie: the histogram has nothing else to count. Of what lies further than the bound
      * of top_p each token weighs so little that all of them together do not fill the share that is cut off. */
@@ -321,55 +332,40 @@ static __device__ __noinline__ uint32_t count_ahead(uint64_t key)
     return total;
 }
 
-/* The largest key below `below` of one tile. One warp. */
-static __device__ uint64_t next_key(const struct row_view &v, int tile, uint64_t below)
-{
-    uint64_t best = 0;
-    for_tile(v, tile, true, [&](float logit, int id) {
-        uint64_t key = key_of(logit, id);
-        if (id < v.vocab_size && key < below && key > best) best = key;
-    });
-    return warp_max_u64(best);
-}
-
-/* The n largest raw keys of this cta, falling, into to[0..n) (0 where there are fewer), which may be another cta's memory. One
- * warp; s->weight holds what each tile has left: an upper bound until the tile is read. */
-static __device__ __noinline__ void take_top(uint64_t *to, int n)
+/* The n largest raw keys of this cta, falling, into to[0..n) of rank 0 (0 where there are fewer). Mostly a few more than n tokens
+ * reach the n-th largest tile maximum; where they are too many for half the list, that is searched for by halves. */
+static __device__ __noinline__ void take_top(const struct team &team, uint64_t *to, int n)
 {
     struct sample_shared *s = cta_state();
     const struct row_view &v = s->view;
-    int lane = threadIdx.x % WARP;
-    uint32_t is_exact = 0;                                   /* a bit for each tile of this lane */
+    uint64_t low = 0, high = ~0ull;                          /* at least n keys are >= low (or all), fewer than n are >= high */
+    uint64_t least = key_of(kth_max(s->raw_max, v.num_tiles, n), SAMPLE_MAX_VOCAB);
+    uint32_t count = 0;
 
-    for (int tile = lane; tile < v.num_tiles; tile += WARP) s->weight[tile] = key_of(s->raw_max[tile], 0);
-    __syncwarp();
-    for (int taken = 0; taken < n;) {
-        uint64_t best = 0;
-        int at = 0;
-        for (int tile = lane; tile < v.num_tiles; tile += WARP)
-            if (s->weight[tile] > best) {
-                best = s->weight[tile];
-                at = tile;
-            }
-        uint64_t all = warp_max_u64(best);
-        if (all == 0) {                                      /* fewer tokens than asked for */
-            for (int i = taken + lane; i < n; i += WARP) to[i] = 0;
-            break;
+    for (;;) {
+        float floor = key_logit(least);
+        if (threadIdx.x == 0) s->counter = 0;
+        __syncthreads();
+        for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
+            if (!(s->raw_max[tile] >= floor)) continue;
+            for_tile(v, tile, true, [&](float logit, int id) {
+                if (!(logit >= floor) || id >= v.vocab_size) return;
+                uint64_t key = key_of(logit, id);
+                if (key < least) return;
+                uint32_t at = atomicAdd(&s->counter, 1u);
+                if (at < LIST / 2) s->list[at] = key;
+            });
         }
-        int owner = __ffs(__ballot_sync(0xffffffffu, best == all)) - 1;
-        at = __shfl_sync(0xffffffffu, at, owner);
-        bool exact = __shfl_sync(0xffffffffu, is_exact >> at / WARP & 1u, owner);
-        if (exact) {
-            if (lane == 0) to[taken] = all;
-            taken++;
-        }
-        uint64_t next = next_key(v, at, exact ? all : all + 1);
-        if (lane == owner) {
-            s->weight[at] = next;
-            is_exact |= 1u << at / WARP;
-        }
-        __syncwarp();
+        __syncthreads();
+        count = s->counter;
+        __syncthreads();
+        if (count <= LIST / 2 && ((int)count >= n || low == 0)) break;
+        if ((int)count >= n) low = least;
+        else high = least;
+        least = low + (high - low) / 2;
     }
+    sort_list(count);
+    for (int i = threadIdx.x; i < n; i += SAMPLE_THREADS) *at_rank(team, to + i, 0) = i < (int)count ? s->list[i] : 0;
 }
 
 static __device__ void write_head(const struct sample_kernel &a, int r, token_id token, float logprob, int rank, int num_top)
@@ -413,19 +409,26 @@ static __device__ __noinline__ void report(struct team *team, const struct sampl
     tell(s, team, (uint32_t)token, total);
     total = 0;
     for (int rank = 0; rank < team->ranks; rank++) {
-        token_id here = (token_id)(uint32_t)told(s, *team, rank, 0);
+        token_id here = (token_id)(uint32_t)told_by(s, *team, rank).a;
         if (here != TOKEN_NONE) token = here;
-        total += told(s, *team, rank, 1);
+        total += told_by(s, *team, rank).b;
     }
     float log_z = raw_max + logf((float)of_fixed(total)), own = v.logits[token];
     if (num_logprobs >= 0) {
         uint32_t here = count_ahead(key_of(own, token));
-        if (num_top > 0 && threadIdx.x < WARP) take_top(at_rank(*team, s->list, 0) + team->rank * num_top, num_top);
+        if (num_top > 0) {
+            take_top(*team, s->list + LIST / 2 + team->rank * num_top, num_top);
+            team_barrier(*team);
+        }
         tell(s, team, here, 0);
-        for (int rank = 0; rank < team->ranks; rank++) ahead += (uint32_t)told(s, *team, rank, 0);
+        for (int rank = 0; rank < team->ranks; rank++) ahead += (uint32_t)told_by(s, *team, rank).a;
     }
     if (team->rank != 0) return;
-    if (num_top > 0 && team->ranks > 1) sort_list(team->ranks * num_top);
+    if (num_top > 0) {                     /* the best of every cta, in the upper half */
+        for (int i = threadIdx.x; i < team->ranks * num_top; i += SAMPLE_THREADS) s->list[i] = s->list[LIST / 2 + i];
+        __syncthreads();
+        if (team->ranks > 1) sort_list(team->ranks * num_top);
+    }
     if (threadIdx.x == 0) write_head(a, r, token, own - log_z, num_logprobs >= 0 ? (int)ahead + 1 : 0, max(num_top, 0));
     if ((int)threadIdx.x * 2 < num_top) {
         uint64_t first = s->list[threadIdx.x * 2], second = threadIdx.x * 2 + 1 < num_top ? s->list[threadIdx.x * 2 + 1] : first;
@@ -434,7 +437,7 @@ static __device__ __noinline__ void report(struct team *team, const struct sampl
     }
 }
 
-__global__ void __launch_bounds__(SAMPLE_THREADS, ROWS_PER_SM) sample_rows(const struct sample_kernel a, int ranks)
+__global__ void __launch_bounds__(SAMPLE_THREADS, ROWS_PER_SM) sample_rows(const __grid_constant__ struct sample_kernel a, int ranks)
 {
     struct sample_shared *s = cta_state();
     struct team team = { (int)blockIdx.x % ranks, ranks, 0 };
@@ -445,7 +448,7 @@ __global__ void __launch_bounds__(SAMPLE_THREADS, ROWS_PER_SM) sample_rows(const
     const struct sampling_row &row = a.rows[r];
     const struct sampling_params &p = row.params;
     if (row.slot < 0) return;
-    if (ranks > 1) team_arrive();          /* waited for below: all of the team runs before one writes to another */
+    team_begin(s, team);
 
     bool is_target = row.target >= 0, reports = is_target || p.num_logprobs >= 0, draws = !is_target && !is_greedy(p);
     struct row_view v = {};
@@ -471,10 +474,11 @@ __global__ void __launch_bounds__(SAMPLE_THREADS, ROWS_PER_SM) sample_rows(const
     __syncthreads();
     if (v.has_allowed || v.has_bias) prepare_changes(a.bias_ids + row.allow_begin, v.has_allowed ? (int)row.allow_count : 0);
 
-    struct pass pass = { reports, draws, draws, LOG2E / p.temperature };
-    first_pass(v, s, pass);
+    struct pass pass = { reports, draws, !draws && !is_target, draws, LOG2E / p.temperature };
+    if (v.is_changed) first_pass<true>(pass);
+    else first_pass<false>(pass);
     __syncthreads();
-    if (ranks > 1) team_wait();
+    team_join(team);
     struct row_max max = find_max(v, s, &team);
     if (!isfinite(max.raw) || !isfinite(max.changed) || row.target >= a.vocab_size) {
         if (team.rank == 0 && threadIdx.x == 0) {
@@ -484,10 +488,9 @@ __global__ void __launch_bounds__(SAMPLE_THREADS, ROWS_PER_SM) sample_rows(const
         return;
     }
     token_id token = TOKEN_NONE;
-    int tile = max.first_tile - v.first_tile;
     if (is_target) token = row.target;
     else if (draws) token = draw(&team, row, max);
-    else if (threadIdx.x < WARP && tile >= 0 && tile < v.num_tiles) token = first_equal(tile, max.changed);
+    else if (team.rank == 0) token = max.first;
     if (threadIdx.x == 0 && token != TOKEN_NONE && !is_target) {
         remember(a, row, token);
         if (!reports) write_head(a, r, token, 0.0f, 0, 0);
@@ -519,11 +522,11 @@ __global__ void __launch_bounds__(1024) sample_history(const struct sample_kerne
     }
 }
 
-/* Ctas per row: enough to fill the GPU once; a row of few tiles is not worth a team. */
+/* Ctas per row: as many as have a multiprocessor each; a row of few tiles is not worth a team. */
 static int team_size(int sm, int num_sms, int num_rows, int vocab_size)
 {
     int ranks = sm >= 90 ? 8 : 1;
-    while (ranks > 1 && (ranks * num_rows > ROWS_PER_SM * num_sms || ranks * 4 * TILE > vocab_size)) ranks /= 2;
+    while (ranks > 1 && (ranks * num_rows > num_sms || ranks * 4 * TILE > vocab_size)) ranks /= 2;
     return ranks;
 }
 

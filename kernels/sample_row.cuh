@@ -33,16 +33,19 @@ struct row_view {
 };
 
 struct found_cut { uint64_t key, weight; uint32_t count; int32_t bin, in_bin; uint32_t is_found; };
+struct told { uint64_t a, b; };
 
 struct sample_shared {
     float raw_max[MAX_TILES], raw_sum[MAX_TILES];            /* of this cta's tiles; sums of exp(logit - the tile's max) */
     float max[MAX_TILES], sum[MAX_TILES], min[MAX_TILES];    /* the same after bias and penalties, divided by temperature */
+    int32_t first_max[MAX_TILES];                            /* greedy rows: the first token that has the tile's max */
     uint64_t weight[MAX_TILES];                              /* fixed point, relative to the row's max */
-    uint64_t slots[2][MAX_TEAM][2];                          /* what the ctas of the team tell each other, two rounds deep */
+    struct told told[2][MAX_TEAM];                           /* what the ctas of the team tell each other, two rounds deep */
+    uint64_t arrived[2];                                     /* mbarriers: all of a round has been told */
     uint64_t warp_sums[SAMPLE_WARPS];
     uint32_t warp_counts[SAMPLE_WARPS];
     struct row_view view;
-    struct found_cut found;
+    struct found_cut found, found_bin[2];
     uint32_t counter;                                        /* entries in list, or a count over tiles */
     token_id token;
     uint32_t bin_count[BINS], bin_low[BINS], bin_high[BINS]; /* tokens; weight in two words: shared memory adds 32 bits at a time */
@@ -163,25 +166,19 @@ static __device__ uint32_t cta_scan_u32(uint32_t x, uint32_t *total)
 
 /* ---- the team ---- */
 
-struct team { int rank, ranks, round; };
+struct team { int rank, ranks; uint32_t round; };
 
-static __device__ __forceinline__ void team_arrive()
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-#endif
-}
-static __device__ __forceinline__ void team_wait()
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-#endif
-}
+/* Everything that any thread of the team wrote before is seen by all after it. Dear: a fence of the whole GPU in every warp. */
 static __device__ __forceinline__ void team_barrier(const struct team &team)
 {
-    if (team.ranks == 1) { __syncthreads(); return; }
-    team_arrive();
-    team_wait();
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (team.ranks > 1) {
+        asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+        asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+        return;
+    }
+#endif
+    __syncthreads();
 }
 
 /* The same variable of another cta of the team. */
@@ -198,53 +195,104 @@ static __device__ __forceinline__ T *at_rank(const struct team &team, T *mine, i
 #endif
 }
 
-/* a and b, the same in all threads of this cta, become slot(...)[rank] in every cta of the team. A barrier of the team. */
+/* Before the first pass: the barriers that tell() waits at, and word to the team that this cta runs. Heard of in team_join(). */
+static __device__ __forceinline__ void team_begin(struct sample_shared *s, const struct team &team)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (team.ranks == 1) return;
+    if (threadIdx.x < WARP) {
+        for (int i = 0; threadIdx.x == 0 && i < 2; i++)
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"((uint32_t)__cvta_generic_to_shared(&s->arrived[i])) : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    } else asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
+static __device__ __forceinline__ void team_join(const struct team &team)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (team.ranks > 1) asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+
+/* a and b, the same in all threads of this cta, become told(...)[rank] in every cta of the team. A message, not a barrier: other
+ * writes to the team are not ordered by it. A barrier of this cta. */
 static __device__ __forceinline__ void tell(struct sample_shared *s, struct team *team, uint64_t a, uint64_t b)
 {
-    team->round ^= 1;                                        /* who writes this round has seen all read the last but one */
-    if (threadIdx.x < team->ranks) {
-        uint64_t *to = at_rank(*team, s->slots[team->round][team->rank], threadIdx.x);
-        to[0] = a;
-        to[1] = b;
+    uint32_t buffer = ++team->round & 1;
+    __syncthreads();                       /* all have read the round before: it may be overwritten from now on */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (team->ranks > 1) {
+        uint32_t barrier = (uint32_t)__cvta_generic_to_shared(&s->arrived[buffer]), parity = (team->round - 1) >> 1 & 1, done = 0;
+        uint32_t slot = (uint32_t)__cvta_generic_to_shared(&s->told[buffer][team->rank]);
+        if (threadIdx.x == 0)
+            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(team->ranks * (int)sizeof(struct told)) : "memory");
+        if (threadIdx.x < team->ranks)
+            asm volatile("{ .reg .u32 slot, barrier;\n"
+                         "mapa.shared::cluster.u32 slot, %0, %2;\n"
+                         "mapa.shared::cluster.u32 barrier, %1, %2;\n"
+                         "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [slot], {%3, %4}, [barrier]; }"
+                         :: "r"(slot), "r"(barrier), "r"(threadIdx.x), "l"(a), "l"(b) : "memory");
+        while (!done)
+            asm volatile("{ .reg .pred p;\n"
+                         "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                         "selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+        return;
     }
-    team_barrier(*team);
+#endif
+    if (threadIdx.x == 0) s->told[buffer][0] = { a, b };
+    __syncthreads();
 }
-static __device__ __forceinline__ uint64_t told(const struct sample_shared *s, const struct team &team, int rank, int which)
+static __device__ __forceinline__ struct told told_by(const struct sample_shared *s, const struct team &team, int rank)
 {
-    return s->slots[team.round][rank][which];
+    return s->told[team.round & 1][rank];
 }
 
 /* ---- the row ---- */
 
 
-static __device__ __forceinline__ float4 raw_logits(const struct row_view &v, int id)      /* id % 4 == 0; -inf beyond the end */
+/* Four logits for each of N loads of a tile, from token `first` on, 4 * WARP apart; -inf beyond the vocabulary. All loads are under
+ * way before one is waited for. */
+template <int N>
+static __device__ __forceinline__ void load_logits(float4 *x, const struct row_view &v, int first)
 {
-    if (v.is_aligned && id < v.vocab_size) return *(const float4 *)(v.logits + id);
-    float4 x;
-    x.x = id + 0 < v.vocab_size ? v.logits[id + 0] : -INFINITY;
-    x.y = id + 1 < v.vocab_size ? v.logits[id + 1] : -INFINITY;
-    x.z = id + 2 < v.vocab_size ? v.logits[id + 2] : -INFINITY;
-    x.w = id + 3 < v.vocab_size ? v.logits[id + 3] : -INFINITY;
-    return x;
+    if (v.is_aligned) {
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            int id = first + j * 4 * WARP;
+            x[j] = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+            if (id < v.vocab_size) x[j] = *(const float4 *)(v.logits + id);
+        }
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        int id = first + j * 4 * WARP;
+        x[j] = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+        if (id + 0 < v.vocab_size) x[j].x = v.logits[id + 0];
+        if (id + 1 < v.vocab_size) x[j].y = v.logits[id + 1];
+        if (id + 2 < v.vocab_size) x[j].z = v.logits[id + 2];
+        if (id + 3 < v.vocab_size) x[j].w = v.logits[id + 3];
+    }
 }
 
-static __device__ float bias_of(const struct row_view &v, const struct sample_shared *s, int id)
+/* The logit with the biases of the token, in the order of the list (one token named three times in a short list: in any order). */
+static __device__ float biased_logit(const struct row_view &v, const struct sample_shared *s, float logit, int id)
 {
-    float sum = 0.0f;
     if (!v.has_hash) {
         for (int i = 0; i < v.bias_count; i++)
-            if (v.bias_ids[i] == id) sum += v.bias_values[i];
-        return sum;
+            if (v.bias_ids[i] == id) logit += v.bias_values[i];
+        return logit;
     }
     for (uint32_t at = (uint32_t)id * 2654435761u >> (32 - HASH_BITS); s->hash_ids[at] >= 0; at = (at + 1) % HASH)
-        if (s->hash_ids[at] == id) return s->hash_values[at];
-    return sum;
+        if (s->hash_ids[at] == id) return logit + s->hash_values[at];
+    return logit;
 }
 
 static __device__ float changed_logit(const struct row_view &v, const struct sample_shared *s, float logit, int id, bool bit, bool is_seen)
 {
     if (v.has_allowed && !bit) return -INFINITY;
-    if (v.has_bias && (v.has_allowed || bit)) logit += bias_of(v, s, id);
+    if (v.has_bias && (v.has_allowed || bit)) logit = biased_logit(v, s, logit, id);
     if (is_seen) {
         uint32_t count = v.counts[id];
         logit = logit > 0.0f ? __fdiv_rn(logit, v.repetition) : __fmul_rn(logit, v.repetition);
@@ -254,28 +302,40 @@ static __device__ float changed_logit(const struct row_view &v, const struct sam
     return logit;
 }
 
-/* Allowed, then bias, then penalties. */
-static __device__ __noinline__ float4 changed_logits(float4 x, int id)
+/* Allowed, then bias, then penalties; bits and seen are those of the four tokens. */
+static __device__ __noinline__ float4 changed_logits(float4 x, int id, uint32_t bits, uint32_t seen)
 {
     const struct sample_shared *s = cta_state();
     const struct row_view &v = s->view;
-    uint32_t bits = 0, seen = 0;
-    if (id >= v.vocab_size) return x;
-    if (v.has_allowed || v.has_bias) bits = s->bits[id / 32 - v.first_tile * (TILE / 32)] >> id % 32 & 15u;
-    if (v.has_penalties) seen = v.seen[id / 32] >> id % 32 & 15u;
-    if (!v.has_allowed && (bits | seen) == 0) return x;
-    float y[4] = { x.x, x.y, x.z, x.w };
+    float4 y = x;
 #pragma unroll 1
-    for (int i = 0; i < 4; i++)
-        if (id + i < v.vocab_size) {
-            float logit = i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
-            logit = changed_logit(v, s, logit, id + i, bits >> i & 1u, seen >> i & 1u);
-            y[0] = i == 0 ? logit : y[0];
-            y[1] = i == 1 ? logit : y[1];
-            y[2] = i == 2 ? logit : y[2];
-            y[3] = i == 3 ? logit : y[3];
-        }
-    return make_float4(y[0], y[1], y[2], y[3]);
+    for (int i = 0; i < 4; i++) {
+        if (id + i >= v.vocab_size) break;
+        float logit = changed_logit(v, s, i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w, id + i, bits >> i & 1u, seen >> i & 1u);
+        y.x = i == 0 ? logit : y.x;
+        y.y = i == 1 ? logit : y.y;
+        y.z = i == 2 ? logit : y.z;
+        y.w = i == 3 ? logit : y.w;
+    }
+    return y;
+}
+
+/* What is known of a tile's tokens, one word of 32 in each lane; and the part of load j, in every lane for its own four. */
+struct tile_bits { uint32_t marked, seen; };
+static __device__ __forceinline__ struct tile_bits bits_of_tile(const struct row_view &v, const struct sample_shared *s, int tile)
+{
+    struct tile_bits bits = { 0, 0 };
+    int lane = threadIdx.x % WARP, word = (v.first_tile + tile) * (TILE / 32) + lane;
+    if (v.has_allowed || v.has_bias) bits.marked = s->bits[tile * (TILE / 32) + lane];
+    if (v.has_penalties && word * 32 < v.vocab_size) bits.seen = v.seen[word];
+    return bits;
+}
+static __device__ __forceinline__ float4 change(const struct row_view &v, float4 x, int id, const struct tile_bits &tile, int j)
+{
+    int lane = threadIdx.x % WARP, word = j * 4 + lane / 8;
+    uint32_t bits = __shfl_sync(0xffffffffu, tile.marked, word) >> lane % 8 * 4 & 15u;
+    uint32_t seen = __shfl_sync(0xffffffffu, tile.seen, word) >> lane % 8 * 4 & 15u;
+    return v.has_allowed || (bits | seen) != 0 ? changed_logits(x, id, bits, seen) : x;
 }
 
 /* visit(logit, id) for every token of a tile (index within this cta), changed logits or raw ones; -inf beyond the vocabulary. */
@@ -284,15 +344,20 @@ static __device__ __forceinline__ void for_tile(const struct row_view &v, int ti
 {
     constexpr int AT_ONCE = 4;
     int first = (v.first_tile + tile) * TILE + (int)(threadIdx.x % WARP) * 4;
+    bool is_changed = v.is_changed && !raw;
+    struct tile_bits bits = {};
+    if (is_changed) bits = bits_of_tile(v, cta_state(), tile);
 #pragma unroll 1
     for (int load = 0; load < TILE_LOADS; load += AT_ONCE) {
         float4 x[AT_ONCE];
+        load_logits<AT_ONCE>(x, v, first + load * 4 * WARP);
+        if (is_changed) {
 #pragma unroll
-        for (int j = 0; j < AT_ONCE; j++) x[j] = raw_logits(v, first + (load + j) * 4 * WARP);
+            for (int j = 0; j < AT_ONCE; j++) x[j] = change(v, x[j], first + (load + j) * 4 * WARP, bits, load + j);
+        }
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
             int id = first + (load + j) * 4 * WARP;
-            if (v.is_changed && !raw) x[j] = changed_logits(x[j], id);
             visit(x[j].x, id);
             visit(x[j].y, id + 1);
             visit(x[j].z, id + 2);

@@ -74,58 +74,55 @@ static __device__ __noinline__ struct bin_sums sum_bins(struct team *team)
         count += s->bin_count[sums.first + i];
         weight += bin_weight(s, sums.first + i);
     }
+    if (threadIdx.x < 2) s->found_bin[threadIdx.x].is_found = 0;
+    if (threadIdx.x == 0) s->counter = 0;                    /* of gather(); both before the team is told */
     sums.before_count = cta_scan_u32(count, &total_count);
     sums.before_weight = cta_scan_u64(weight, &total_weight);
     tell(s, team, total_count, total_weight);
     for (int rank = 0; rank < team->ranks; rank++) {
         if (rank < team->rank) {
-            sums.before_count += (uint32_t)told(s, *team, rank, 0);
-            sums.before_weight += told(s, *team, rank, 1);
+            sums.before_count += (uint32_t)told_by(s, *team, rank).a;
+            sums.before_weight += told_by(s, *team, rank).b;
         }
-        sums.all_count += (uint32_t)told(s, *team, rank, 0);
-        sums.all_weight += told(s, *team, rank, 1);
+        sums.all_count += (uint32_t)told_by(s, *team, rank).a;
+        sums.all_weight += told_by(s, *team, rank).b;
     }
     return sums;
 }
 
-/* The bin in which the running count reaches `most` or the running weight `enough`; found.count and found.weight are those before
- * the bin. is_found 0: neither is reached. Barriers of the team. */
-static __device__ __noinline__ struct found_cut find_bin(const struct team &team, const struct bin_sums &sums, uint32_t most, uint64_t enough)
+/* The bin in which the running count reaches `most` or the running weight `enough`; count and weight are those before the bin.
+ * is_found 0: neither is reached. Once for each `which` after sum_bins(). A barrier of the team. */
+static __device__ __noinline__ struct found_cut find_bin(const struct team &team, const struct bin_sums &sums, int which, uint32_t most,
+                                                         uint64_t enough)
 {
     struct sample_shared *s = cta_state();
     uint32_t count = sums.before_count;
     uint64_t weight = sums.before_weight;
 
-    if (threadIdx.x == 0) s->found.is_found = 0;
-    team_barrier(team);
     if (count < most && weight < enough)
         for (int i = 0; i < sums.num; i++) {
             uint32_t here = s->bin_count[sums.first + i];
             uint64_t here_weight = bin_weight(s, sums.first + i);
             if (count + here >= most || weight + here_weight >= enough) {
                 struct found_cut found = { 0, weight, count, sums.first + i, (int32_t)here, 1 };
-                for (int rank = 0; rank < team.ranks; rank++) *at_rank(team, &s->found, rank) = found;
+                for (int rank = 0; rank < team.ranks; rank++) *at_rank(team, &s->found_bin[which], rank) = found;
                 break;
             }
             count += here;
             weight += here_weight;
         }
     team_barrier(team);
-    struct found_cut found = s->found;
-    team_barrier(team);                    /* all have read it before it is used again */
-    return found;
+    return s->found_bin[which];
 }
 
 /* ---- lists of keys, in the team's first cta ---- */
 
 /* Keys in (low, high] of the tokens whose bin lies in first_bin..last_bin, into the list of rank 0, in no order; the caller knows
- * that they fit. Barriers of the team. */
+ * that they fit, and counter is 0 since the barrier before. A barrier of the team. */
 static __device__ __noinline__ void gather(const struct team &team, float bin_scale, int first_bin, int last_bin, uint64_t low, uint64_t high)
 {
     struct sample_shared *s = cta_state();
     const struct row_view &v = s->view;
-    if (threadIdx.x == 0) s->counter = 0;
-    team_barrier(team);
     struct sample_shared *first = at_rank(team, s, 0);
     for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
         if (!(bin_at(v, bin_scale, s->max[tile]) < (float)(last_bin + 1))) continue;
@@ -233,8 +230,8 @@ static __device__ __noinline__ struct found_cut cut_in_bin(struct team *team, fl
         tell(s, team, all_count, all_weight);
         count = 0, weight = 0;
         for (int rank = 0; rank < team->ranks; rank++) {
-            count += (uint32_t)told(s, *team, rank, 0);
-            weight += told(s, *team, rank, 1);
+            count += (uint32_t)told_by(s, *team, rank).a;
+            weight += told_by(s, *team, rank).b;
         }
         if (count >= most || weight >= enough) {
             low = middle;
@@ -248,6 +245,7 @@ static __device__ __noinline__ struct found_cut cut_in_bin(struct team *team, fl
         }
     }
     gather(*team, bin_scale, bin.bin, bin.bin, low, high);
+    if (threadIdx.x == 0) s->counter = 0;
     if (team->rank == 0) {
         sort_list(inside);
         struct found_cut cut = find_in_list(inside, most, enough, false);
@@ -280,7 +278,7 @@ static __device__ __noinline__ bool draw_truncated(struct team *team, float bin_
     }
     uint32_t most = top_k > 0 ? (uint32_t)top_k : ~0u;
     uint64_t enough = top_k == 0 && top_p < 1.0f ? share_of(top_p, total) : ~0ull;
-    struct found_cut bin = find_bin(*team, sums, most, enough);
+    struct found_cut bin = find_bin(*team, sums, 0, most, enough);
     uint32_t down_to_it = bin.is_found ? bin.count + (uint32_t)bin.in_bin : sums.all_count;
 
     if (down_to_it <= LIST) {
@@ -300,7 +298,7 @@ static __device__ __noinline__ bool draw_truncated(struct team *team, float bin_
     *cut = last.key;
     if (top_k > 0 && top_p < 1.0f) {
         enough = share_of(top_p, last.weight);
-        bin = find_bin(*team, sums, ~0u, enough);
+        bin = find_bin(*team, sums, 1, ~0u, enough);
         if (bin.is_found) last = cut_in_bin(team, bin_scale, bin, ~0u, enough - bin.weight);
         if (last.key > *cut) *cut = last.key;
     }
