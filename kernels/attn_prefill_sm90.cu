@@ -9,9 +9,9 @@
  * Oracle    tests/kernels/attn_prefill_test.c.  Figures: kernels/README.md.
  * Why       A KV block of one head is a contiguous [block_size, D]: one box of a 2-D tensor map. The producer looks up the block table
  *           and issues boxes of gcd(block_size, KEYS) rows; boxes past the context lie outside the tensor and arrive as zeros.
- *           Three overlaps: the producer runs two stages ahead and into the next tile; a warpgroup issues the scores of the next keys before
- *           the product with V of the last ones and does its softmax under the latter; the warpgroups take turns at issuing, so that
- *           the softmax of one falls under the products of the other.
+ *           Three overlaps: the producer runs two stages ahead and into the next tile; a warpgroup issues the scores of the next keys (or
+ *           of the next tile's first ones) before the product with V of the last ones and does its softmax under the latter; the
+ *           warpgroups take turns at issuing, so that the softmax of one falls under the products of the other.
  *           Tiles are dealt out longest first, forth and back over the blocks (i, 2 n - 1 - i, ...), which evens out causal lengths
  *           without a counter in memory; every block finds its tiles from cu_seqlens_q and context_lens alone. */
 #include "attn_prefill.cuh"
@@ -20,17 +20,20 @@
 #include <algorithm>
 #include <numeric>
 
-constexpr int STAGES = 2;
+constexpr int PRODUCER_BARRIER = 15;     /* named barriers: 1 .. 2 GROUPS are the consumers' */
 constexpr int LEVELS = 64;               /* tiles are ordered by ceil(end of their keys / level width), longest first */
 
-template <int D_, int KEYS_, int GROUPS_> struct config {
+template <int D_, int KEYS_, int GROUPS_, int STAGES_, int Q_STAGES_> struct config {
     static constexpr int D = D_, KEYS = KEYS_, GROUPS = GROUPS_, ROWS = 64 * GROUPS, PANELS = D / PANEL;
-    static constexpr int THREADS = WARPGROUP * (GROUPS + 1);
+    static constexpr int STAGES = STAGES_, Q_STAGES = Q_STAGES_, THREADS = WARPGROUP * (GROUPS + 1);
     static constexpr int PRODUCER_REGISTERS = GROUPS == 2 ? 40 : 32, CONSUMER_REGISTERS = GROUPS == 2 ? 232 : 160;
     static constexpr int Q_PANEL = ROWS * PANEL, KV_PANEL = KEYS * PANEL;          /* elements */
+    static constexpr bool LAZY_RESCALE = D > 128;            /* test before the multiplications whether any row needs them */
 };
 
-/* What a block works on next: made by the producer, copied by the consumers. */
+/* What a block works on next: made by the producer, read by the consumers. TILES of them in shared memory: the producer is at most
+ * Q_STAGES <= 2 tiles ahead of a warp's last use of Q, which comes after that warp stored the tile before. */
+constexpr int TILES = 4;
 struct tile {
     int num_keys;                        /* tiles of keys; -1: no more work */
     int last_key;                        /* first key of the first (highest) tile of keys */
@@ -39,10 +42,10 @@ struct tile {
 };
 
 template <class C> struct shared_memory {
-    bf16 q[C::ROWS * C::D];
-    bf16 k[STAGES][C::KEYS * C::D], v[STAGES][C::KEYS * C::D];
-    uint64_t q_full, q_empty, k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
-    struct tile tile;
+    bf16 q[C::Q_STAGES][C::ROWS * C::D];
+    bf16 k[C::STAGES][C::KEYS * C::D], v[C::STAGES][C::KEYS * C::D];
+    uint64_t q_full[C::Q_STAGES], q_empty[C::Q_STAGES], k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
+    struct tile tile[TILES];
     int before[LEVELS + 2];              /* before[i]: tiles of levels above LEVELS - i; the last one: all */
     int longest;                         /* context */
 };
@@ -55,6 +58,17 @@ struct params {
 
 /* ---- which tile is whose ---- */
 
+/* Sum of x over the lanes below this one. */
+__device__ __forceinline__ int warp_sum_before(int x)
+{
+    int sum = x;
+    for (int step = 1; step < WARP; step *= 2) {
+        int other = __shfl_up_sync(0xffffffffu, sum, step);
+        if ((int)(threadIdx.x % WARP) >= step) sum += other;
+    }
+    return sum - x;
+}
+
 /* How many of a sequence's tiles end at or before key position `end`. */
 __device__ __forceinline__ int tiles_up_to(int q_len, int context, int tile_queries, int end)
 {
@@ -64,27 +78,34 @@ __device__ __forceinline__ int tiles_up_to(int q_len, int context, int tile_quer
 
 __device__ __forceinline__ int level_width(int longest, int keys) { return max(1, (longest + keys * LEVELS - 1) / (keys * LEVELS)) * keys; }
 
-/* All threads of the block: fills s.before. */
+/* The producer's warpgroup: fills s.before, which is zero. */
 template <class C> __device__ void count_tiles(shared_memory<C> &s, const struct params &p)
 {
-    int num_seqs = p.a.num_seqs - p.a.first_seq;
+    int num_seqs = p.a.num_seqs - p.a.first_seq, lane = threadIdx.x % WARP, longest = 0;
     const int32_t *cu = p.a.cu_seqlens_q + p.a.first_seq, *contexts = p.a.context_lens + p.a.first_seq;
 
-    for (int i = threadIdx.x; i < LEVELS + 2; i += C::THREADS) s.before[i] = 0;
-    if (threadIdx.x == 0) s.longest = 0;
-    __syncthreads();
-    for (int b = threadIdx.x; b < num_seqs; b += C::THREADS) atomicMax(&s.longest, contexts[b]);
-    __syncthreads();
+    for (int b = threadIdx.x; b < num_seqs; b += WARPGROUP) longest = max(longest, contexts[b]);
+    longest = __reduce_max_sync(0xffffffffu, longest);
+    if (lane == 0 && longest > 0) atomicMax(&s.longest, longest);
+    named_sync(PRODUCER_BARRIER, WARPGROUP);
     int width = level_width(s.longest, C::KEYS);
-    for (int i = threadIdx.x; i < num_seqs * (LEVELS + 1); i += C::THREADS) {
+    for (int i = threadIdx.x; i < num_seqs * (LEVELS + 1); i += WARPGROUP) {
         int b = i / (LEVELS + 1), level = i % (LEVELS + 1), q_len = cu[b + 1] - cu[b], context = contexts[b];
         int n = tiles_up_to(q_len, context, p.tile_queries, level * width);
         if (level > 0) n -= tiles_up_to(q_len, context, p.tile_queries, (level - 1) * width);
         if (n) atomicAdd(&s.before[LEVELS - level + 1], n * p.a.num_kv_heads);
     }
-    __syncthreads();
-    if (threadIdx.x == 0) for (int i = 1; i < LEVELS + 2; i++) s.before[i] += s.before[i - 1];
-    __syncthreads();
+    named_sync(PRODUCER_BARRIER, WARPGROUP);
+    if (threadIdx.x < WARP) {                                /* running sum: three entries a lane, 3 * 32 >= LEVELS + 2 */
+        int x[3], sum = 0;
+        for (int i = 0; i < 3; i++) sum += x[i] = 3 * lane + i < LEVELS + 2 ? s.before[3 * lane + i] : 0;
+        int start = warp_sum_before(sum);
+        for (int i = 0; i < 3; i++) {
+            start += x[i];
+            if (3 * lane + i < LEVELS + 2) s.before[3 * lane + i] = start;
+        }
+        __syncwarp();
+    }
 }
 
 /* The index-th tile in the order longest first; the whole warp calls. */
@@ -106,15 +127,11 @@ template <class C> __device__ __forceinline__ struct tile find_tile(const shared
             high = tiles_up_to(q_len, context, p.tile_queries, level * width);
             count = (high - (level > 0 ? tiles_up_to(q_len, context, p.tile_queries, (level - 1) * width) : 0)) * p.a.num_kv_heads;
         }
-        int sum = count;
-        for (int step = 1; step < WARP; step *= 2) {
-            int other = __shfl_up_sync(ALL, sum, step);
-            if (lane >= step) sum += other;
-        }
-        unsigned past = __ballot_sync(ALL, sum > rest);
-        if (!past) { rest -= __shfl_sync(ALL, sum, WARP - 1); continue; }
+        int earlier = warp_sum_before(count);
+        unsigned past = __ballot_sync(ALL, earlier + count > rest);
+        if (!past) { rest -= __shfl_sync(ALL, earlier + count, WARP - 1); continue; }
         int owner = __ffs(past) - 1;
-        rest -= __shfl_sync(ALL, sum - count, owner);
+        rest -= __shfl_sync(ALL, earlier, owner);
         q_begin = __shfl_sync(ALL, q_begin, owner);
         q_len = __shfl_sync(ALL, q_len, owner);
         t.context = __shfl_sync(ALL, context, owner);
@@ -154,14 +171,20 @@ template <class C> __device__ __forceinline__ void fetch_keys(bf16 *stage, uint6
 }
 
 template <class C> __device__ __forceinline__ void fetch_queries(shared_memory<C> &s, const CUtensorMap *map, const struct params &p,
-                                                                 const struct tile &t, uint32_t phase)
+                                                                 const struct tile &t, int num_tiles)
 {
-    mbar_wait(&s.q_empty, phase ^ 1);
+    int stage = num_tiles % C::Q_STAGES;
+
+    mbar_wait(&s.q_empty[stage], num_tiles / C::Q_STAGES % 2 ^ 1);
     if (threadIdx.x % WARP == 0) {
-        s.tile = t;
-        mbar_expect(&s.q_full, p.tile_queries * p.group * C::D * (uint32_t)sizeof(bf16));
-        for (int panel = 0; panel < C::PANELS; panel++)
-            tma_load_3d(s.q + panel * C::Q_PANEL, map, panel * PANEL, t.kv_head * p.group, t.token, &s.q_full);
+        s.tile[num_tiles % TILES] = t;
+        if (t.num_keys > 0) {
+            mbar_expect(&s.q_full[stage], p.tile_queries * p.group * C::D * (uint32_t)sizeof(bf16));
+            for (int panel = 0; panel < C::PANELS; panel++)
+                tma_load_3d(s.q[stage] + panel * C::Q_PANEL, map, panel * PANEL, t.kv_head * p.group, t.token, &s.q_full[stage]);
+        } else {
+            mbar_arrive(&s.q_full[stage]);
+        }
     }
     __syncwarp();
 }
@@ -177,26 +200,27 @@ template <class C> __device__ __forceinline__ void produce(shared_memory<C> &s, 
         struct tile t = find_tile<C>(s, p, index, &seq);
         const block_id *table = p.a.kv.block_tables + (int64_t)seq * p.a.kv.max_blocks_per_seq;
 
-        if (t.num_keys == 0) fetch_queries<C>(s, q_map, p, t, num_tiles % 2);
+        fetch_queries<C>(s, q_map, p, t, num_tiles++);
         for (int n = 0; n < t.num_keys; n++, it++) {
-            int stage = it % STAGES, phase = it / STAGES % 2, key = t.last_key - n * C::KEYS;
+            int stage = it % C::STAGES, phase = it / C::STAGES % 2, key = t.last_key - n * C::KEYS;
             fetch_keys<C>(s.k[stage], &s.k_full[stage], &s.k_empty[stage], phase, k_map, p, t, table, key);
-            if (n == 0) fetch_queries<C>(s, q_map, p, t, num_tiles % 2);
             fetch_keys<C>(s.v[stage], &s.v_full[stage], &s.v_empty[stage], phase, v_map, p, t, table, key);
         }
-        num_tiles++;
     }
-    mbar_wait(&s.q_empty, num_tiles % 2 ^ 1);
-    if (threadIdx.x % WARP == 0) {
-        s.tile.num_keys = -1;
-        mbar_arrive(&s.q_full);
-    }
+    fetch_queries<C>(s, q_map, p, { .num_keys = -1 }, num_tiles);
 }
 
 /* ---- consumers: a warpgroup has 64 rows of the tile ---- */
 
-/* The two rows of this thread: r and r + 8. */
-struct rows { int query[2], head[2]; };
+/* The two rows of this thread, r and r + 8 of the warp's 16: query * 256 + head of each, counted within the tile. */
+struct rows { int row[2]; };
+__device__ __forceinline__ int packed_row(int row)           /* opaque: unpacked where used, not kept in four registers that D = 64 lacks */
+{
+    asm volatile("" : "+r"(row));
+    return row;
+}
+__device__ __forceinline__ int query_of(const struct rows &rows, int r) { return packed_row(rows.row[r]) / 256; }
+__device__ __forceinline__ int head_of(const struct rows &rows, int r) { return packed_row(rows.row[r]) % 256; }
 
 template <class C> __device__ __forceinline__ void issue_scores(float (&scores)[C::KEYS / 2], uint64_t q, const bf16 *k)
 {
@@ -260,14 +284,14 @@ template <int N> __device__ __forceinline__ void pack_weights(uint32_t (&weights
 
 /* The block holds other data after the last key of the context; zero weight times NaN would be NaN. Whole rows: the swizzle
  * does not matter. Every warpgroup clears for itself, so none waits for another. */
-template <class C> __device__ __forceinline__ void clear_rows(bf16 *v, int first, int warpgroup)
+template <class C> __device__ __forceinline__ void clear_rows(bf16 *v, int first)
 {
     for (int i = threadIdx.x % WARPGROUP; i < (C::KEYS - first) * (C::D / 8); i += WARPGROUP) {
         int row = first + i / (C::D / 8), piece = i % (C::D / 8);
         *(uint4 *)(v + piece / 8 * C::KV_PANEL + row * PANEL + piece % 8 * 8) = make_uint4(0, 0, 0, 0);
     }
     fence_async_proxy();
-    named_sync(1 + C::GROUPS + warpgroup, WARPGROUP);
+    named_sync(C::GROUPS + threadIdx.x / WARPGROUP, WARPGROUP);
 }
 
 /* o / sum as bf16 to out. The four lanes of a row exchange pairs, so that each stores 16 bytes of it. */
@@ -278,8 +302,8 @@ template <class C> __device__ __forceinline__ void store_output(const float (&o)
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float total = quad_sum(sum[r]), inverse = total > 0 ? 1.0f / total : 0.0f;
-        bool mine = rows.query[r] < t.num_queries;
-        bf16 *out = (bf16 *)p.a.out + ((int64_t)(t.token + rows.query[r]) * p.a.num_heads + t.kv_head * p.group + rows.head[r]) * C::D;
+        bool mine = query_of(rows, r) < t.num_queries;
+        bf16 *out = (bf16 *)p.a.out + ((int64_t)(t.token + query_of(rows, r)) * p.a.num_heads + t.kv_head * p.group + head_of(rows, r)) * C::D;
 #pragma unroll
         for (int j = 0; j < C::D / 8; j += 4) {              /* lane q of the four ends with columns 8 (j + q) .. + 7 */
             uint32_t x[4];
@@ -298,85 +322,160 @@ template <class C> __device__ __forceinline__ void store_output(const float (&o)
     }
 }
 
+/* Tiles whose queries see no key (padding) are zeros. */
+template <class C> __device__ __forceinline__ void store_zeros(const struct tile &t, const struct params &p)
+{
+    int pieces = p.group * (C::D / 8);
+    for (int i = threadIdx.x - WARPGROUP; i < t.num_queries * pieces; i += C::GROUPS * WARPGROUP)
+        ((uint4 *)p.a.out)[((int64_t)(t.token + i / pieces) * p.a.num_heads + t.kv_head * p.group) * (C::D / 8) + i % pieces] = make_uint4(0, 0, 0, 0);
+}
+
+/* Waits for the queries of tile num_tiles of this block, past tiles without keys. Returns its number of key tiles, -1 at the end. */
+template <class C> __device__ __forceinline__ int next_tile(shared_memory<C> &s, const struct params &p, int &num_tiles)
+{
+    for (;; num_tiles++) {
+        int stage = num_tiles % C::Q_STAGES;
+        mbar_wait(&s.q_full[stage], num_tiles / C::Q_STAGES % 2);
+        const struct tile &t = s.tile[num_tiles % TILES];
+        if (t.num_keys) return t.num_keys;
+        store_zeros<C>(t, p);
+        __syncwarp();
+        if (threadIdx.x % WARP == 0) mbar_arrive(&s.q_empty[stage]);
+    }
+}
+
+/* What a warpgroup carries from one tile of keys to the next. */
+template <class C> struct state {
+    float o[C::D / 2], scores[C::KEYS / 2], largest[2], sum[2];
+    uint32_t weights[C::KEYS / 16][4];
+    int it;                              /* of the tile of keys whose weights are ready; stage and phase follow from it */
+    int key, position;                   /* first of the keys whose scores are computed; of the tile's first query */
+};
+
+/* The warpgroups issue their products in turns: barrier 1, 2, .. is the turn of the first, second, .. */
+__device__ __forceinline__ void take_turn() { named_sync(threadIdx.x / WARPGROUP, 2 * WARPGROUP); }
+template <int GROUPS> __device__ __forceinline__ void pass_turn() { named_arrive(threadIdx.x / WARPGROUP % GROUPS + 1, 2 * WARPGROUP); }
+
+/* Scores are in x.scores: hands K back (and Q after a tile's last keys), masks. */
+template <class C> __device__ __forceinline__ void scores_ready(shared_memory<C> &s, const struct params &p, struct state<C> &x, const struct rows &rows,
+                                                                int k_stage, int num_tiles, bool last)
+{
+    bool leader = threadIdx.x % WARP == 0;
+
+    wgmma_hold(x.scores);
+    if (leader) mbar_arrive(&s.k_empty[k_stage]);
+    if (leader && last) mbar_arrive(&s.q_empty[num_tiles % C::Q_STAGES]);
+    if (x.key + C::KEYS - 1 > x.position ||
+        (p.a.sliding_window > 0 && x.key < x.position + s.tile[num_tiles % TILES].num_queries - p.a.sliding_window)) {
+        int position[2] = { x.position + query_of(rows, 0), x.position + query_of(rows, 1) };
+        mask_scores(x.scores, position, x.key, p.a.sliding_window);
+    }
+}
+
+/* Softmax and weights of a tile's first keys. */
+template <class C> __device__ __forceinline__ void begin_tile(shared_memory<C> &s, struct state<C> &x, int num_tiles, float to_log2)
+{
+    int valid = s.tile[num_tiles % TILES].context - x.key;
+    float shrink[2];
+
+    x.largest[0] = x.largest[1] = -INFINITY;
+    x.sum[0] = x.sum[1] = 0;
+    softmax_step(x.scores, x.largest, x.sum, shrink, to_log2);
+    pack_weights(x.weights, x.scores);
+    if (valid < C::KEYS) {
+        int stage = x.it % C::STAGES;
+        mbar_wait(&s.v_full[stage], x.it / C::STAGES % 2);
+        clear_rows<C>(s.v[stage], valid);
+    }
+}
+
+/* Waits for the product with V and hands the stage back. */
+template <class C> __device__ __forceinline__ void output_ready(shared_memory<C> &s, struct state<C> &x)
+{
+    wgmma_wait<0>();
+    wgmma_hold(x.o);
+    if (threadIdx.x % WARP == 0) mbar_arrive(&s.v_empty[x.it % C::STAGES]);
+}
+
+/* Scores of the keys ahead and output of those whose weights are ready, both in flight when it returns. first: a tile's first. */
+template <class C> __device__ __forceinline__ void issue_both(shared_memory<C> &s, struct state<C> &x, uint64_t q, bool first)
+{
+    int stage = x.it % C::STAGES, ahead = (x.it + 1) % C::STAGES;
+
+    mbar_wait(&s.k_full[ahead], (x.it + 1) / C::STAGES % 2);
+    take_turn();
+    wgmma_fence();
+    issue_scores<C>(x.scores, q, s.k[ahead]);
+    mbar_wait(&s.v_full[stage], x.it / C::STAGES % 2);
+    wgmma_fence();
+    issue_output<C>(x.o, x.weights, s.v[stage], !first);
+    pass_turn<C::GROUPS>();
+}
+
 template <class C> __device__ __forceinline__ void consume(shared_memory<C> &s, const struct params &p)
 {
-    int warpgroup = threadIdx.x / WARPGROUP - 1, lane = threadIdx.x % WARP, it = 0;
-    int turn = 1 + warpgroup, next_turn = 1 + (warpgroup + 1) % C::GROUPS;
-    uint64_t q = wgmma_desc_k(s.q + warpgroup * 64 * PANEL);
-    float to_log2 = p.a.scale * LOG2_E;
+    constexpr uint32_t Q_STEP = C::ROWS * C::D * sizeof(bf16) / 16;
+    struct state<C> x;
     struct rows rows;
+    int num_tiles = 0, warpgroup = threadIdx.x / WARPGROUP - 1;
+    uint64_t q = wgmma_desc_k(s.q[0] + warpgroup * 64 * PANEL);
+    float to_log2 = p.a.scale * LOG2_E;
 
     for (int r = 0; r < 2; r++) {
-        int row = threadIdx.x / WARP * 16 - WARPGROUP / WARP * 16 + lane / 4 + 8 * r;
-        rows.query[r] = row / p.group;
-        rows.head[r] = row % p.group;
+        int row = warpgroup * 64 + threadIdx.x / WARP % 4 * 16 + threadIdx.x % WARP / 4 + 8 * r;
+        rows.row[r] = row / p.group * 256 + row % p.group;
     }
-    if (warpgroup == C::GROUPS - 1) named_arrive(next_turn, 2 * WARPGROUP);        /* the first turn is the first one's */
+    int num_keys = next_tile<C>(s, p, num_tiles);
+    if (num_keys < 0) return;
+    if (warpgroup == C::GROUPS - 1) pass_turn<C::GROUPS>();  /* the first turn is the first one's */
+    x.it = 0;
+    x.key = s.tile[num_tiles % TILES].last_key;
+    x.position = s.tile[num_tiles % TILES].position;
+    mbar_wait(&s.k_full[0], 0);
+    wgmma_fence();
+    issue_scores<C>(x.scores, q + num_tiles % C::Q_STAGES * Q_STEP, s.k[0]);
+    wgmma_wait<0>();
+    scores_ready<C>(s, p, x, rows, 0, num_tiles, num_keys == 1);
+    begin_tile<C>(s, x, num_tiles, to_log2);
 
-    for (int num_tiles = 0;; num_tiles++) {
-        mbar_wait(&s.q_full, num_tiles % 2);
-        struct tile t = s.tile;
-        if (t.num_keys < 0) break;
-        float o[C::D / 2], largest[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 }, shrink[2];
-        int position[2] = { t.position + rows.query[0], t.position + rows.query[1] }, last_position = t.position + t.num_queries - 1;
+    for (;;) {
+        for (int n = 1; n < num_keys; n++) {
+            float shrink[2];
+            issue_both<C>(s, x, q + num_tiles % C::Q_STAGES * Q_STEP, n == 1);
+            wgmma_wait<1>();
+            x.key -= C::KEYS;
+            scores_ready<C>(s, p, x, rows, (x.it + 1) % C::STAGES, num_tiles, n == num_keys - 1);
+            softmax_step(x.scores, x.largest, x.sum, shrink, to_log2);
+            output_ready<C>(s, x);
+            if (!C::LAZY_RESCALE || __any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
-        for (int i = 0; i < C::D / 2; i++) o[i] = 0;
-
-        if (t.num_keys == 0) {
-            __syncwarp();
-            if (lane == 0) mbar_arrive(&s.q_empty);
-        } else {
-            float scores[C::KEYS / 2];
-            uint32_t weights[C::KEYS / 16][4];
-            int key = t.last_key;
-            auto masked = [&] { return key + C::KEYS - 1 > t.position || (p.a.sliding_window > 0 && key <= last_position - p.a.sliding_window); };
-
-            mbar_wait(&s.k_full[it % STAGES], it / STAGES % 2);
-            wgmma_fence();
-            issue_scores<C>(scores, q, s.k[it % STAGES]);
-            wgmma_wait<0>();
-            wgmma_hold(scores);
-            if (lane == 0) mbar_arrive(&s.k_empty[it % STAGES]);
-            if (masked()) mask_scores(scores, position, key, p.a.sliding_window);
-            softmax_step(scores, largest, sum, shrink, to_log2);
-            pack_weights(weights, scores);
-            if (key + C::KEYS > t.context) {
-                mbar_wait(&s.v_full[it % STAGES], it / STAGES % 2);
-                clear_rows<C>(s.v[it % STAGES], t.context - key, warpgroup);
+                for (int i = 0; i < C::D / 2; i++) x.o[i] *= shrink[i / 2 % 2];
             }
-
-            for (int n = 1; n < t.num_keys; n++, it++) {
-                int stage = it % STAGES, phase = it / STAGES % 2, ahead = (it + 1) % STAGES, ahead_phase = (it + 1) / STAGES % 2;
-                key -= C::KEYS;
-                mbar_wait(&s.k_full[ahead], ahead_phase);
-                named_sync(turn, 2 * WARPGROUP);
-                wgmma_fence();
-                issue_scores<C>(scores, q, s.k[ahead]);
-                mbar_wait(&s.v_full[stage], phase);
-                issue_output<C>(o, weights, s.v[stage], true);
-                named_arrive(next_turn, 2 * WARPGROUP);
-                wgmma_wait<1>();
-                wgmma_hold(scores);
-                if (lane == 0) mbar_arrive(&s.k_empty[ahead]);
-                if (masked()) mask_scores(scores, position, key, p.a.sliding_window);
-                softmax_step(scores, largest, sum, shrink, to_log2);
-                wgmma_wait<0>();
-                wgmma_hold(o);
-                if (lane == 0) mbar_arrive(&s.v_empty[stage]);
-#pragma unroll
-                for (int i = 0; i < C::D / 2; i++) o[i] *= shrink[i / 2 % 2];
-                pack_weights(weights, scores);
-            }
-            if (lane == 0) mbar_arrive(&s.q_empty);
-            mbar_wait(&s.v_full[it % STAGES], it / STAGES % 2);
-            wgmma_fence();
-            issue_output<C>(o, weights, s.v[it % STAGES], true);
-            wgmma_wait<0>();
-            wgmma_hold(o);
-            if (lane == 0) mbar_arrive(&s.v_empty[it % STAGES]);
-            it++;
+            pack_weights(x.weights, x.scores);
+            x.it++;
         }
-        store_output<C>(o, sum, rows, t, p);
+
+        /* The last product with V runs together with the first scores of the next tile. */
+        int done = num_tiles++;
+        bool first = num_keys == 1;
+        num_keys = next_tile<C>(s, p, num_tiles);
+        if (num_keys < 0) {
+            mbar_wait(&s.v_full[x.it % C::STAGES], x.it / C::STAGES % 2);
+            wgmma_fence();
+            issue_output<C>(x.o, x.weights, s.v[x.it % C::STAGES], !first);
+            output_ready<C>(s, x);
+            store_output<C>(x.o, x.sum, rows, s.tile[done % TILES], p);
+            return;
+        }
+        issue_both<C>(s, x, q + num_tiles % C::Q_STAGES * Q_STEP, first);
+        wgmma_wait<1>();
+        x.key = s.tile[num_tiles % TILES].last_key;
+        x.position = s.tile[num_tiles % TILES].position;
+        scores_ready<C>(s, p, x, rows, (x.it + 1) % C::STAGES, num_tiles, num_keys == 1);
+        output_ready<C>(s, x);
+        store_output<C>(x.o, x.sum, rows, s.tile[done % TILES], p);
+        x.it++;
+        begin_tile<C>(s, x, num_tiles, to_log2);
     }
 }
 
@@ -393,20 +492,25 @@ __global__ void __launch_bounds__(C::THREADS, 1) attn_prefill_wgmma(const __grid
         tma_prefetch(&q_map);
         tma_prefetch(&k_map);
         tma_prefetch(&v_map);
-        mbar_init(&s.q_full, 1);
-        mbar_init(&s.q_empty, C::GROUPS * 4);
-        for (int i = 0; i < STAGES; i++) {
+        for (int i = 0; i < C::Q_STAGES; i++) {
+            mbar_init(&s.q_full[i], 1);
+            mbar_init(&s.q_empty[i], C::GROUPS * 4);
+        }
+        for (int i = 0; i < C::STAGES; i++) {
             mbar_init(&s.k_full[i], 1);
             mbar_init(&s.v_full[i], 1);
             mbar_init(&s.k_empty[i], C::GROUPS * 4);
             mbar_init(&s.v_empty[i], C::GROUPS * 4);
         }
         mbar_init_fence();
+        s.longest = 0;
     }
+    for (int i = threadIdx.x; i < LEVELS + 2; i += C::THREADS) s.before[i] = 0;
+    __syncthreads();
     pdl_wait();
-    count_tiles<C>(s, p);
     if (threadIdx.x < WARPGROUP) {
         registers_down<C::PRODUCER_REGISTERS>();
+        count_tiles<C>(s, p);
         if (threadIdx.x < WARP) produce<C>(s, p, &q_map, &k_map, &v_map);
     } else {
         registers_up<C::CONSUMER_REGISTERS>();
@@ -440,9 +544,9 @@ template <class C> static int launch_wgmma(const struct attn_prefill_kernel *a, 
 int launch_attn_prefill_sm90(const struct attn_prefill_kernel *a, const struct launch *l)
 {
     switch (a->head_dim) {
-    case 64: return launch_wgmma<config<64, 128, 3>>(a, l);
-    case 128: return launch_wgmma<config<128, 128, 2>>(a, l);
-    case 256: return launch_wgmma<config<256, 64, 2>>(a, l);
+    case 64: return launch_wgmma<config<64, 128, 3, 3, 2>>(a, l);
+    case 128: return launch_wgmma<config<128, 128, 2, 2, 2>>(a, l);
+    case 256: return launch_wgmma<config<256, 64, 2, 2, 1>>(a, l);
     default: return ERR_UNSUPPORTED;
     }
 }

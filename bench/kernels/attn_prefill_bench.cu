@@ -1,5 +1,6 @@
 /* attn_prefill_bench.cu - prefill attention: TFLOP/s over 4 H D (sum of visible keys), and % of the 790 TFLOP/s that a bf16 matrix
- * product reaches on an H200. With an argument "mma": the mma.sync version. Last line: host time of one launch. */
+ * product reaches on an H200. With an argument "mma": the mma.sync version; a second
+ * argument: only cases whose name contains it. Last line: host time of one launch. */
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -123,6 +124,7 @@ int main(int argc, char **argv)
     BENCH_MUST(cudaGetDeviceProperties(&device, 0));
     l.sm = mma ? 80 : device.major * 10 + device.minor;
     l.num_sms = device.multiProcessorCount;
-    for (const bench_case &c : cases) run(c, l, mma ? "mma" : "native", false);
+    for (const bench_case &c : cases)
+        if (argc <= 2 || strstr(c.name, argv[2])) run(c, l, mma ? "mma" : "native", false);
     run(cases[0], l, "", true);
 }
