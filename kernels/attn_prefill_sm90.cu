@@ -3,13 +3,14 @@
  * Work      4 H D (sum of visible keys) operations. T = 8192, H = 32, D = 128: 550 G.
  * Roofline  matrix bound: 0.70 ms at the 790 TFLOP/s that a bf16 product reaches on an H200. exp2 is the second limit: 16 a clock and
  *           multiprocessor, half of the matrix unit's time at D = 128 and all of it at D = 64; it has to run beside the products.
- * Launch    persistent: one block per multiprocessor; one producer warp, then GROUPS warpgroups of 64 rows each.
+ * Launch    persistent: one block per multiprocessor; a warpgroup that fetches, then GROUPS of 64 rows each.
  *           Shared memory: Q [64 GROUPS, D], two stages each of K and V [KEYS, D]: 160 KB at D = 128.
  * Order     keys descending, KEYS at a time, whatever the batch: a sequence's result does not depend on its neighbours.
  * Oracle    tests/kernels/attn_prefill_test.c.  Figures: kernels/README.md.
  * Why       A KV block of one head is a contiguous [block_size, D]: one box of a 2-D tensor map. The producer looks up the block table
  *           and issues boxes of gcd(block_size, KEYS) rows; boxes past the context lie outside the tensor and arrive as zeros.
- *           Three overlaps: the producer runs two stages ahead and into the next tile; a warpgroup issues the scores of the next keys (or
+ *           One warp finds the next tiles, one fetches Q and K, one V: in one warp their latencies added up to a tenth of the time.
+ *           Three overlaps: the fetching warps run ahead, also into the next tile; a warpgroup issues the scores of the next keys (or
  *           of the next tile's first ones) before the product with V of the last ones and does its softmax under the latter; the
  *           warpgroups take turns at issuing, so that the softmax of one falls under the products of the other.
  *           Tiles are dealt out longest first, forth and back over the blocks (i, 2 n - 1 - i, ...), which evens out causal lengths
@@ -29,21 +30,23 @@ template <int D_, int KEYS_, int GROUPS_, int STAGES_, int Q_STAGES_> struct con
     static constexpr int PRODUCER_REGISTERS = GROUPS == 2 ? 40 : 32, CONSUMER_REGISTERS = GROUPS == 2 ? 232 : 160;
     static constexpr int Q_PANEL = ROWS * PANEL, KV_PANEL = KEYS * PANEL;          /* elements */
     static constexpr bool LAZY_RESCALE = D > 128;            /* test before the multiplications whether any row needs them */
+    static constexpr bool SOFTMAX_FIRST = D >= 128;          /* softmax before the wait for the product with V; at D = 64, where exp2 is
+                                                                the limit and three warpgroups fill it, the other order is 6 % faster */
 };
 
-/* What a block works on next: made by the producer, read by the consumers. TILES of them in shared memory: the producer is at most
- * Q_STAGES <= 2 tiles ahead of a warp's last use of Q, which comes after that warp stored the tile before. */
+/* What a block works on next. The dealer's warp fills a ring of TILES of them; the warps that fetch and those that compute read it. */
 constexpr int TILES = 4;
 struct tile {
-    int num_keys;                        /* tiles of keys; -1: no more work */
+    int num_keys;                        /* tiles of keys; 0: its queries see none (padding); -1: no more work */
     int last_key;                        /* first key of the first (highest) tile of keys */
     int token, num_queries, position;    /* row of q of its first query; how many; position of the first in the context */
-    int kv_head, context;
+    int seq, kv_head, context;
 };
 
 template <class C> struct shared_memory {
     bf16 q[C::Q_STAGES][C::ROWS * C::D];
     bf16 k[C::STAGES][C::KEYS * C::D], v[C::STAGES][C::KEYS * C::D];
+    uint64_t tile_full[TILES], tile_empty[TILES];
     uint64_t q_full[C::Q_STAGES], q_empty[C::Q_STAGES], k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
     struct tile tile[TILES];
     int before[LEVELS + 2];              /* before[i]: tiles of levels above LEVELS - i; the last one: all */
@@ -109,7 +112,7 @@ template <class C> __device__ void count_tiles(shared_memory<C> &s, const struct
 }
 
 /* The index-th tile in the order longest first; the whole warp calls. */
-template <class C> __device__ __forceinline__ struct tile find_tile(const shared_memory<C> &s, const struct params &p, int index, int *seq)
+template <class C> __device__ __forceinline__ struct tile find_tile(const shared_memory<C> &s, const struct params &p, int index)
 {
     constexpr unsigned ALL = 0xffffffffu;
     int lane = threadIdx.x % WARP, num_seqs = p.a.num_seqs - p.a.first_seq, width = level_width(s.longest, C::KEYS);
@@ -135,7 +138,7 @@ template <class C> __device__ __forceinline__ struct tile find_tile(const shared
         q_begin = __shfl_sync(ALL, q_begin, owner);
         q_len = __shfl_sync(ALL, q_len, owner);
         t.context = __shfl_sync(ALL, context, owner);
-        *seq = base + owner;
+        t.seq = base + owner;
         int first = (__shfl_sync(ALL, high, owner) - 1 - rest / p.a.num_kv_heads) * p.tile_queries;
         t.kv_head = rest % p.a.num_kv_heads;
         t.token = q_begin + first;
@@ -150,64 +153,81 @@ template <class C> __device__ __forceinline__ struct tile find_tile(const shared
     return t;
 }
 
-/* ---- producer: one warp ---- */
+/* ---- the producer's warpgroup: warp 0 deals tiles, warp 1 fetches queries and keys, warp 2 values ---- */
 
-/* KEYS keys from position `key` on into a stage of K or V. The lanes share the boxes; lane 0 announces the bytes. */
-template <class C> __device__ __forceinline__ void fetch_keys(bf16 *stage, uint64_t *full, uint64_t *empty, uint32_t phase, const CUtensorMap *map,
-                                                              const struct params &p, const struct tile &t, const block_id *table, int key)
+template <class C> __device__ __forceinline__ void put_tile(shared_memory<C> &s, const struct tile &t, int num_tiles)
 {
-    int lane = threadIdx.x % WARP;
+    int slot = num_tiles % TILES;
 
-    mbar_wait(empty, phase ^ 1);
-    if (lane == 0) mbar_expect(full, C::KEYS * C::D * sizeof(bf16));
-    for (int box = lane; box < C::KEYS / p.box_rows * C::PANELS; box += WARP) {
-        int panel = box % C::PANELS, first = box / C::PANELS * p.box_rows, position = key + first, row = p.num_kv_rows;
-        if (position < t.context) {
-            int block = position / p.a.kv.block_size;
-            row = (table[block] * p.a.num_kv_heads + t.kv_head) * p.a.kv.block_size + position - block * p.a.kv.block_size;
-        }
-        tma_load_2d(stage + panel * C::KV_PANEL + first * PANEL, map, panel * PANEL, row, full);
-    }
-}
-
-template <class C> __device__ __forceinline__ void fetch_queries(shared_memory<C> &s, const CUtensorMap *map, const struct params &p,
-                                                                 const struct tile &t, int num_tiles)
-{
-    int stage = num_tiles % C::Q_STAGES;
-
-    mbar_wait(&s.q_empty[stage], num_tiles / C::Q_STAGES % 2 ^ 1);
+    mbar_wait(&s.tile_empty[slot], num_tiles / TILES % 2 ^ 1);
     if (threadIdx.x % WARP == 0) {
-        s.tile[num_tiles % TILES] = t;
-        if (t.num_keys > 0) {
-            mbar_expect(&s.q_full[stage], p.tile_queries * p.group * C::D * (uint32_t)sizeof(bf16));
-            for (int panel = 0; panel < C::PANELS; panel++)
-                tma_load_3d(s.q[stage] + panel * C::Q_PANEL, map, panel * PANEL, t.kv_head * p.group, t.token, &s.q_full[stage]);
-        } else {
-            mbar_arrive(&s.q_full[stage]);
-        }
+        s.tile[slot] = t;
+        mbar_arrive(&s.tile_full[slot]);
     }
     __syncwarp();
 }
 
-template <class C> __device__ __forceinline__ void produce(shared_memory<C> &s, const struct params &p, const CUtensorMap *q_map,
-                                                           const CUtensorMap *k_map, const CUtensorMap *v_map)
+template <class C> __device__ __forceinline__ void deal_tiles(shared_memory<C> &s, const struct params &p)
 {
-    int total = s.before[LEVELS + 1], blocks = gridDim.x, num_tiles = 0, it = 0;
+    int total = s.before[LEVELS + 1], blocks = gridDim.x, num_tiles = 0;
 
     for (int round = 0; round * blocks < total; round++) {
-        int index = round * blocks + (round % 2 ? blocks - 1 - (int)blockIdx.x : (int)blockIdx.x), seq = 0;
-        if (index >= total) break;
-        struct tile t = find_tile<C>(s, p, index, &seq);
-        const block_id *table = p.a.kv.block_tables + (int64_t)seq * p.a.kv.max_blocks_per_seq;
+        int index = round * blocks + (round % 2 ? blocks - 1 - (int)blockIdx.x : (int)blockIdx.x);
+        if (index < total) put_tile<C>(s, find_tile<C>(s, p, index), num_tiles++);
+    }
+    put_tile<C>(s, { .num_keys = -1 }, num_tiles);
+}
 
-        fetch_queries<C>(s, q_map, p, t, num_tiles++);
+/* KEYS keys from position `key` on into a stage of K or V. Each lane has at most one box; lane 0 announces the bytes. The block table
+ * is read before the wait. */
+template <class C> __device__ __forceinline__ void fetch_keys(bf16 *stage, uint64_t *full, uint64_t *empty, uint32_t phase, const CUtensorMap *map,
+                                                              const struct params &p, const struct tile &t, const block_id *table, int key)
+{
+    static_assert(C::KEYS / 16 * C::PANELS <= WARP, "a box a lane");
+    int lane = threadIdx.x % WARP, panel = lane % C::PANELS, first = lane / C::PANELS * p.box_rows, position = key + first, row = p.num_kv_rows;
+
+    if (first < C::KEYS && position < t.context) {
+        int block = position / p.a.kv.block_size;
+        row = (table[block] * p.a.num_kv_heads + t.kv_head) * p.a.kv.block_size + position - block * p.a.kv.block_size;
+    }
+    mbar_wait(empty, phase ^ 1);
+    if (lane == 0) mbar_expect(full, C::KEYS * C::D * sizeof(bf16));
+    if (first < C::KEYS) tma_load_2d(stage + panel * C::KV_PANEL + first * PANEL, map, panel * PANEL, row, full);
+}
+
+template <class C> __device__ __forceinline__ void fetch_queries(shared_memory<C> &s, const CUtensorMap *map, const struct params &p,
+                                                                 const struct tile &t, unsigned q_it)
+{
+    unsigned stage = q_it % C::Q_STAGES;
+
+    mbar_wait(&s.q_empty[stage], q_it / C::Q_STAGES % 2 ^ 1);
+    if (threadIdx.x % WARP == 0) {
+        mbar_expect(&s.q_full[stage], p.tile_queries * p.group * C::D * (uint32_t)sizeof(bf16));
+        for (int panel = 0; panel < C::PANELS; panel++)
+            tma_load_3d(s.q[stage] + panel * C::Q_PANEL, map, panel * PANEL, t.kv_head * p.group, t.token, &s.q_full[stage]);
+    }
+}
+
+/* One warp: all stages of K, and Q (q_map not NULL), or all stages of V. */
+template <class C> __device__ __forceinline__ void fetch(shared_memory<C> &s, const struct params &p, bf16 (*ring)[C::KEYS * C::D], uint64_t *full, uint64_t *empty,
+                                                         const CUtensorMap *map, const CUtensorMap *q_map)
+{
+    unsigned it = 0, q_it = 0;
+
+    for (unsigned num_tiles = 0;; num_tiles++) {
+        unsigned slot = num_tiles % TILES;
+        mbar_wait(&s.tile_full[slot], num_tiles / TILES % 2);
+        struct tile t = s.tile[slot];
+        __syncwarp();
+        if (threadIdx.x % WARP == 0) mbar_arrive(&s.tile_empty[slot]);
+        if (t.num_keys < 0) return;
+        const block_id *table = p.a.kv.block_tables + (int64_t)t.seq * p.a.kv.max_blocks_per_seq;
+        if (q_map && t.num_keys > 0) fetch_queries<C>(s, q_map, p, t, q_it++);
         for (int n = 0; n < t.num_keys; n++, it++) {
-            int stage = it % C::STAGES, phase = it / C::STAGES % 2, key = t.last_key - n * C::KEYS;
-            fetch_keys<C>(s.k[stage], &s.k_full[stage], &s.k_empty[stage], phase, k_map, p, t, table, key);
-            fetch_keys<C>(s.v[stage], &s.v_full[stage], &s.v_empty[stage], phase, v_map, p, t, table, key);
+            unsigned stage = it % C::STAGES;
+            fetch_keys<C>(ring[stage], &full[stage], &empty[stage], it / C::STAGES % 2, map, p, t, table, t.last_key - n * C::KEYS);
         }
     }
-    fetch_queries<C>(s, q_map, p, { .num_keys = -1 }, num_tiles);
 }
 
 /* ---- consumers: a warpgroup has 64 rows of the tile ---- */
@@ -227,8 +247,8 @@ template <class C> __device__ __forceinline__ void issue_scores(float (&scores)[
     uint64_t b = wgmma_desc_k(k);
 #pragma unroll
     for (int d = 0; d < C::D; d += 16) {
-        uint64_t q_step = d / PANEL * (C::Q_PANEL * sizeof(bf16) / 16) + d % PANEL / 8, k_step = d / PANEL * (C::KV_PANEL * sizeof(bf16) / 16) + d % PANEL / 8;
-        wgmma_shape<C::KEYS>::template ss<0>(scores, q + q_step, b + k_step, d > 0);
+        uint32_t q_step = d / PANEL * (C::Q_PANEL * sizeof(bf16) / 16) + d % PANEL / 8, k_step = d / PANEL * (C::KV_PANEL * sizeof(bf16) / 16) + d % PANEL / 8;
+        wgmma_shape<C::KEYS>::template ss<0>(scores, wgmma_desc_at(q, q_step), wgmma_desc_at(b, k_step), d > 0);
     }
     wgmma_commit();
 }
@@ -237,7 +257,7 @@ template <class C> __device__ __forceinline__ void issue_output(float (&o)[C::D 
 {
     uint64_t b = wgmma_desc_n(v, C::KV_PANEL * sizeof(bf16));
 #pragma unroll
-    for (int k = 0; k < C::KEYS / 16; k++) wgmma_shape<C::D>::template rs<1>(o, weights[k], b + k * (16 * PANEL_ROW_BYTES / 16), accumulate || k > 0);
+    for (int k = 0; k < C::KEYS / 16; k++) wgmma_shape<C::D>::template rs<1>(o, weights[k], wgmma_desc_at(b, k * (16 * PANEL_ROW_BYTES / 16)), accumulate || k > 0);
     wgmma_commit();
 }
 
@@ -330,27 +350,30 @@ template <class C> __device__ __forceinline__ void store_zeros(const struct tile
         ((uint4 *)p.a.out)[((int64_t)(t.token + i / pieces) * p.a.num_heads + t.kv_head * p.group) * (C::D / 8) + i % pieces] = make_uint4(0, 0, 0, 0);
 }
 
-/* Waits for the queries of tile num_tiles of this block, past tiles without keys. Returns its number of key tiles, -1 at the end. */
-template <class C> __device__ __forceinline__ int next_tile(shared_memory<C> &s, const struct params &p, int &num_tiles)
-{
-    for (;; num_tiles++) {
-        int stage = num_tiles % C::Q_STAGES;
-        mbar_wait(&s.q_full[stage], num_tiles / C::Q_STAGES % 2);
-        const struct tile &t = s.tile[num_tiles % TILES];
-        if (t.num_keys) return t.num_keys;
-        store_zeros<C>(t, p);
-        __syncwarp();
-        if (threadIdx.x % WARP == 0) mbar_arrive(&s.q_empty[stage]);
-    }
-}
-
 /* What a warpgroup carries from one tile of keys to the next. */
 template <class C> struct state {
     float o[C::D / 2], scores[C::KEYS / 2], largest[2], sum[2];
     uint32_t weights[C::KEYS / 16][4];
-    int it;                              /* of the tile of keys whose weights are ready; stage and phase follow from it */
+    unsigned num_tiles, q_it, it;        /* current tile; its queries; its keys whose weights are ready: stages and phases follow */
     int key, position;                   /* first of the keys whose scores are computed; of the tile's first query */
 };
+
+/* Waits for tile x.num_tiles of this block and its queries, past tiles without keys. Returns its number of key tiles, -1 at the end. */
+template <class C> __device__ __forceinline__ int next_tile(shared_memory<C> &s, const struct params &p, struct state<C> &x)
+{
+    for (;; x.num_tiles++) {
+        unsigned slot = x.num_tiles % TILES;
+        mbar_wait(&s.tile_full[slot], x.num_tiles / TILES % 2);
+        const struct tile &t = s.tile[slot];
+        if (t.num_keys) {
+            if (t.num_keys > 0) mbar_wait(&s.q_full[x.q_it % C::Q_STAGES], x.q_it / C::Q_STAGES % 2);
+            return t.num_keys;
+        }
+        store_zeros<C>(t, p);
+        __syncwarp();
+        if (threadIdx.x % WARP == 0) mbar_arrive(&s.tile_empty[slot]);
+    }
+}
 
 /* The warpgroups issue their products in turns: barrier 1, 2, .. is the turn of the first, second, .. */
 __device__ __forceinline__ void take_turn() { named_sync(threadIdx.x / WARPGROUP, 2 * WARPGROUP); }
@@ -358,35 +381,27 @@ template <int GROUPS> __device__ __forceinline__ void pass_turn() { named_arrive
 
 /* Scores are in x.scores: hands K back (and Q after a tile's last keys), masks. */
 template <class C> __device__ __forceinline__ void scores_ready(shared_memory<C> &s, const struct params &p, struct state<C> &x, const struct rows &rows,
-                                                                int k_stage, int num_tiles, bool last)
+                                                                unsigned k_stage, bool last)
 {
     bool leader = threadIdx.x % WARP == 0;
 
     wgmma_hold(x.scores);
     if (leader) mbar_arrive(&s.k_empty[k_stage]);
-    if (leader && last) mbar_arrive(&s.q_empty[num_tiles % C::Q_STAGES]);
+    if (leader && last) mbar_arrive(&s.q_empty[x.q_it % C::Q_STAGES]);
     if (x.key + C::KEYS - 1 > x.position ||
-        (p.a.sliding_window > 0 && x.key < x.position + s.tile[num_tiles % TILES].num_queries - p.a.sliding_window)) {
+        (p.a.sliding_window > 0 && x.key < x.position + s.tile[x.num_tiles % TILES].num_queries - p.a.sliding_window)) {
         int position[2] = { x.position + query_of(rows, 0), x.position + query_of(rows, 1) };
         mask_scores(x.scores, position, x.key, p.a.sliding_window);
     }
 }
 
-/* Softmax and weights of a tile's first keys. */
-template <class C> __device__ __forceinline__ void begin_tile(shared_memory<C> &s, struct state<C> &x, int num_tiles, float to_log2)
+/* The softmax before this must not move below the wait that follows it: its time is that of the product with V. The assembler knows no
+ * reason to keep them apart; a store that depends on the sums, never done, is one. */
+template <class C> __device__ __forceinline__ void softmax_ends_here(shared_memory<C> &s, const struct state<C> &x)
 {
-    int valid = s.tile[num_tiles % TILES].context - x.key;
-    float shrink[2];
-
-    x.largest[0] = x.largest[1] = -INFINITY;
-    x.sum[0] = x.sum[1] = 0;
-    softmax_step(x.scores, x.largest, x.sum, shrink, to_log2);
-    pack_weights(x.weights, x.scores);
-    if (valid < C::KEYS) {
-        int stage = x.it % C::STAGES;
-        mbar_wait(&s.v_full[stage], x.it / C::STAGES % 2);
-        clear_rows<C>(s.v[stage], valid);
-    }
+    if (!C::SOFTMAX_FIRST) return;
+    asm volatile("{\n.reg .pred never;\nsetp.lt.f32 never, %0, 0f00000000;\n@never st.volatile.shared.f32 [%1], %0;\n}"
+                 :: "f"(x.sum[0] + x.sum[1]), "r"(smem_address(&s.longest)) : "memory");
 }
 
 /* Waits for the product with V and hands the stage back. */
@@ -397,15 +412,37 @@ template <class C> __device__ __forceinline__ void output_ready(shared_memory<C>
     if (threadIdx.x % WARP == 0) mbar_arrive(&s.v_empty[x.it % C::STAGES]);
 }
 
+/* Weights of a tile's first keys, after its softmax; before the product with V the rows past the context are cleared. */
+template <class C> __device__ __forceinline__ void begin_tile(shared_memory<C> &s, struct state<C> &x)
+{
+    int valid = s.tile[x.num_tiles % TILES].context - x.key;
+    unsigned stage = x.it % C::STAGES;
+
+    pack_weights(x.weights, x.scores);
+    if (valid < C::KEYS) {
+        mbar_wait(&s.v_full[stage], x.it / C::STAGES % 2);
+        clear_rows<C>(s.v[stage], valid);
+    }
+}
+
+template <class C> __device__ __forceinline__ void end_tile(shared_memory<C> &s, const struct params &p, const struct state<C> &x, const struct rows &rows,
+                                                            const float (&sum)[2], unsigned slot)
+{
+    store_output<C>(x.o, sum, rows, s.tile[slot], p);
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) mbar_arrive(&s.tile_empty[slot]);
+}
+
 /* Scores of the keys ahead and output of those whose weights are ready, both in flight when it returns. first: a tile's first. */
 template <class C> __device__ __forceinline__ void issue_both(shared_memory<C> &s, struct state<C> &x, uint64_t q, bool first)
 {
-    int stage = x.it % C::STAGES, ahead = (x.it + 1) % C::STAGES;
+    constexpr uint32_t Q_STEP = C::ROWS * C::D * sizeof(bf16) / 16;
+    unsigned stage = x.it % C::STAGES, ahead = (x.it + 1) % C::STAGES;
 
     mbar_wait(&s.k_full[ahead], (x.it + 1) / C::STAGES % 2);
     take_turn();
     wgmma_fence();
-    issue_scores<C>(x.scores, q, s.k[ahead]);
+    issue_scores<C>(x.scores, wgmma_desc_at(q, x.q_it % C::Q_STAGES * Q_STEP), s.k[ahead]);
     mbar_wait(&s.v_full[stage], x.it / C::STAGES % 2);
     wgmma_fence();
     issue_output<C>(x.o, x.weights, s.v[stage], !first);
@@ -414,38 +451,40 @@ template <class C> __device__ __forceinline__ void issue_both(shared_memory<C> &
 
 template <class C> __device__ __forceinline__ void consume(shared_memory<C> &s, const struct params &p)
 {
-    constexpr uint32_t Q_STEP = C::ROWS * C::D * sizeof(bf16) / 16;
     struct state<C> x;
     struct rows rows;
-    int num_tiles = 0, warpgroup = threadIdx.x / WARPGROUP - 1;
+    int warpgroup = threadIdx.x / WARPGROUP - 1;
     uint64_t q = wgmma_desc_k(s.q[0] + warpgroup * 64 * PANEL);
-    float to_log2 = p.a.scale * LOG2_E;
+    float to_log2 = p.a.scale * LOG2_E, shrink[2];
 
     for (int r = 0; r < 2; r++) {
         int row = warpgroup * 64 + threadIdx.x / WARP % 4 * 16 + threadIdx.x % WARP / 4 + 8 * r;
         rows.row[r] = row / p.group * 256 + row % p.group;
     }
-    int num_keys = next_tile<C>(s, p, num_tiles);
+    x.num_tiles = x.q_it = x.it = 0;
+    int num_keys = next_tile<C>(s, p, x);
     if (num_keys < 0) return;
     if (warpgroup == C::GROUPS - 1) pass_turn<C::GROUPS>();  /* the first turn is the first one's */
-    x.it = 0;
-    x.key = s.tile[num_tiles % TILES].last_key;
-    x.position = s.tile[num_tiles % TILES].position;
+    x.key = s.tile[x.num_tiles % TILES].last_key;
+    x.position = s.tile[x.num_tiles % TILES].position;
     mbar_wait(&s.k_full[0], 0);
     wgmma_fence();
-    issue_scores<C>(x.scores, q + num_tiles % C::Q_STAGES * Q_STEP, s.k[0]);
+    issue_scores<C>(x.scores, q, s.k[0]);
     wgmma_wait<0>();
-    scores_ready<C>(s, p, x, rows, 0, num_tiles, num_keys == 1);
-    begin_tile<C>(s, x, num_tiles, to_log2);
+    scores_ready<C>(s, p, x, rows, 0, num_keys == 1);
+    x.largest[0] = x.largest[1] = -INFINITY;
+    x.sum[0] = x.sum[1] = 0;
+    softmax_step(x.scores, x.largest, x.sum, shrink, to_log2);
+    begin_tile<C>(s, x);
 
     for (;;) {
         for (int n = 1; n < num_keys; n++) {
-            float shrink[2];
-            issue_both<C>(s, x, q + num_tiles % C::Q_STAGES * Q_STEP, n == 1);
+            issue_both<C>(s, x, q, n == 1);
             wgmma_wait<1>();
             x.key -= C::KEYS;
-            scores_ready<C>(s, p, x, rows, (x.it + 1) % C::STAGES, num_tiles, n == num_keys - 1);
+            scores_ready<C>(s, p, x, rows, (x.it + 1) % C::STAGES, n == num_keys - 1);
             softmax_step(x.scores, x.largest, x.sum, shrink, to_log2);
+            softmax_ends_here<C>(s, x);
             output_ready<C>(s, x);
             if (!C::LAZY_RESCALE || __any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
@@ -456,26 +495,32 @@ template <class C> __device__ __forceinline__ void consume(shared_memory<C> &s, 
         }
 
         /* The last product with V runs together with the first scores of the next tile. */
-        int done = num_tiles++;
+        unsigned slot = x.num_tiles++ % TILES;
         bool first = num_keys == 1;
-        num_keys = next_tile<C>(s, p, num_tiles);
+        x.q_it++;
+        num_keys = next_tile<C>(s, p, x);
         if (num_keys < 0) {
             mbar_wait(&s.v_full[x.it % C::STAGES], x.it / C::STAGES % 2);
             wgmma_fence();
             issue_output<C>(x.o, x.weights, s.v[x.it % C::STAGES], !first);
             output_ready<C>(s, x);
-            store_output<C>(x.o, x.sum, rows, s.tile[done % TILES], p);
+            end_tile<C>(s, p, x, rows, x.sum, slot);
             return;
         }
-        issue_both<C>(s, x, q + num_tiles % C::Q_STAGES * Q_STEP, first);
+        issue_both<C>(s, x, q, first);
         wgmma_wait<1>();
-        x.key = s.tile[num_tiles % TILES].last_key;
-        x.position = s.tile[num_tiles % TILES].position;
-        scores_ready<C>(s, p, x, rows, (x.it + 1) % C::STAGES, num_tiles, num_keys == 1);
+        x.key = s.tile[x.num_tiles % TILES].last_key;
+        x.position = s.tile[x.num_tiles % TILES].position;
+        scores_ready<C>(s, p, x, rows, (x.it + 1) % C::STAGES, num_keys == 1);
+        float sum[2] = { x.sum[0], x.sum[1] };
+        x.largest[0] = x.largest[1] = -INFINITY;
+        x.sum[0] = x.sum[1] = 0;
+        softmax_step(x.scores, x.largest, x.sum, shrink, to_log2);
+        softmax_ends_here<C>(s, x);
         output_ready<C>(s, x);
-        store_output<C>(x.o, x.sum, rows, s.tile[done % TILES], p);
+        end_tile<C>(s, p, x, rows, sum, slot);
         x.it++;
-        begin_tile<C>(s, x, num_tiles, to_log2);
+        begin_tile<C>(s, x);
     }
 }
 
@@ -492,6 +537,10 @@ __global__ void __launch_bounds__(C::THREADS, 1) attn_prefill_wgmma(const __grid
         tma_prefetch(&q_map);
         tma_prefetch(&k_map);
         tma_prefetch(&v_map);
+        for (int i = 0; i < TILES; i++) {
+            mbar_init(&s.tile_full[i], 1);
+            mbar_init(&s.tile_empty[i], 2 + C::GROUPS * 4);
+        }
         for (int i = 0; i < C::Q_STAGES; i++) {
             mbar_init(&s.q_full[i], 1);
             mbar_init(&s.q_empty[i], C::GROUPS * 4);
@@ -511,7 +560,9 @@ __global__ void __launch_bounds__(C::THREADS, 1) attn_prefill_wgmma(const __grid
     if (threadIdx.x < WARPGROUP) {
         registers_down<C::PRODUCER_REGISTERS>();
         count_tiles<C>(s, p);
-        if (threadIdx.x < WARP) produce<C>(s, p, &q_map, &k_map, &v_map);
+        if (threadIdx.x / WARP == 0) deal_tiles<C>(s, p);
+        else if (threadIdx.x / WARP == 1) fetch<C>(s, p, s.k, s.k_full, s.k_empty, &k_map, &q_map);
+        else if (threadIdx.x / WARP == 2) fetch<C>(s, p, s.v, s.v_full, s.v_empty, &v_map, nullptr);
     } else {
         registers_up<C::CONSUMER_REGISTERS>();
         consume<C>(s, p);

@@ -131,6 +131,12 @@ __device__ __forceinline__ uint64_t wgmma_desc_n(const void *panel, uint32_t pan
     return (uint64_t)((smem_address(panel) & 0x3FFFF) >> 4) | (uint64_t)(panel_bytes >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 
+/* The descriptor `step` units of 16 bytes further on: the address is in the low word and does not carry. */
+__device__ __forceinline__ uint64_t wgmma_desc_at(uint64_t desc, uint32_t step)
+{
+    return (desc & 0xFFFFFFFF00000000u) | ((uint32_t)desc + step);
+}
+
 /* Before the first wgmma, and again whenever ordinary code touched registers that the next wgmma reads or writes. */
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
