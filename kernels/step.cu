@@ -17,6 +17,14 @@ template <typename T> __device__ const T *part(const struct step_image *image, u
     return reinterpret_cast<const T *>(reinterpret_cast<const char *>(image) + offset);
 }
 
+/* The device's clock in nanoseconds: coarse (a tick can be a microsecond), the same on all multiprocessors. */
+__device__ uint64_t device_ns()
+{
+    uint64_t now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+}
+
 template <typename T> __device__ void copy(T *to, const T *from, int n, int first, int stride)
 {
     for (int i = first; i < n; i += stride) to[i] = from[i];
@@ -31,7 +39,10 @@ __global__ void __launch_bounds__(BEGIN_THREADS) step_begin(const struct step_im
     const token_id *ids = part<token_id>(image, head.off_input_ids);
     const int32_t *slots = part<int32_t>(image, head.off_seq_slots);
 
-    if (me == 0) *to.step = head.step;
+    if (me == 0) {
+        to.step[0] = head.step;
+        to.step[1] = device_ns();
+    }
     for (int t = me; t < head.pad_tokens; t += all) {
         bool is_real = t < head.num_tokens;
         token_id id = is_real ? ids[t] : 0;
@@ -76,7 +87,7 @@ __global__ void __launch_bounds__(END_THREADS) step_end(struct step_end_kernel a
 {
     pdl_trigger();
     pdl_wait();
-    uint64_t step = *a.step;
+    uint64_t step = a.step[0];
     int half = (int)(step & 1);
     constexpr int HEAD_QUADS = sizeof(struct sample_head) / 16;
     const uint4 *from = reinterpret_cast<const uint4 *>(a.heads);
@@ -93,8 +104,9 @@ __global__ void __launch_bounds__(END_THREADS) step_end(struct step_end_kernel a
     __threadfence_system();
     __syncthreads();
     if (threadIdx.x == 0) {
+        a.host_done[half][1] = device_ns() - a.step[1];
         __threadfence_system();
-        *a.host_done[half] = step;
+        a.host_done[half][0] = step;
     }
 }
 

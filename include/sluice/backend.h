@@ -144,6 +144,8 @@ struct backend_ops {
     bool  (*done)(struct backend *b);      /* the oldest step in flight has finished (or failed): collect will not wait */
     /* Waits for the oldest step in flight; result as given to its sample, or NULL on a rank that does not report. */
     int   (*collect)(struct backend *b, struct step_result *result);
+    /* Time that the device worked on the step collected last; NULL: as long as its ops took. */
+    int64_t (*busy_ns)(const struct backend *b);
     int32_t steps_in_flight;       /* 1 on the CPU; 2: a step may be launched while the one before runs */
     void  *(*stream)(struct backend *b);   /* what a communicator orders its work by (cudaStream_t), NULL on the CPU */
     /* Runs fn(arg, begin, end) over 0..n on the rank's threads (weight loading); fn must be pure per index. */

@@ -141,9 +141,7 @@ static int print_batch(const struct bench_run *run, int64_t batch, int64_t input
     bench_line_real(&line, "bandwidth_gbs", run->bandwidth_gbs > 0 ? run->bandwidth_gbs : NAN);
     bench_line_real(&line, "floor_ms", floor_ms);
     bench_line_real(&line, "floor_pct", 100 * floor_ms / ms.median);
-    /* a device that takes steps ahead is given the next before it ends this one: the host cannot tell when it idles */
-    bool told = sums->busy_ns > 0 && !strncmp(info->describe, "cpu", 3);
-    bench_line_real(&line, "idle_pct", told ? 100 * (1 - sums->busy_ns / sums->total_ns) : NAN);
+    bench_line_real(&line, "idle_pct", sums->busy_ns > 0 ? 100 * (1 - sums->busy_ns / sums->total_ns) : NAN);
     fprintf(stderr, "batch %4lld, context %6.0f: step %8.3f ms (p10 %.3f, p90 %.3f), host %.0f us, %.0f tok/s",
             (long long)batch, context / (sums->tokens / steps), ms.median, ms.p10, ms.p90, host.median,
             sums->tokens / (sums->total_ns / 1e9));

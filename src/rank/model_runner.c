@@ -137,6 +137,7 @@ int model_runner_collect(struct model_runner *runner, struct step_result *result
     if (rc == 0 && runner->tp_comm) rc = runner->comm_ops->check(runner->tp_comm);
     if (rc == 0 && runner->pp_comm) rc = runner->comm_ops->check(runner->pp_comm);
     if (runner->ops->steps_in_flight > 1 || reports(runner)) runner->time.end_ns = runner->now_ns();
+    if (runner->ops->busy_ns) runner->time.begin_ns = runner->time.end_ns - runner->ops->busy_ns(runner->backend);
     if (runner->shard.tp_rank == 0) result->stages[runner->shard.pp_stage] = runner->time;
     return rc;
 }

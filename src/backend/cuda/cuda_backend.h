@@ -69,6 +69,7 @@ struct backend {
 
     struct flight flights[CUDA_STEPS];
     uint64_t launched, collected;
+    int64_t busy_ns;               /* of the step collected last, by the device's clock */
     int error;                     /* of the first launch that failed, with what */
     char failed_op[64];
 
@@ -106,6 +107,7 @@ bool cuda_step_begin(struct backend *b, const struct step_plan *uploaded);
 int  cuda_step_end(struct backend *b, const struct step_plan *uploaded);
 bool cuda_done(struct backend *b);
 int  cuda_collect(struct backend *b, struct step_result *result);
+int64_t cuda_busy_ns(const struct backend *b);
 void *cuda_stream(struct backend *b);
 
 #endif

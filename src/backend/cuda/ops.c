@@ -161,6 +161,7 @@ const struct backend_ops backend_cuda = {
     .step_end = cuda_step_end,
     .done = cuda_done,
     .collect = cuda_collect,
+    .busy_ns = cuda_busy_ns,
     .steps_in_flight = CUDA_STEPS,
     .stream = cuda_stream,
     .parallel_for = cuda_parallel_for,

@@ -221,7 +221,7 @@ int cuda_step_end(struct backend *b, const struct step_plan *uploaded)
 static bool has_ended(const struct backend *b)
 {
     uint64_t number = b->collected + 1;
-    return *b->end.host_done[number % CUDA_STEPS] == number;
+    return b->end.host_done[number % CUDA_STEPS][0] == number;
 }
 
 bool cuda_done(struct backend *b)
@@ -257,6 +257,7 @@ int cuda_collect(struct backend *b, struct step_result *result)
                               cudaGetErrorString(code));
     }
     atomic_thread_fence(memory_order_acquire);
+    b->busy_ns = (int64_t)b->end.host_done[half][1];
     b->collected++;
     if (!result) return 0;
     result->rc = 0;
@@ -265,5 +266,7 @@ int cuda_collect(struct backend *b, struct step_result *result)
     }
     return 0;
 }
+
+int64_t cuda_busy_ns(const struct backend *b) { return b->busy_ns; }
 
 void *cuda_stream(struct backend *b) { return b->stream; }
