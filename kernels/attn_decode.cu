@@ -2,8 +2,10 @@
  * Shapes    q rows of qkv (bf16, stride q_stride), K, V [num_blocks, Hk, block_size, D] bf16, out [B, H, D] bf16; D in {64, 80, 96, 128,
  *           256}; G = H / Hk any; block_size a multiple of 16; scores, softmax and sums in fp32, probabilities bf16.
  * Traffic   sum(len) * Hk * D * 4 bytes of KV, each once; q, out and parts are below 2 %. 8B, B=64, 4k: 1.07 GB a layer.
- * Roofline  memory bound, G flops a byte: 241 us at 4.45 TB/s (H200 read ceiling) for that case.
- * Launch    2 ctas a SM (1 for D = 256) of 4 consumer warps and 1 producer warp; about 110 KB shared memory: a ring of K and V tiles.
+ * Roofline  memory bound, G flops a byte: 241 us at 4.45 TB/s (H200 read ceiling) for that case, 250 us at the 4.3 TB/s that reads of
+ *           random 16 KB blocks reach.
+ * Launch    2 ctas a SM (1 for D = 256 and for few items) of 4 consumer warps and 1 producer warp; 110 to 220 KB shared memory: a ring of
+ *           3 or 4 K and V tiles.
  * Order     tokens in order inside a warp; warps, then parts of a cut item, by a fixed tree; where items are cut depends on the step's
  *           lengths, so a row's result depends on the batch only by rounding.
  * Oracle    a float loop, tests/kernels/attn_decode_test.c.  Figures: kernels/README.md.
@@ -17,14 +19,16 @@
 #include "common.cuh"
 #include "hopper.cuh"
 
+namespace {
+
 constexpr int CONSUMERS = 4;                       /* warps */
 constexpr int THREADS = (CONSUMERS + 1) * WARP;
 constexpr int HEADS = ATTN_DECODE_HEADS;
 constexpr int CONSUMER_BARRIER = 1;
-constexpr int RING_MAX = 8;
+constexpr int RING_MAX = 4;                        /* stages; deeper rings read no faster */
 constexpr float LOG2E = 1.4426950408889634f;
 
-/* What depends on head_dim. A tile is `halves` panels of TILE rows of 64 columns, swizzled as hopper.cuh says. */
+/* What depends on head_dim. A tile is PANELS panels of TILE rows of 64 columns, swizzled as hopper.cuh says. */
 template <int D> struct dims {
     static constexpr int TILE = D <= 64 ? 128 : 64;
     static constexpr int PANELS = (D + PANEL - 1) / PANEL;
@@ -50,7 +54,7 @@ struct args {
     int32_t *counters;
     float4 *part_stats, *part_sums;
     int64_t q_stride;
-    int32_t max_blocks, block_size, num_seqs, num_heads, num_kv_heads, group, passes, window, stages, box_shift;
+    int32_t max_blocks, block_size, num_seqs, num_heads, num_kv_heads, group, passes, window, stages, box_shift, range_shift;
     float scale;
 };
 
@@ -112,10 +116,13 @@ struct walk {
     int32_t len, next_len;         /* of seq and seq + 1: read one sequence ahead */
 };
 
+/* The cut where cta c begins. With range_shift a cta takes several neighbouring ranges as one. */
+__device__ __forceinline__ const attn_decode_cut &cut_of(const args &a, int cta) { return a.cuts[cta << a.range_shift]; }
+
 __device__ __forceinline__ walk walk_begin(const args &a)
 {
-    const attn_decode_cut *c = a.cuts + blockIdx.x;
-    return { c[0].seq, c[0].item, c[0].tile, c[1].seq, c[1].item, c[1].tile, c[0].len, c[0].next_len };
+    const attn_decode_cut &from = cut_of(a, blockIdx.x), &to = cut_of(a, blockIdx.x + 1);
+    return { from.seq, from.item, from.tile, to.seq, to.item, to.tile, from.len, from.next_len };
 }
 
 /* Next piece of the range; false at its end. A sequence without KV is one piece of no tiles. */
@@ -304,6 +311,14 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
  * o[i] = { (column 16 i + g, head 2t), (same, 2t + 1), (column 16 i + g + 8, 2t), (same, 2t + 1) }. */
 template <int D> struct sums { float m[2], l[2], o[dims<D>::COLS4][4]; };
 
+template <int D> __device__ __forceinline__ void sums_clear(sums<D> &x)
+{
+    x.m[0] = x.m[1] = -INFINITY;
+    x.l[0] = x.l[1] = 0;
+#pragma unroll
+    for (int i = 0; i < dims<D>::COLS4; i++) x.o[i][0] = x.o[i][1] = x.o[i][2] = x.o[i][3] = 0;
+}
+
 /* s[sub] = K q^T of 16 tokens: { (token g, head 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1) }. */
 template <int D> __device__ __forceinline__ void scores(float (&s)[dims<D>::SUBS][4], const uint32_t (&q)[dims<D>::Q_STEPS][2], uint32_t slot, int row0, int lane)
 {
@@ -457,20 +472,20 @@ template <int D> __device__ __forceinline__ void merge_warps(sums<D> &x, float (
     }
 }
 
-/* This cta's part of a cut item goes to the workspace; the last of its ctas to come adds all parts, first to last, into kept, m and l.
- * Returns whether this is the one. */
+/* This cta's part of a cut item goes to the workspace; the last of its ctas to come adds all parts, each warp every fourth in order, then
+ * the warps as before. Returns whether this is the one. */
 template <int D> __device__ __forceinline__ bool merge_parts(const piece &p, sums<D> &x, float (&kept)[dims<D>::KEEP][4], const args &a,
-                                                             const shared_parts<D> &s, int column0, int lane)
+                                                             const shared_parts<D> &s, int column0, int warp, int lane)
 {
     using d = dims<D>;
-    bool inside = p.tile > p.first_tile;                       /* the item began in an earlier cta */
-    const attn_decode_cut *cut = a.cuts + blockIdx.x + (inside ? 0 : 1);
-    int first = cut->first, last = cut->last, slot = 2 * blockIdx.x + (inside ? 0 : 1);
+    int end = p.tile > p.first_tile ? 0 : 1;                   /* the item began in an earlier cta, or ends in a later one */
+    const attn_decode_cut &cut = cut_of(a, blockIdx.x + end);
+    int first = cut.first >> a.range_shift, last = cut.last >> a.range_shift, part = 2 * blockIdx.x + end;
 
 #pragma unroll
     for (int i = 0; i < d::KEEP; i++)
-        __stcg(a.part_sums + ((int64_t)slot * d::COLS4 + column0 + i) * WARP + lane, make_float4(kept[i][0], kept[i][1], kept[i][2], kept[i][3]));
-    if (threadIdx.x < 4) __stcg(a.part_stats + slot * 4 + lane, make_float4(x.m[0], x.l[0], x.m[1], x.l[1]));
+        __stcg(a.part_sums + ((int64_t)part * d::COLS4 + column0 + i) * WARP + lane, make_float4(kept[i][0], kept[i][1], kept[i][2], kept[i][3]));
+    if (threadIdx.x < 4) __stcg(a.part_stats + part * 4 + lane, make_float4(x.m[0], x.l[0], x.m[1], x.l[1]));
     consumer_sync();
     if (threadIdx.x == 0) {
         int came;                                              /* releases what the barrier gathered; acquires the others' parts */
@@ -481,37 +496,29 @@ template <int D> __device__ __forceinline__ bool merge_parts(const piece &p, sum
     consumer_sync();
     if (!*s.flag) return false;
 
-    float m[2] = { -INFINITY, -INFINITY };
-    for (int i = first + (lane >> 2); i <= last; i += 8) {
-        float4 of = __ldcg(a.part_stats + (2 * i + (i == first)) * 4 + (lane & 3));
-        m[0] = fmaxf(m[0], of.x);
-        m[1] = fmaxf(m[1], of.z);
-    }
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-#pragma unroll
-        for (int step = 4; step < WARP; step *= 2) m[h] = fmaxf(m[h], __shfl_xor_sync(~0u, m[h], step));
-        x.m[h] = m[h];
-        x.l[h] = 0;
-    }
-#pragma unroll
-    for (int i = 0; i < d::KEEP; i++) kept[i][0] = kept[i][1] = kept[i][2] = kept[i][3] = 0;
-#pragma unroll 8
-    for (int i = first; i <= last; i++) {
+    sums_clear<D>(x);
+#pragma unroll 2
+    for (int i = first + warp; i <= last; i += CONSUMERS) {
         int from = 2 * i + (i == first);
-        float4 of = __ldcg(a.part_stats + from * 4 + (lane & 3));
-        float factor[2] = { exp2_fast(of.x - m[0]), exp2_fast(of.z - m[1]) };
-        x.l[0] += of.y * factor[0];
-        x.l[1] += of.w * factor[1];
+        float4 of = __ldcg(a.part_stats + from * 4 + (lane & 3)), o[d::COLS4];
 #pragma unroll
-        for (int j = 0; j < d::KEEP; j++) {
-            float4 o = __ldcg(a.part_sums + ((int64_t)from * d::COLS4 + column0 + j) * WARP + lane);
-            kept[j][0] += o.x * factor[0];
-            kept[j][1] += o.y * factor[1];
-            kept[j][2] += o.z * factor[0];
-            kept[j][3] += o.w * factor[1];
+        for (int j = 0; j < d::COLS4; j++) o[j] = __ldcg(a.part_sums + ((int64_t)from * d::COLS4 + j) * WARP + lane);
+        float m[2] = { fmaxf(x.m[0], of.x), fmaxf(x.m[1], of.z) };
+        float grown[2] = { exp2_fast(of.x - m[0]), exp2_fast(of.z - m[1]) }, shrunk[2] = { exp2_fast(x.m[0] - m[0]), exp2_fast(x.m[1] - m[1]) };
+        x.l[0] = x.l[0] * shrunk[0] + of.y * grown[0];
+        x.l[1] = x.l[1] * shrunk[1] + of.w * grown[1];
+        x.m[0] = m[0];
+        x.m[1] = m[1];
+#pragma unroll
+        for (int j = 0; j < d::COLS4; j++) {
+            x.o[j][0] = x.o[j][0] * shrunk[0] + o[j].x * grown[0];
+            x.o[j][1] = x.o[j][1] * shrunk[1] + o[j].y * grown[1];
+            x.o[j][2] = x.o[j][2] * shrunk[0] + o[j].z * grown[0];
+            x.o[j][3] = x.o[j][3] * shrunk[1] + o[j].w * grown[1];
         }
     }
+    if (lane >= 4) x.l[0] = x.l[1] = 0;                        /* the merge adds the lanes of a head; each had all of it */
+    merge_warps<D>(x, kept, s, warp, lane);
     return true;
 }
 
@@ -532,7 +539,7 @@ template <int D> __device__ __forceinline__ void consume(const args &a, const sh
     piece p;
 
     pdl_wait();
-    for (int seq = a.cuts[gridDim.x].seq + blockIdx.x; seq < a.num_seqs; seq += gridDim.x) clear_row(a, seq, a.num_heads * D);
+    for (int seq = cut_of(a, gridDim.x).seq + blockIdx.x; seq < a.num_seqs; seq += gridDim.x) clear_row(a, seq, a.num_heads * D);
     while (walk_next<D>(w, a, p)) {
         if (p.tile >= p.end) {                                 /* padding */
             clear_row(a, p.seq, a.num_heads * D);
@@ -541,14 +548,7 @@ template <int D> __device__ __forceinline__ void consume(const args &a, const sh
         sums<D> x;
         uint32_t q[d::Q_STEPS][2];
         int from = a.window > 0 ? max(0, p.len - a.window) : 0;
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            x.m[h] = -INFINITY;
-            x.l[h] = 0;
-        }
-#pragma unroll
-        for (int i = 0; i < d::COLS4; i++) x.o[i][0] = x.o[i][1] = x.o[i][2] = x.o[i][3] = 0;
-
+        sums_clear<D>(x);
         for (int tile = p.tile; tile < p.end; tile++) {
             uint32_t k_slot = smem_address(s.ring + stage * 2 * d::SLOT_BYTES), v_slot = k_slot + d::SLOT_BYTES;
             int at = tile * d::TILE + row0;
@@ -581,7 +581,7 @@ template <int D> __device__ __forceinline__ void consume(const args &a, const sh
 
         float kept[d::KEEP][4];
         merge_warps<D>(x, kept, s, warp, lane);
-        if ((p.tile > p.first_tile || p.end < p.last_tile) && !merge_parts<D>(p, x, kept, a, s, column0, lane)) continue;
+        if ((p.tile > p.first_tile || p.end < p.last_tile) && !merge_parts<D>(p, x, kept, a, s, column0, warp, lane)) continue;
 
         int from_head = p.item % a.passes * HEADS, heads = min(HEADS, a.group - from_head), head = (lane & 3) * 2;
         bf16 *out = a.out + ((int64_t)p.seq * a.num_heads + p.item / a.passes * a.group + from_head + head) * D;
@@ -627,12 +627,14 @@ attn_decode(const args a, const __grid_constant__ CUtensorMap k_map, const __gri
 /* ---- host ---- */
 
 /* Shared memory of one SM, as the programming guide lists it. */
-static int sm_shared_bytes(int sm) { return 1024 * (sm == 80 || sm == 87 ? 164 : sm >= 90 && sm < 120 ? 228 : 100); }
+int sm_shared_bytes(int sm) { return 1024 * (sm == 80 || sm == 87 ? 164 : sm >= 90 && sm < 120 ? 228 : 100); }
 
-template <int D> static int launch(const struct attn_decode_kernel *k, const struct launch *l)
+template <int D> int launch(const struct attn_decode_kernel *k, const struct launch *l)
 {
     const bool tma = l->sm == 90;
-    int grid = attn_decode_grid(D, l->num_sms), room = sm_shared_bytes(l->sm) / (grid / l->num_sms) - 1024, stages = RING_MAX;
+    int passes = (k->num_heads / k->num_kv_heads + HEADS - 1) / HEADS, ranges = attn_decode_grid(D, l->num_sms);
+    int shift = attn_decode_shift(D, (int64_t)k->num_seqs * k->num_kv_heads * passes);
+    int grid = ranges >> shift, room = sm_shared_bytes(l->sm) / (grid / l->num_sms) - 1024, stages = RING_MAX;
     struct args a = {};
     CUtensorMap maps[2] = {};
     int box_rows = k->kv.block_size & -k->kv.block_size;       /* the largest power of two in both block and tile */
@@ -649,8 +651,8 @@ template <int D> static int launch(const struct attn_decode_kernel *k, const str
     a.lens = k->context_lens;
     a.cuts = (const struct attn_decode_cut *)k->plan;
     a.counters = (int32_t *)k->workspace;
-    a.part_stats = (float4 *)((char *)k->workspace + ((size_t)grid * sizeof(int32_t) + 127) / 128 * 128);
-    a.part_sums = a.part_stats + 2 * grid * 4;
+    a.part_stats = (float4 *)((char *)k->workspace + ((size_t)ranges * sizeof(int32_t) + 127) / 128 * 128);
+    a.part_sums = a.part_stats + 2 * ranges * 4;
     a.q_stride = k->q_stride;
     a.max_blocks = k->kv.max_blocks_per_seq;
     a.block_size = k->kv.block_size;
@@ -658,7 +660,8 @@ template <int D> static int launch(const struct attn_decode_kernel *k, const str
     a.num_heads = k->num_heads;
     a.num_kv_heads = k->num_kv_heads;
     a.group = k->num_heads / k->num_kv_heads;
-    a.passes = (a.group + HEADS - 1) / HEADS;
+    a.passes = passes;
+    a.range_shift = shift;
     a.window = k->sliding_window;
     a.stages = stages;
     while (1 << a.box_shift < box_rows) a.box_shift++;
@@ -674,6 +677,8 @@ template <int D> static int launch(const struct attn_decode_kernel *k, const str
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) return ERR_INTERNAL;
     return launch_kernel(l, kernel, dim3(grid), dim3(THREADS), bytes, a, maps[0], maps[1]);
 }
+
+} // namespace
 
 extern "C" int launch_attn_decode(const struct attn_decode_kernel *a, const struct launch *l)
 {

@@ -2,9 +2,7 @@
 #include "attn_decode_plan.h"
 
 /* Costs in quarters of a tile. ITEM_COST: what an item costs beside its KV (query in, merge, result out). A cta gets at least
- * MIN_TILES, so that short work is not cut into pieces whose combination costs more than reading them. Rounding a cut to a
- * tile keeps cuts apart because MIN_TILES * TILE_COST + ITEM_COST >= the cost of one tile of any item: no range inside an
- * item is empty. */
+ * MIN_TILES, so that short work is not cut into pieces whose combination costs more than reading them. */
 enum { TILE_COST = 4, ITEM_COST = 1, ZERO_COST = 1, MIN_TILES = 2 };
 
 size_t attn_decode_plan_bytes(int32_t num_sms)
@@ -30,17 +28,11 @@ static struct seq_cost cost_of(const struct attn_decode_shape *s, int32_t len, i
     return tiles > 0 ? (struct seq_cost){ tiles, item, item * items } : (struct seq_cost){ 0, 0, ZERO_COST };
 }
 
-/* The cut at `offset` cost units into a sequence, 0 < offset <= cost.all, rounded to a tile. */
-static struct attn_decode_cut cut_inside(int32_t seq, struct seq_cost cost, int32_t items, int32_t offset)
+static int same_item(const struct attn_decode_cut *a, const struct attn_decode_cut *b) { return a->seq == b->seq && a->item == b->item; }
+
+static struct attn_decode_cut carried(struct attn_decode_cut cut, int32_t tiles, int32_t items)
 {
-    struct attn_decode_cut cut = { .seq = seq };
-    if (cost.tiles == 0 || offset == cost.all) {
-        cut.seq++;
-        return cut;
-    }
-    cut.item = offset / cost.item;
-    cut.tile = (int32_t)(((int64_t)(offset % cost.item) * cost.tiles + cost.item / 2) / cost.item);
-    if (cut.tile == cost.tiles) {
+    if (cut.tile == tiles) {
         cut.tile = 0;
         cut.item++;
     }
@@ -51,18 +43,29 @@ static struct attn_decode_cut cut_inside(int32_t seq, struct seq_cost cost, int3
     return cut;
 }
 
-/* One a cta's share of MIN_TILES, but never fewer ctas than items. Where items are alike, a whole number of ctas for each saves
- * ctas the end of one and the beginning of another: worth a tenth of the ctas. */
-static int64_t ctas_for(int64_t total, int64_t num_items, int64_t grid)
+/* The cut at `offset` cost units into a sequence, 0 < offset <= cost.all, rounded to a tile. */
+static struct attn_decode_cut cut_inside(int32_t seq, struct seq_cost cost, int32_t items, int32_t offset)
 {
-    int64_t used = total / (MIN_TILES * TILE_COST + ITEM_COST);
-    if (used < num_items) used = num_items;
-    if (used > grid) used = grid;
-    if (num_items > 0 && used > num_items && (used < grid || used % num_items * 10 <= grid)) used -= used % num_items;
-    return used > 0 ? used : 1;
+    struct attn_decode_cut cut = { .seq = seq };
+    if (cost.tiles == 0 || offset == cost.all) {
+        cut.seq++;
+        return cut;
+    }
+    cut.item = offset / cost.item;
+    cut.tile = (int32_t)(((int64_t)(offset % cost.item) * cost.tiles + cost.item / 2) / cost.item);
+    return carried(cut, cost.tiles, items);
 }
 
-static int same_item(const struct attn_decode_cut *a, const struct attn_decode_cut *b) { return a->seq == b->seq && a->item == b->item; }
+/* How many ranges the line has: a share of MIN_TILES for a cta, but never fewer ctas than items. Where items are alike, a whole number
+ * of ctas for each saves ctas the end of one and the beginning of another: worth a tenth of the ctas. */
+static int64_t ranges_for(int64_t total, int64_t num_items, int64_t grid, int shift)
+{
+    int64_t ctas = grid >> shift, used = total / (MIN_TILES * TILE_COST + ITEM_COST);
+    if (used < num_items) used = num_items;
+    if (used > ctas) used = ctas;
+    if (num_items > 0 && used > num_items && (used < ctas || used % num_items * 10 <= ctas)) used -= used % num_items;
+    return used > 0 ? used << shift : 1;
+}
 
 void attn_decode_plan(const struct attn_decode_shape *s, const int32_t *context_lens, int32_t num_seqs, void *plan)
 {
@@ -76,7 +79,7 @@ void attn_decode_plan(const struct attn_decode_shape *s, const int32_t *context_
         total += cost_of(s, context_lens[i], items, tile).all;
         num_items += context_lens[i] > 0 ? items : 0;
     }
-    int64_t used = ctas_for(total, num_items, grid);
+    int64_t used = ranges_for(total, num_items, grid, attn_decode_shift(s->head_dim, num_items));
 
     /* before: cost of the sequences before seq; cut c lies at total * c / used. */
     for (int32_t c = 0; c <= grid; c++) {
@@ -88,6 +91,10 @@ void attn_decode_plan(const struct attn_decode_shape *s, const int32_t *context_
         if (c == 0) cuts[c] = (struct attn_decode_cut){ .seq = 0 };
         else if (at == total) cuts[c] = (struct attn_decode_cut){ .seq = num_seqs };
         else cuts[c] = cut_inside(seq, cost, items, (int32_t)(at - before));
+        if (c > 0 && cuts[c].tile > 0 && cuts[c].tile <= cuts[c - 1].tile && same_item(&cuts[c - 1], &cuts[c])) {
+            cuts[c].tile = cuts[c - 1].tile + 1;               /* no range inside an item is empty: its parts are counted */
+            cuts[c] = carried(cuts[c], cost.tiles, items);
+        }
     }
     for (int32_t c = 0; c <= grid; c++) {
         cuts[c].len = cuts[c].seq < num_seqs ? context_lens[cuts[c].seq] : 0;

@@ -34,6 +34,10 @@ enum { ATTN_DECODE_HEADS = 8 };    /* query heads of one item at most */
 /* Tokens of a tile, ctas of the launch, items of one sequence. */
 static inline int32_t attn_decode_tile(int32_t head_dim) { return head_dim <= 64 ? 128 : 64; }
 static inline int32_t attn_decode_grid(int32_t head_dim, int32_t num_sms) { return head_dim > 128 ? num_sms : 2 * num_sms; }
+/* Few items: one cta a SM with a ring of twice the depth takes two neighbouring ranges as one; it reads as fast and makes half as many
+ * parts. The launch decides by the rows it has, the plan by the items there are: any plan serves both. */
+enum { ATTN_DECODE_FEW_ITEMS = 128 };
+static inline int attn_decode_shift(int32_t head_dim, int64_t num_items) { return head_dim <= 128 && num_items <= ATTN_DECODE_FEW_ITEMS; }
 static inline int32_t attn_decode_items(const struct attn_decode_shape *s)
 {
     return s->num_kv_heads * ((s->num_heads / s->num_kv_heads + ATTN_DECODE_HEADS - 1) / ATTN_DECODE_HEADS);

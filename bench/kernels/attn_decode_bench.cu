@@ -52,6 +52,20 @@ __global__ void __launch_bounds__(256) small_kernel(uint4 *p)
     p[blockIdx.x * 256 + threadIdx.x].x = 0x3F803F80u;
 }
 
+/* The same in blocks of 16 KiB, in the order of a table: what random places cost. */
+__global__ void __launch_bounds__(512) read_blocks(const uint4 *p, const int32_t *table, int n, uint4 *sink)
+{
+    uint4 x = make_uint4(0, 0, 0, 0);
+    for (int i = blockIdx.x * 4; i + 3 < n; i += gridDim.x * 4) {
+        uint4 v[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[j] = __ldcs(p + (size_t)table[i + j / 2] * 1024 + j % 2 * 512 + threadIdx.x);
+#pragma unroll
+        for (int j = 0; j < 8; j++) { x.x ^= v[j].x; x.y ^= v[j].y; x.z ^= v[j].z; x.w ^= v[j].w; }
+    }
+    if (x.x == 0x12345678 && x.y == 0x9ABCDEF0) *sink = x;
+}
+
 struct bench {
     cudaDeviceProp device;
     size_t pool_bytes;                                         /* of K, and of V */
@@ -172,6 +186,20 @@ int main(int argc, char **argv)
     b.ceiling = bytes / us;
     bench_line("read", "4 GiB", us, (double)bytes, 0);
 
+    for (size_t some = 256 << 20; some <= b.pool_bytes && some <= 4ull << 30; some *= 4) {
+        std::vector<int32_t> order(b.pool_bytes >> 14);
+        std::mt19937 rng(3);
+        for (size_t i = 0; i < order.size(); i++) order[i] = (int32_t)i;
+        std::shuffle(order.begin(), order.end(), rng);
+        BENCH_MUST(cudaMemcpy(b.tables, order.data(), std::min(order.size(), b.tables_room) * 4, cudaMemcpyHostToDevice));
+        us = bench_us(4, 7, [&](int i, cudaStream_t s) {
+            size_t n = some >> 14, first = order.size() / 4 * i;
+            if (first + n > order.size()) first = 0;
+            read_blocks<<<b.device.multiProcessorCount * 4, 512, 0, s>>>((const uint4 *)b.k, b.tables + first, (int)n, (uint4 *)b.out); });
+        char name[48];
+        snprintf(name, sizeof name, "%zu MiB in random blocks of 16 KiB", some >> 20);
+        bench_line("read", name, us, (double)some, 0);
+    }
     us = bench_us(32, 21, [&](int, cudaStream_t s) {
         launch l = { s, b.device.major * 10 + b.device.minor, b.device.multiProcessorCount, true };
         if (launch_kernel(&l, small_kernel, dim3(l.num_sms), dim3(256), 0, (uint4 *)b.q)) exit(1);
@@ -184,33 +212,6 @@ int main(int argc, char **argv)
         snprintf(name, sizeof name, "%zu MiB", some >> 20);
         bench_line("read", name, us, (double)some, 0);
     }
-#ifdef TUNE
-    if (getenv("MARKS")) {
-        unsigned long long *marks;
-        int grid = attn_decode_grid(128, b.device.multiProcessorCount);
-        BENCH_MUST(cudaMallocManaged(&marks, grid * 64));
-        for (int which = 0; which < 5; which++) {
-            tune_marks = marks;
-            memset(marks, 0, grid * 64);
-            const char *names[] = { "64 x 1k", "64 x 4k", "256 x 256", "1 x 32k", "1 x 1k" };
-            run(b, L8B, names[which], which == 0 ? even(64, 1024) : which == 1 ? even(64, 4096) : which == 2 ? even(256, 256) : which == 3 ? even(1, 32768) : even(1, 1024), 64, 5);
-            unsigned long long t0 = ~0ull;
-            for (int c = 0; c < grid; c++) t0 = std::min(t0, marks[c * 8]);
-            const char *what[] = { "start", "waited", "first tile", "last piece read", "last combined", "end" };
-            for (int i = 0; i < 6; i++) {
-                double lo = 1e9, hi = 0, sum = 0;
-                int n = 0;
-                for (int c = 0; c < grid; c++) {
-                    if (marks[c * 8 + i] < t0) continue;
-                    double t = (marks[c * 8 + i] - t0) * 1e-3;
-                    lo = std::min(lo, t); hi = std::max(hi, t); sum += t; n++;
-                }
-                printf("   %-16s n %3d  min %7.2f  mean %7.2f  max %7.2f us\n", what[i], n, lo, sum / n, hi);
-            }
-        }
-        return 0;
-    }
-#endif
     run(b, L8B, "1 x 128", even(1, 128), 64, 21);
     run(b, L8B, "1 x 1k", even(1, 1024), 64, 21);
     run(b, L8B, "1 x 4k", even(1, 4096), 64, 21);

@@ -12,10 +12,10 @@ enum { NUM_SMS = 132, MAX_B = 512 };
 
 struct totals { int64_t tiles, cost, most, pieces; int32_t busy; };
 
-/* Walks the ranges as the kernel does and checks all that it rests on. */
-static struct totals check_plan(const struct attn_decode_shape *s, const int32_t *lens, int32_t n)
+/* Walks the ranges as the kernel does, 1 << shift of them as one, and checks all that it rests on. */
+static struct totals check_walk(const struct attn_decode_shape *s, const int32_t *lens, int32_t n, int shift)
 {
-    int32_t grid = attn_decode_grid(s->head_dim, s->num_sms), tile = attn_decode_tile(s->head_dim), items = attn_decode_items(s);
+    int32_t grid = attn_decode_grid(s->head_dim, s->num_sms) >> shift, tile = attn_decode_tile(s->head_dim), items = attn_decode_items(s);
     struct attn_decode_cut *cuts = malloc(attn_decode_plan_bytes(s->num_sms));
     struct totals sum = { 0, 0, 0, 0, 0 };
     int32_t seq = 0, item = 0, at = 0, parts_seen = 0, first_seen = 0;
@@ -24,9 +24,9 @@ static struct totals check_plan(const struct attn_decode_shape *s, const int32_t
     memset(cuts, 0xAB, attn_decode_plan_bytes(s->num_sms));
     attn_decode_plan(s, lens, n, cuts);
     assert_true(cuts[0].seq == 0 && cuts[0].item == 0 && cuts[0].tile == 0);
-    assert_true(cuts[grid].seq == n && cuts[grid].item == 0 && cuts[grid].tile == 0);
+    assert_true(cuts[grid << shift].seq == n && cuts[grid << shift].item == 0 && cuts[grid << shift].tile == 0);
     for (int32_t c = 0; c < grid; c++) {
-        const struct attn_decode_cut *from = &cuts[c], *to = &cuts[c + 1];
+        const struct attn_decode_cut *from = &cuts[c << shift], *to = &cuts[(c + 1) << shift];
         int64_t tiles = 0, pieces = 0;
         assert_true(from->seq == seq && from->item == item && from->tile == at);
         assert_int_equal(from->len, seq < n ? lens[seq] : 0);
@@ -45,19 +45,19 @@ static struct totals check_plan(const struct attn_decode_shape *s, const int32_t
             assert_true(stop > at);
             if (at > 0) {
                 assert_true(from->tile == at);
-                assert_int_equal(from->first, first_seen);
-                assert_true(from->last >= c);
+                assert_int_equal(from->first >> shift, first_seen);
+                assert_true(from->last >> shift >= c);
                 parts_seen++;
             } else {
                 first_seen = c;
                 parts_seen = 1;
             }
-            if (stop < end - begin) assert_int_equal(to->first, first_seen);
+            if (stop < end - begin) assert_int_equal(to->first >> shift, first_seen);
             if (stop == end - begin && at > 0) {
-                assert_int_equal(from->last, c);
-                assert_int_equal(parts_seen, from->last - from->first + 1);
+                assert_int_equal(from->last >> shift, c);
+                assert_int_equal(parts_seen, (from->last >> shift) - (from->first >> shift) + 1);
             }
-            if (stop < end - begin) assert_true(to->last > c);
+            if (stop < end - begin) assert_true(to->last >> shift > c);
             tiles += stop - at;
             pieces++;
             at = stop;
@@ -84,6 +84,12 @@ static struct totals check_plan(const struct attn_decode_shape *s, const int32_t
     assert_int_equal(sum.tiles, expected);
     free(cuts);
     return sum;
+}
+
+static struct totals check_plan(const struct attn_decode_shape *s, const int32_t *lens, int32_t n)
+{
+    if (s->head_dim <= 128) check_walk(s, lens, n, 1);
+    return check_walk(s, lens, n, 0);
 }
 
 static void a_tile_range_covers_what_the_query_sees(void **state)
@@ -131,12 +137,12 @@ static void ranges_are_even(void **state)
     assert_true(skewed.most <= skewed.tiles / grid + 5);
     lens[0] = 32768;
     struct totals one = check_plan(&s, lens, 1);
-    assert_true(one.busy == grid && one.most <= one.tiles / grid + 2);
+    assert_true(one.busy >= grid * 9 / 10 && one.most <= one.tiles / one.busy + 2);
     lens[0] = 1;
     struct totals tiny = check_plan(&s, lens, 1);
-    assert_true(tiny.tiles == 8 && tiny.pieces == 8 && tiny.busy == 8);
+    assert_true(tiny.tiles == 8 && tiny.pieces == 8);
     lens[0] = 4096;
-    struct totals alike = check_plan(&s, lens, 1);             /* no cta has the end of one item and the beginning of another */
+    struct totals alike = check_walk(&s, lens, 1, 1);             /* no cta has the end of one item and the beginning of another */
     assert_int_equal(alike.pieces, alike.busy);
 }
 
