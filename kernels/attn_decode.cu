@@ -629,7 +629,7 @@ attn_decode(const args a, const __grid_constant__ CUtensorMap k_map, const __gri
 /* Shared memory of one SM, as the programming guide lists it. */
 int sm_shared_bytes(int sm) { return 1024 * (sm == 80 || sm == 87 ? 164 : sm >= 90 && sm < 120 ? 228 : 100); }
 
-template <int D> int launch(const struct attn_decode_kernel *k, const struct launch *l)
+template <int D> int launch_dim(const struct attn_decode_kernel *k, const struct launch *l)
 {
     const bool tma = l->sm == 90;
     int passes = (k->num_heads / k->num_kv_heads + HEADS - 1) / HEADS, ranges = attn_decode_grid(D, l->num_sms);
@@ -686,11 +686,11 @@ extern "C" int launch_attn_decode(const struct attn_decode_kernel *a, const stru
         a->kv.block_size % 16 || a->q_stride % 8)
         return ERR_UNSUPPORTED;
     switch (a->head_dim) {
-    case 64: return launch<64>(a, l);
-    case 80: return launch<80>(a, l);
-    case 96: return launch<96>(a, l);
-    case 128: return launch<128>(a, l);
-    case 256: return launch<256>(a, l);
+    case 64: return launch_dim<64>(a, l);
+    case 80: return launch_dim<80>(a, l);
+    case 96: return launch_dim<96>(a, l);
+    case 128: return launch_dim<128>(a, l);
+    case 256: return launch_dim<256>(a, l);
     }
     return ERR_UNSUPPORTED;
 }
