@@ -214,10 +214,12 @@ template <int D> __device__ __forceinline__ const bf16 *chunk_q(const chunk &c, 
 /* One head a lane, counted by the barrier of the stage's K. */
 template <int D> __device__ __forceinline__ void load_q_tma(const shared_parts<D> &s, int stage, const bf16 *q, int heads, int lane)
 {
+#ifdef HOPPER_CODE
     if (lane < heads)
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                      :: "r"(smem_address(s.q + stage * dims<D>::Q_BYTES + lane * dims<D>::Q_ROW)), "l"(q + lane * D), "r"(D * 2),
                         "r"(smem_address(s.full + stage * 2)) : "memory");
+#endif
 }
 
 template <int D, bool TMA>
