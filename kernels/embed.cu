@@ -42,9 +42,9 @@ extern "C" int launch_embed(const struct embed_kernel *a, const struct launch *l
     if (a->num_tokens < 1 || a->hidden < 8 || a->hidden % 8 != 0) return ERR_UNSUPPORTED;
     if ((int64_t)a->num_tokens * a->hidden / 4 > INT32_MAX / 2) return ERR_UNSUPPORTED;
     int units_per_row = a->hidden / 4, num_units = a->num_tokens * units_per_row;
-    bool wide = num_units >= l->num_sms * 8 * EMBED_THREADS;       /* enough ctas either way: more loads in flight */
-    int per_cta = EMBED_THREADS * (wide ? 4 : 1);
+    bool wide = num_units >= l->num_sms * 8 * EMBED_THREADS;       /* enough ctas either way: two loads in flight */
+    int per_cta = EMBED_THREADS * (wide ? 2 : 1);
     dim3 grid((num_units + per_cta - 1) / per_cta);
-    return launch_kernel(l, wide ? embed_rows<4> : embed_rows<1>, grid, dim3(EMBED_THREADS), 0, a->ids,
+    return launch_kernel(l, wide ? embed_rows<2> : embed_rows<1>, grid, dim3(EMBED_THREADS), 0, a->ids,
                          (const bf16 *)a->table, a->out, num_units, units_per_row, a->first_row, a->num_rows);
 }

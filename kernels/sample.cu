@@ -96,8 +96,8 @@ static __device__ __noinline__ void first_pass(const struct pass &pass)
         float raw_max = tile_max(x), max = raw_max;
         if (raw_sums) raw_sum = tile_sum(x, raw_max, LOG2E);
         if (CHANGED) {
-#pragma unroll
-            for (int j = 0; j < TILE_LOADS; j++) x[j] = change(v, x[j], id + j * 4 * WARP, bits, j);
+            change<TILE_LOADS / 2>(x, v, bits, id, 0);
+            change<TILE_LOADS / 2>(x + TILE_LOADS / 2, v, bits, id + TILE / 2, TILE_LOADS / 2);
             max = tile_max(x);
         }
         if (wants_first) first = tile_first(x, max, id);
@@ -223,42 +223,53 @@ static __device__ __noinline__ token_id draw_by_tiles(struct team *team, float s
         if (running + weight >= target || tile == v.num_tiles - 1) break;
         running += weight;
     }
-    /* In the tile, its own sum anew: a lane holds runs of four ids, so running sums go load by load. */
+    /* In the tile, its own sum anew: a lane holds runs of four ids, so the running sum goes load by load, in a load lane by lane. */
     float shift = is_cut ? v.max : s->max[tile];
     int first = (v.first_tile + tile) * TILE + lane * 4;
-    uint64_t sums[TILE_LOADS], total = 0;
+    uint64_t sums[TILE_LOADS], total = 0, mine_here = 0;
+    float4 x[TILE_LOADS], y = {};
     auto staying = [&](float logit, int id) {
         float w = exp2_fast((logit - shift) * v.scale);
         return !is_cut || (w >= v.min_p && key_of(logit, id) >= cut) ? to_fixed(w) : (uint64_t)0;
     };
-    struct tile_bits bits = {};
-    if (v.is_changed) bits = bits_of_tile(v, s, tile);
-    auto load = [&](int j) {
-        float4 x;
-        load_logits<1>(&x, v, first + j * 4 * WARP);
-        return v.is_changed ? change(v, x, first + j * 4 * WARP, bits, j) : x;
-    };
+    load_logits<TILE_LOADS>(x, v, first);
+    if (v.is_changed) {
+        struct tile_bits bits = bits_of_tile(v, s, tile);
+        change<TILE_LOADS / 2>(x, v, bits, first, 0);
+        change<TILE_LOADS / 2>(x + TILE_LOADS / 2, v, bits, first + TILE / 2, TILE_LOADS / 2);
+    }
 #pragma unroll
     for (int j = 0; j < TILE_LOADS; j++) {
-        float4 x = load(j);
         int id = first + j * 4 * WARP;
-        sums[j] = warp_scan_u64(staying(x.x, id) + staying(x.y, id + 1) + staying(x.z, id + 2) + staying(x.w, id + 3)) + total;
-        total = __shfl_sync(0xffffffffu, sums[j], WARP - 1);
+        sums[j] = staying(x[j].x, id) + staying(x[j].y, id + 1) + staying(x[j].z, id + 2) + staying(x[j].w, id + 3);
     }
+#pragma unroll
+    for (int step = 1; step < WARP; step *= 2)
+#pragma unroll
+        for (int j = 0; j < TILE_LOADS; j++) {
+            uint64_t other = __shfl_up_sync(0xffffffffu, sums[j], step);
+            if (lane >= step) sums[j] += other;
+        }
+#pragma unroll
+    for (int j = 0; j < TILE_LOADS; j++) total += __shfl_sync(0xffffffffu, sums[j], WARP - 1);
     target = share_of((double)(target - running) / (double)weight, total);
-    token_id token = TOKEN_NONE;
+    uint64_t base = 0;
+    int chosen = -1;
 #pragma unroll
     for (int j = 0; j < TILE_LOADS; j++) {
-        uint32_t reached = __ballot_sync(0xffffffffu, sums[j] >= target);
-        if (token != TOKEN_NONE || reached == 0) continue;
-        float4 x = load(j);
-        int id = first + j * 4 * WARP;
-        uint64_t w0 = staying(x.x, id), w1 = staying(x.y, id + 1), w2 = staying(x.z, id + 2), w3 = staying(x.w, id + 3);
-        uint64_t at = sums[j] - w0 - w1 - w2 - w3;
-        int here = at + w0 >= target ? id : at + w0 + w1 >= target ? id + 1 : at + w0 + w1 + w2 >= target ? id + 2 : id + 3;
-        token = __shfl_sync(0xffffffffu, here, __ffs(reached) - 1);
+        uint64_t here = __shfl_sync(0xffffffffu, sums[j], WARP - 1);
+        if (chosen < 0 && base + here >= target) {
+            chosen = j;
+            mine_here = sums[j];
+            y = x[j];
+        }
+        if (chosen < 0) base += here;
     }
-    return token;
+    int id = first + chosen * 4 * WARP;
+    uint64_t w0 = staying(y.x, id), w1 = staying(y.y, id + 1), w2 = staying(y.z, id + 2), w3 = staying(y.w, id + 3);
+    uint64_t at = base + mine_here - w0 - w1 - w2 - w3;
+    int here = at + w0 >= target ? id : at + w0 + w1 >= target ? id + 1 : at + w0 + w1 + w2 >= target ? id + 2 : id + 3;
+    return __shfl_sync(0xffffffffu, here, __ffs(__ballot_sync(0xffffffffu, base + mine_here >= target)) - 1);
 }
 
 /* The k-th largest of this cta's tile maxima; -inf: so many tiles there are not. At least k tokens reach it. Ends with a barrier. */
@@ -301,6 +312,7 @@ static __device__ __noinline__ token_id draw(struct team *team, const struct sam
 
     /* Every cta has k / ranks tokens that reach the bound which it tells: k tokens reach the least of these. */
     float bound = top_k > 0 ? kth_max(s->max, v.num_tiles, (top_k + team->ranks - 1) / team->ranks) : -INFINITY;
+    if (threadIdx.x == 0) s->counter = 0;                    /* of gather() */
     tell(s, team, mine, __float_as_uint(bound));
     for (int rank = 0; rank < team->ranks; rank++) {
         total += told_by(s, *team, rank).a;
@@ -312,7 +324,7 @@ static __device__ __noinline__ token_id draw(struct team *team, const struct sam
     if (v.min_p > 0.0f) distance = fminf(distance, -logf(v.min_p));
     else if (top_k == 0) distance = fminf(distance, logf((float)v.vocab_size / ((1.0f - top_p) * (float)of_fixed(total))));
     float bin_scale = inverse * (float)(BINS - 1) / (distance * 1.001f + 1e-3f);
-    if (draw_truncated(team, bin_scale, top_k, top_p, total, share, &token, &cut)) return token;
+    if (draw_truncated(team, bin_scale, bound > -INFINITY, top_k, top_p, total, share, &token, &cut)) return token;
     weigh_tiles(cut);
     return draw_by_tiles(team, share, true, cut);
 }
@@ -332,40 +344,41 @@ static __device__ __noinline__ uint32_t count_ahead(uint64_t key)
     return total;
 }
 
-/* The n largest raw keys of this cta, falling, into to[0..n) of rank 0 (0 where there are fewer). Mostly a few more than n tokens
- * reach the n-th largest tile maximum; where they are too many for half the list, that is searched for by halves. */
-static __device__ __noinline__ void take_top(const struct team &team, uint64_t *to, int n)
+/* The n largest raw keys of the row, falling, in rank 0's list; bound: a logit that n tokens reach, if so many there are. Mostly a
+ * few more than n reach it; where they are too many for the list, a better one is searched for by halves. The team's counters
+ * are 0. Barriers of the team. */
+static __device__ __noinline__ void take_top(const struct team &team, float bound, int n)
 {
-    struct sample_shared *s = cta_state();
+    struct sample_shared *s = cta_state(), *first = at_rank(team, s, 0);
     const struct row_view &v = s->view;
-    uint64_t low = 0, high = ~0ull;                          /* at least n keys are >= low (or all), fewer than n are >= high */
-    uint64_t least = key_of(kth_max(s->raw_max, v.num_tiles, n), SAMPLE_MAX_VOCAB);
-    uint32_t count = 0;
+    uint64_t least = key_of(bound, SAMPLE_MAX_VOCAB), low = 0, high = ~0ull;     /* n keys or all are >= low, fewer than n >= high */
 
     for (;;) {
         float floor = key_logit(least);
-        if (threadIdx.x == 0) s->counter = 0;
-        __syncthreads();
         for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
             if (!(s->raw_max[tile] >= floor)) continue;
             for_tile(v, tile, true, [&](float logit, int id) {
                 if (!(logit >= floor) || id >= v.vocab_size) return;
                 uint64_t key = key_of(logit, id);
                 if (key < least) return;
-                uint32_t at = atomicAdd(&s->counter, 1u);
-                if (at < LIST / 2) s->list[at] = key;
+                uint32_t at = atomicAdd(&first->counter, 1u);
+                if (at < LIST) first->list[at] = key;
             });
         }
+        team_barrier(team);
+        int count = (int)first->counter;
+        bool fits = count <= LIST && (count >= n || low == 0);
+        team_has_read(team);
+        if (fits && team.rank == 0) sort_list(count);
+        team_join(team);
+        if (fits) return;
         __syncthreads();
-        count = s->counter;
-        __syncthreads();
-        if (count <= LIST / 2 && ((int)count >= n || low == 0)) break;
-        if ((int)count >= n) low = least;
+        if (threadIdx.x == 0) s->counter = 0;
+        team_barrier(team);
+        if (count >= n) low = least;
         else high = least;
         least = low + (high - low) / 2;
     }
-    sort_list(count);
-    for (int i = threadIdx.x; i < n; i += SAMPLE_THREADS) *at_rank(team, to + i, 0) = i < (int)count ? s->list[i] : 0;
 }
 
 static __device__ void write_head(const struct sample_kernel &a, int r, token_id token, float logprob, int rank, int num_top)
@@ -416,19 +429,16 @@ static __device__ __noinline__ void report(struct team *team, const struct sampl
     float log_z = raw_max + logf((float)of_fixed(total)), own = v.logits[token];
     if (num_logprobs >= 0) {
         uint32_t here = count_ahead(key_of(own, token));
-        if (num_top > 0) {
-            take_top(*team, s->list + LIST / 2 + team->rank * num_top, num_top);
-            team_barrier(*team);
+        float bound = num_top > 0 ? kth_max(s->raw_max, v.num_tiles, (num_top + team->ranks - 1) / team->ranks) : 0.0f;
+        if (threadIdx.x == 0) s->counter = 0;
+        tell(s, team, here, __float_as_uint(bound));
+        for (int rank = 0; rank < team->ranks; rank++) {
+            ahead += (uint32_t)told_by(s, *team, rank).a;
+            bound = fminf(bound, __uint_as_float((uint32_t)told_by(s, *team, rank).b));
         }
-        tell(s, team, here, 0);
-        for (int rank = 0; rank < team->ranks; rank++) ahead += (uint32_t)told_by(s, *team, rank).a;
+        if (num_top > 0) take_top(*team, bound, num_top);
     }
     if (team->rank != 0) return;
-    if (num_top > 0) {                     /* the best of every cta, in the upper half */
-        for (int i = threadIdx.x; i < team->ranks * num_top; i += SAMPLE_THREADS) s->list[i] = s->list[LIST / 2 + i];
-        __syncthreads();
-        if (team->ranks > 1) sort_list(team->ranks * num_top);
-    }
     if (threadIdx.x == 0) write_head(a, r, token, own - log_z, num_logprobs >= 0 ? (int)ahead + 1 : 0, max(num_top, 0));
     if ((int)threadIdx.x * 2 < num_top) {
         uint64_t first = s->list[threadIdx.x * 2], second = threadIdx.x * 2 + 1 < num_top ? s->list[threadIdx.x * 2 + 1] : first;
@@ -522,11 +532,11 @@ __global__ void __launch_bounds__(1024) sample_history(const struct sample_kerne
     }
 }
 
-/* Ctas per row: as many as have a multiprocessor each; a row of few tiles is not worth a team. */
+/* Ctas per row: as many as fill the multiprocessors about once and a half; a row of few tiles is not worth a team. */
 static int team_size(int sm, int num_sms, int num_rows, int vocab_size)
 {
     int ranks = sm >= 90 ? 8 : 1;
-    while (ranks > 1 && (ranks * num_rows > num_sms || ranks * 4 * TILE > vocab_size)) ranks /= 2;
+    while (ranks > 1 && (ranks * num_rows > num_sms * 3 / 2 || ranks * 4 * TILE > vocab_size)) ranks /= 2;
     return ranks;
 }
 

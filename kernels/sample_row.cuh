@@ -11,7 +11,7 @@
 constexpr int SAMPLE_THREADS = 512, SAMPLE_WARPS = SAMPLE_THREADS / WARP;
 constexpr int TILE = 1024, TILE_LOADS = TILE / (4 * WARP);
 constexpr int SAMPLE_MAX_VOCAB = 1 << 18, MAX_TILES = SAMPLE_MAX_VOCAB / TILE;
-constexpr int MAX_TEAM = 16;
+constexpr int MAX_TEAM = 8;
 constexpr int BINS = 2048, BINS_PER_THREAD = BINS / SAMPLE_THREADS;
 constexpr int LIST = 2048, LIST_PER_THREAD = LIST / SAMPLE_THREADS;
 constexpr int HASH_BITS = 11, HASH = 1 << HASH_BITS;
@@ -208,6 +208,13 @@ static __device__ __forceinline__ void team_begin(struct sample_shared *s, const
     } else asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
 }
+/* Word to the team that this cta has read from another, which may go on once it has heard that of all: team_join(). */
+static __device__ __forceinline__ void team_has_read(const struct team &team)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (team.ranks > 1) asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
 static __device__ __forceinline__ void team_join(const struct team &team)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -277,8 +284,10 @@ static __device__ __forceinline__ void load_logits(float4 *x, const struct row_v
 }
 
 /* The logit with the biases of the token, in the order of the list (one token named three times in a short list: in any order). */
-static __device__ float biased_logit(const struct row_view &v, const struct sample_shared *s, float logit, int id)
+static __device__ __noinline__ float biased_logit(float logit, int id)
 {
+    const struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
     if (!v.has_hash) {
         for (int i = 0; i < v.bias_count; i++)
             if (v.bias_ids[i] == id) logit += v.bias_values[i];
@@ -289,38 +298,7 @@ static __device__ float biased_logit(const struct row_view &v, const struct samp
     return logit;
 }
 
-static __device__ float changed_logit(const struct row_view &v, const struct sample_shared *s, float logit, int id, bool bit, bool is_seen)
-{
-    if (v.has_allowed && !bit) return -INFINITY;
-    if (v.has_bias && (v.has_allowed || bit)) logit = biased_logit(v, s, logit, id);
-    if (is_seen) {
-        uint32_t count = v.counts[id];
-        logit = logit > 0.0f ? __fdiv_rn(logit, v.repetition) : __fmul_rn(logit, v.repetition);
-        /* Two roundings, as on the CPU: greedy rows are compared bit by bit. */
-        if (count > 0) logit = __fsub_rn(logit, __fadd_rn(__fmul_rn(v.frequency, (float)count), v.presence));
-    }
-    return logit;
-}
-
-/* Allowed, then bias, then penalties; bits and seen are those of the four tokens. */
-static __device__ __noinline__ float4 changed_logits(float4 x, int id, uint32_t bits, uint32_t seen)
-{
-    const struct sample_shared *s = cta_state();
-    const struct row_view &v = s->view;
-    float4 y = x;
-#pragma unroll 1
-    for (int i = 0; i < 4; i++) {
-        if (id + i >= v.vocab_size) break;
-        float logit = changed_logit(v, s, i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w, id + i, bits >> i & 1u, seen >> i & 1u);
-        y.x = i == 0 ? logit : y.x;
-        y.y = i == 1 ? logit : y.y;
-        y.z = i == 2 ? logit : y.z;
-        y.w = i == 3 ? logit : y.w;
-    }
-    return y;
-}
-
-/* What is known of a tile's tokens, one word of 32 in each lane; and the part of load j, in every lane for its own four. */
+/* What is known of a tile's tokens, one word of 32 in each lane. */
 struct tile_bits { uint32_t marked, seen; };
 static __device__ __forceinline__ struct tile_bits bits_of_tile(const struct row_view &v, const struct sample_shared *s, int tile)
 {
@@ -330,12 +308,56 @@ static __device__ __forceinline__ struct tile_bits bits_of_tile(const struct row
     if (v.has_penalties && word * 32 < v.vocab_size) bits.seen = v.seen[word];
     return bits;
 }
-static __device__ __forceinline__ float4 change(const struct row_view &v, float4 x, int id, const struct tile_bits &tile, int j)
+
+/* The same for the four tokens of one load, and how often each was generated. */
+struct four_bits { uint32_t marked, seen; uint2 counts; };
+static __device__ __forceinline__ struct four_bits bits_of_four(const struct row_view &v, const struct tile_bits &tile, int id, int j)
 {
     int lane = threadIdx.x % WARP, word = j * 4 + lane / 8;
-    uint32_t bits = __shfl_sync(0xffffffffu, tile.marked, word) >> lane % 8 * 4 & 15u;
-    uint32_t seen = __shfl_sync(0xffffffffu, tile.seen, word) >> lane % 8 * 4 & 15u;
-    return v.has_allowed || (bits | seen) != 0 ? changed_logits(x, id, bits, seen) : x;
+    struct four_bits four = {};
+    four.marked = __shfl_sync(0xffffffffu, tile.marked, word) >> lane % 8 * 4 & 15u;
+    four.seen = __shfl_sync(0xffffffffu, tile.seen, word) >> lane % 8 * 4 & 15u;
+    if (four.seen != 0 && v.is_aligned) four.counts = *(const uint2 *)(v.counts + id);
+    else if (four.seen != 0) {
+        four.counts.x = v.counts[id] | (id + 1 < v.vocab_size ? (uint32_t)v.counts[id + 1] << 16 : 0);
+        four.counts.y = (id + 2 < v.vocab_size ? v.counts[id + 2] : 0) | (id + 3 < v.vocab_size ? (uint32_t)v.counts[id + 3] << 16 : 0);
+    }
+    return four;
+}
+
+static __device__ __forceinline__ float changed_logit(const struct row_view &v, float logit, int id, bool is_marked, bool is_seen, uint32_t count)
+{
+    if (v.has_allowed && !is_marked) return -INFINITY;
+    if (v.has_bias && is_marked) logit = biased_logit(logit, id);
+    if (is_seen) {
+        logit = logit > 0.0f ? __fdiv_rn(logit, v.repetition) : __fmul_rn(logit, v.repetition);
+        /* Two roundings, as on the CPU: greedy rows are compared bit by bit. */
+        if (count > 0) logit = __fsub_rn(logit, __fadd_rn(__fmul_rn(v.frequency, (float)count), v.presence));
+    }
+    return logit;
+}
+
+/* Allowed, then bias, then penalties. Marked are the allowed ones, or where all are, those with a bias. */
+static __device__ __noinline__ float4 changed_logits(float4 x, int id, struct four_bits four)
+{
+    const struct row_view &v = cta_state()->view;
+    x.x = changed_logit(v, x.x, id, four.marked & 1u, four.seen & 1u, four.counts.x & 0xffffu);
+    x.y = changed_logit(v, x.y, id + 1, four.marked & 2u, four.seen & 2u, four.counts.x >> 16);
+    x.z = changed_logit(v, x.z, id + 2, four.marked & 4u, four.seen & 4u, four.counts.y & 0xffffu);
+    x.w = changed_logit(v, x.w, id + 3, four.marked & 8u, four.seen & 8u, four.counts.y >> 16);
+    return x;
+}
+
+/* Loads first_load .. first_load + N - 1 of a tile, from token id on. */
+template <int N>
+static __device__ __forceinline__ void change(float4 *x, const struct row_view &v, const struct tile_bits &tile, int id, int first_load)
+{
+    struct four_bits four[N];
+#pragma unroll
+    for (int j = 0; j < N; j++) four[j] = bits_of_four(v, tile, id + j * 4 * WARP, first_load + j);
+#pragma unroll
+    for (int j = 0; j < N; j++)
+        if (v.has_allowed || (four[j].marked | four[j].seen) != 0) x[j] = changed_logits(x[j], id + j * 4 * WARP, four[j]);
 }
 
 /* visit(logit, id) for every token of a tile (index within this cta), changed logits or raw ones; -inf beyond the vocabulary. */
@@ -351,10 +373,7 @@ static __device__ __forceinline__ void for_tile(const struct row_view &v, int ti
     for (int load = 0; load < TILE_LOADS; load += AT_ONCE) {
         float4 x[AT_ONCE];
         load_logits<AT_ONCE>(x, v, first + load * 4 * WARP);
-        if (is_changed) {
-#pragma unroll
-            for (int j = 0; j < AT_ONCE; j++) x[j] = change(v, x[j], first + (load + j) * 4 * WARP, bits, load + j);
-        }
+        if (is_changed) change<AT_ONCE>(x, v, bits, first + load * 4 * WARP, load);
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
             int id = first + (load + j) * 4 * WARP;

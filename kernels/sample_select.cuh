@@ -42,11 +42,19 @@ static __device__ __noinline__ void fill_bins(const struct team &team, float bin
     if (team.ranks == 1) return;
     int per_rank = BINS / team.ranks;
     for (int bin = team.rank * per_rank + threadIdx.x; bin < (team.rank + 1) * per_rank; bin += SAMPLE_THREADS) {
-        uint32_t count = 0;
+        uint32_t count = 0, low[MAX_TEAM], high[MAX_TEAM], counts[MAX_TEAM];
         uint64_t weight = 0;
-        for (int rank = 0; rank < team.ranks; rank++) {
-            count += *at_rank(team, &s->bin_count[bin], rank);
-            weight += *at_rank(team, &s->bin_low[bin], rank) + ((uint64_t)*at_rank(team, &s->bin_high[bin], rank) << 32);
+#pragma unroll
+        for (int rank = 0; rank < MAX_TEAM; rank++) {
+            int from = rank < team.ranks ? rank : 0;
+            counts[rank] = *at_rank(team, &s->bin_count[bin], from);
+            low[rank] = *at_rank(team, &s->bin_low[bin], from);
+            high[rank] = *at_rank(team, &s->bin_high[bin], from);
+        }
+#pragma unroll
+        for (int rank = 0; rank < MAX_TEAM; rank++) {
+            count += rank < team.ranks ? counts[rank] : 0;
+            weight += rank < team.ranks ? low[rank] + ((uint64_t)high[rank] << 32) : 0;
         }
         s->bin_count[bin] = count;         /* nobody else reads this run of bins */
         s->bin_low[bin] = (uint32_t)weight;
@@ -118,7 +126,7 @@ static __device__ __noinline__ struct found_cut find_bin(const struct team &team
 /* ---- lists of keys, in the team's first cta ---- */
 
 /* Keys in (low, high] of the tokens whose bin lies in first_bin..last_bin, into the list of rank 0, in no order; the caller knows
- * that they fit, and counter is 0 since the barrier before. A barrier of the team. */
+ * that they fit or looks at the counter, which is 0 since the team was told something. A barrier of the team. */
 static __device__ __noinline__ void gather(const struct team &team, float bin_scale, int first_bin, int last_bin, uint64_t low, uint64_t high)
 {
     struct sample_shared *s = cta_state();
@@ -193,8 +201,9 @@ static __device__ __noinline__ struct found_cut find_in_list(int n, uint32_t mos
 }
 
 /* The first n keys of the list: id first, rising as the turned key falls. */
-static __device__ void turn_to_ids(struct sample_shared *s, int n)
+static __device__ void turn_to_ids(int n)
 {
+    struct sample_shared *s = cta_state();
     for (int i = threadIdx.x; i < n; i += SAMPLE_THREADS) s->list[i] = s->list[i] << 32 | s->list[i] >> 32;
     __syncthreads();
 }
@@ -259,16 +268,41 @@ static __device__ __noinline__ struct found_cut cut_in_bin(struct team *team, fl
     return cut;
 }
 
+/* The token from the list of rank 0, which holds n keys down to the cuts or below; total: what top_p is a share of, without top_k. */
+static __device__ __noinline__ token_id draw_from_list(int n, int top_k, float top_p, uint64_t total, float share)
+{
+    struct found_cut last;
+
+    sort_list(n);
+    if (top_k > 0) {
+        last = find_in_list(n, top_k, ~0ull, false);
+        if (top_p < 1.0f) last = find_in_list(last.count, ~0u, share_of(top_p, last.weight), false);
+    } else last = find_in_list(n, ~0u, top_p < 1.0f ? share_of(top_p, total) : ~0ull, false);
+    turn_to_ids(last.count);
+    sort_list(last.count);
+    last = find_in_list(last.count, ~0u, share_of(share, last.weight), true);
+    return key_id(last.key >> 32);
+}
+
 /* One token of a truncated row. Either draws it from the list: *token, in rank 0 (TOKEN_NONE elsewhere), true. Or leaves the cut
- * in *cut for a draw over the tiles: false. total: the weight of all tokens; share: the uniform number. */
-static __device__ __noinline__ bool draw_truncated(struct team *team, float bin_scale, int top_k, float top_p, uint64_t total, float share,
-                                                   token_id *token, uint64_t *cut)
+ * in *cut for a draw over the tiles: false. total: the weight of all tokens; share: the uniform number; has_bound: the bins end
+ * where top_k tokens or some more are. */
+static __device__ __noinline__ bool draw_truncated(struct team *team, float bin_scale, bool has_bound, int top_k, float top_p,
+                                                   uint64_t total, float share, token_id *token, uint64_t *cut)
 {
     struct sample_shared *s = cta_state();
     const struct row_view &v = s->view;
     *token = TOKEN_NONE;
     *cut = 0;
     if (top_k <= 0 && top_p >= 1.0f) return false;           /* min_p alone */
+    if (has_bound) {
+        gather(*team, bin_scale, 0, BINS - 1, 0, ~0ull);
+        uint32_t n = *at_rank(*team, &s->counter, 0);
+        team_has_read(*team);
+        if (n <= LIST && team->rank == 0) *token = draw_from_list(n, top_k, top_p, total, share);
+        team_join(*team);
+        if (n <= LIST) return true;
+    }
     fill_bins(*team, bin_scale, top_p < 1.0f);
     struct bin_sums sums = sum_bins(team);
     if (v.min_p > 0.0f) total = sums.all_weight;
@@ -283,14 +317,7 @@ static __device__ __noinline__ bool draw_truncated(struct team *team, float bin_
 
     if (down_to_it <= LIST) {
         gather(*team, bin_scale, 0, bin.is_found ? bin.bin : BINS - 1, 0, ~0ull);
-        if (team->rank != 0) return true;
-        sort_list(down_to_it);
-        struct found_cut last = find_in_list(down_to_it, most, enough, false);
-        if (top_k > 0 && top_p < 1.0f) last = find_in_list(last.count, ~0u, share_of(top_p, last.weight), false);
-        turn_to_ids(s, last.count);
-        sort_list(last.count);
-        last = find_in_list(last.count, ~0u, share_of(share, last.weight), true);
-        *token = key_id(last.key >> 32);
+        if (team->rank == 0) *token = draw_from_list(down_to_it, top_k, top_p, total, share);
         return true;
     }
     if (!bin.is_found) return false;
