@@ -265,6 +265,22 @@ static void log_plans(const struct ranks *ranks)
     }
 }
 
+/* The terms of rank 0's plan, and what its device says is in use: before the ranks serve, and when they end. */
+static void log_memory(const struct ranks *ranks, const char *when)
+{
+    const struct memory_plan *plan = &ranks->plans[0].memory;
+    uint64_t total = 0, available = 0;
+    if (!ranks->options.ops->device_memory) return;
+    if (ranks->options.ops->device_memory(ranks->options.first_device, &total, &available, NULL) < 0) return;
+    double mib = 1 << 20, used = (double)(total - available) / mib, planned = (double)plan->total / mib;
+    log_info("memory_plan", "%s: weights %.0f + activations %.0f + workspace %.0f + rope table %.0f + comm %.0f + context %.0f + "
+             "library %.0f + kv %.0f (%d blocks) = %.0f MiB planned of %.0f, %.0f kept free; the device reports %.0f in use, %+.2f %%",
+             when, (double)plan->weights / mib, (double)plan->activations / mib, (double)plan->workspace / mib,
+             (double)plan->rope_table / mib, (double)plan->comm / mib, (double)plan->context / mib, (double)plan->library / mib,
+             (double)plan->kv / mib, (int)plan->num_blocks, planned, (double)total / mib, (double)plan->headroom_bytes / mib, used,
+             100 * (used - planned) / planned);
+}
+
 static int start_thread(struct ranks *ranks, int i, const struct model_source *src, struct err *err)
 {
     struct rank *rank = &ranks->all[i];
@@ -358,6 +374,7 @@ int ranks_start(struct ranks **out, const struct model_source *src, const struct
     }
     if ((rc = await_opened(ranks, err)) < 0) goto out;
     describe(ranks);
+    log_memory(ranks, "ready");
     *out = ranks;
     ranks = NULL;
 out:
@@ -385,6 +402,7 @@ void ranks_stop(struct ranks *ranks)
     struct step_result *result;
     if (!ranks) return;
     while (ranks_wait(ranks, &result) != ERR_NOT_FOUND) continue;
+    if (ranks->description[0]) log_memory(ranks, "ending");
     atomic_store(&ranks->ending, true);
     bump(&ranks->submitted);
     if (!join_all(ranks)) return;
