@@ -51,6 +51,9 @@ static inline const int *layout_layers(const struct layout *layout) { return lay
 int layout_check(const struct layout *layout, const struct model_config *config, struct err *err);
 /* GPUs that a process started here may use: CUDA_VISIBLE_DEVICES, else the device files. 0: none or unknown. */
 int gpus_visible(void);
+/* CUDA_VISIBLE_DEVICES of one replica: its per_replica GPUs of those that are visible here. ERR_NOT_FOUND: there are not so many (list
+ * is then ""); ERR_LIMIT: they do not fit into size bytes. */
+int replica_gpus(char *list, size_t size, int replica, int per_replica);
 
 /* layer_partition: pp_size counts that sum to num_hidden_layers, or NULL: stages balanced by weights + head +
  * embedding. Errors as layout_check. */

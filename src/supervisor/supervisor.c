@@ -13,6 +13,7 @@
 
 #include <sluice/channel.h>
 #include <sluice/metrics.h>
+#include <sluice/parallel.h>
 
 #include "base/bug.h"
 #include "base/buf.h"
@@ -283,9 +284,32 @@ fail:
     return ERR_IO;
 }
 
+enum { GPU_LIST_BYTES = 1024 };
+
+/* Several replicas: each sees the GPUs of its own only. NULL: the environment as it is (one replica, no GPU, no memory). The array is
+ * the caller's to free, its strings are not; own: storage of the entry that differs. */
+static char **environment_of(const struct replica *replica, char own[GPU_LIST_BYTES])
+{
+    static const char name[] = "CUDA_VISIBLE_DEVICES=";
+    const struct config *config = replica->sup->config;
+    int per_replica = (int)(config->tensor_parallel_size * config->pipeline_parallel_size), n = 0, kept = 0;
+
+    if (replica->sup->num_replicas == 1 || !strcmp(config->device, "cpu")) return NULL;
+    memcpy(own, name, sizeof name);
+    if (replica_gpus(own + sizeof name - 1, GPU_LIST_BYTES - sizeof name + 1, replica->index, per_replica) < 0) return NULL;
+    while (environ[n]) n++;
+    char **env = calloc((size_t)n + 2, sizeof *env);
+    if (!env) return NULL;
+    for (int i = 0; i < n; i++)
+        if (strncmp(environ[i], name, sizeof name - 1) != 0) env[kept++] = environ[i];
+    env[kept] = own;
+    return env;
+}
+
 static int spawn_process(struct replica *replica, struct err *err)
 {
     struct supervisor *sup = replica->sup;
+    char gpus[GPU_LIST_BYTES];
     uv_stdio_container_t stdio[IPC_PAGE_FD + 1] = { 0 };
     uv_process_options_t options = { 0 };
     int pair[2] = { -1, -1 }, page_fd = -1, rc = ERR_IO;
@@ -306,6 +330,7 @@ static int spawn_process(struct replica *replica, struct err *err)
     options.stdio = stdio;
     options.stdio_count = IPC_PAGE_FD + 1;
     options.exit_cb = on_process_exit;
+    options.env = environment_of(replica, gpus);
     replica->process.data = replica;
     int uv_rc = uv_spawn(sup->loop, &replica->process, &options);
     replica->process_alive = true;     /* even a failed spawn leaves a handle to close */
@@ -317,6 +342,7 @@ static int spawn_process(struct replica *replica, struct err *err)
     rc = channel_open(&replica->channel, sup->loop, pair[0], &channel_callbacks, replica, err);
     if (rc == 0) pair[0] = -1;
 out:
+    free(options.env);
     if (pair[0] >= 0) close(pair[0]);
     if (pair[1] >= 0) close(pair[1]);
     if (page_fd >= 0) close(page_fd);

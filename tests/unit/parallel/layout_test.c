@@ -161,6 +161,21 @@ static void visible_gpus_are_counted(void **state)
     unsetenv("CUDA_VISIBLE_DEVICES");
 }
 
+static void each_replica_gets_gpus_of_its_own(void **state)
+{
+    (void)state;
+    char list[64];
+    setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-1b2c,7", 1);
+    assert_int_equal(replica_gpus(list, sizeof list, 0, 2), 0);
+    assert_string_equal(list, "4,5");
+    assert_int_equal(replica_gpus(list, sizeof list, 1, 2), 0);
+    assert_string_equal(list, "GPU-1b2c,7");
+    assert_int_equal(replica_gpus(list, sizeof list, 2, 2), ERR_NOT_FOUND);
+    assert_string_equal(list, "");
+    assert_int_equal(replica_gpus(list, 5, 1, 2), ERR_LIMIT);
+    unsetenv("CUDA_VISIBLE_DEVICES");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -168,7 +183,7 @@ int main(void)
         cmocka_unit_test(balance_counts_embedding_and_head), cmocka_unit_test(told_partition_is_taken),
         cmocka_unit_test(impossible_layouts_are_refused),
         cmocka_unit_test(the_nearest_layout_is_possible),    cmocka_unit_test(more_ranks_than_devices_are_refused),
-        cmocka_unit_test(visible_gpus_are_counted),
+        cmocka_unit_test(visible_gpus_are_counted), cmocka_unit_test(each_replica_gets_gpus_of_its_own),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
