@@ -17,7 +17,7 @@
 
 struct buf;
 
-enum { IPC_VERSION = 2, IPC_MAX_PAYLOAD = 64 << 20, IPC_FD = 3, IPC_PAGE_FD = 4 };   /* descriptors an engine inherits */
+enum { IPC_VERSION = 3, IPC_MAX_PAYLOAD = 64 << 20, IPC_FD = 3, IPC_PAGE_FD = 4 };   /* descriptors an engine inherits */
 
 enum msg_type {
     /* gateway -> engine */
@@ -31,6 +31,7 @@ enum msg_type {
     MSG_LOGPROBS,           /* logprob rows of the MSG_EVENTS frame that follows directly */
     MSG_EVENTS,             /* token_event[] */
     MSG_STATS,              /* engine_stats, at most every 100 ms and when the engine goes idle */
+    MSG_BEGUN,              /* uint64_t ids[] of those with start_by_ms whose first step begins: they wait no longer */
     MSG_PROMPT_LOGPROBS,    /* prompt_row_head and its top logprobs, for each prompt token that a step scored */
 };
 

@@ -35,6 +35,8 @@ enum metric {
     M_KV_USAGE,               /* gauge   sluice_kv_usage_ratio                replica */
     M_CACHE_HIT, M_CACHE_MISS,/* counter sluice_prefix_cache_{hit,miss}_tokens_total   replica (set from engine totals) */
     M_PREEMPTIONS,            /* counter sluice_preemptions_total             replica */
+    M_MEMORY_FREE, M_MEMORY_HEADROOM,    /* gauge sluice_memory_bytes         replica, kind */
+    M_THROTTLED,              /* gauge   sluice_admission_throttled           replica */
     M_REPLICA_UP,             /* gauge   sluice_replica_up                    replica */
     M_REPLICA_LOAD_SECONDS,   /* gauge   sluice_replica_load_seconds          replica */
     M_REPLICA_RESTARTS,       /* counter sluice_replica_restarts_total        replica x enum restart_cause: index = replica * RESTART_COUNT + cause */

@@ -99,6 +99,8 @@ int32_t ranks_num_slots(const struct ranks *ranks);      /* plans in flight at o
 bool ranks_overlaps(const struct ranks *ranks);
 int32_t ranks_max_rows(const struct ranks *ranks);       /* rows of logits one plan may have */
 const struct memory_plan *ranks_memory_plan(const struct ranks *ranks, int rank);
+/* The least that any of their devices has free (CPU: the host), other processes counted; 0: unknown. Any thread. */
+uint64_t ranks_free_memory(const struct ranks *ranks);
 const char *ranks_describe(const struct ranks *ranks);   /* "cpu-fast, AVX-512 BF16, 2 threads" */
 
 /* Which rank failed at which step, "rank 2 (stage 1, tp 0) stalled at step 17: ..."; "" while all is well. */

@@ -97,6 +97,7 @@ struct engine_request {
     uint64_t id;                   /* unique for the life of the gateway; never reused */
     uint64_t group;                /* sequences of one prompt (n > 1) share it: their prompt is prefilled once */
     int64_t arrival_ms;            /* CLOCK_MONOTONIC, same host */
+    int64_t start_by_ms;           /* same clock: when its first step has not begun by then, it never does; 0 = none */
     int32_t priority;              /* lower first */
     int32_t max_tokens;            /* generated tokens incl. those of `output`; context already applied; >= 1 (score_prompt: 0) */
     int32_t min_tokens;

@@ -1,16 +1,23 @@
 #include "base/ring.h"
 
+#include <errno.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include <sluice/err.h>
 
 int ring_init(struct ring *ring, size_t cap)
 {
+    pthread_condattr_t attributes;
+
     *ring = (struct ring){ .cap = cap };
     ring->slots = calloc(cap, sizeof *ring->slots);
     if (!ring->slots) return ERR_NO_MEMORY;
     pthread_mutex_init(&ring->lock, NULL);
-    pthread_cond_init(&ring->nonempty, NULL);
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&ring->nonempty, &attributes);
+    pthread_condattr_destroy(&attributes);
     return 0;
 }
 
@@ -52,6 +59,21 @@ void *ring_pop_wait(struct ring *ring)
 {
     pthread_mutex_lock(&ring->lock);
     while (!ring->count && !ring->closed) pthread_cond_wait(&ring->nonempty, &ring->lock);
+    void *item = take(ring);
+    pthread_mutex_unlock(&ring->lock);
+    return item;
+}
+
+void *ring_pop_within(struct ring *ring, int64_t ms)
+{
+    struct timespec until;
+    int rc = 0;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += ms / 1000 + (until.tv_nsec + ms % 1000 * 1000000) / 1000000000;
+    until.tv_nsec = (until.tv_nsec + ms % 1000 * 1000000) % 1000000000;
+    pthread_mutex_lock(&ring->lock);
+    while (!ring->count && !ring->closed && rc != ETIMEDOUT) rc = pthread_cond_timedwait(&ring->nonempty, &ring->lock, &until);
     void *item = take(ring);
     pthread_mutex_unlock(&ring->lock);
     return item;

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 struct ring {
     pthread_mutex_t lock;
@@ -20,6 +21,7 @@ int  ring_init(struct ring *ring, size_t cap);     /* 0 or ERR_NO_MEMORY */
 int  ring_push(struct ring *ring, void *item);
 void *ring_pop(struct ring *ring);                 /* NULL when empty */
 void *ring_pop_wait(struct ring *ring);            /* blocks; NULL once closed and empty */
+void *ring_pop_within(struct ring *ring, int64_t ms);      /* the same, and NULL when nothing came in time */
 size_t ring_count(struct ring *ring);
 void ring_close(struct ring *ring);                /* wakes every waiter; pushes answer ERR_ENDED */
 void ring_release(struct ring *ring);              /* must be empty or its items owned elsewhere */

@@ -28,6 +28,17 @@ static bool held_by_group(const struct scheduler *s, const struct sequence *seq)
     return leader >= 0 && s->pool.all[leader].num_published < (seq->num_prompt - 1) / s->kv.block_size;
 }
 
+/* Nobody waits for it any more. */
+static bool too_late(const struct scheduler *s, const struct sequence *seq)
+{
+    return seq->start_by_ns && !seq->scheduled_ns && s->draft.now_ns > seq->start_by_ns;
+}
+
+static bool is_kept_out(const struct scheduler *s, const struct sequence *seq)
+{
+    return too_late(s, seq) || held_by_group(s, seq);
+}
+
 static bool may_admit(const struct scheduler *s)
 {
     const struct step_draft *draft = &s->draft;
@@ -71,6 +82,9 @@ static void count_first_admission(struct scheduler *s, struct sequence *seq)
     seq->num_cached = seq->num_computed < seq->num_prompt ? seq->num_computed : seq->num_prompt;
     s->stats.cache_hit_tokens += (uint64_t)seq->num_cached;
     s->stats.cache_miss_tokens += (uint64_t)(seq->num_prompt - seq->num_cached);
+    if (!seq->start_by_ns) return;
+    BUG_ON(s->num_begun >= s->options.max_num_seqs);
+    s->begun[s->num_begun++] = seq->id;
 }
 
 /* In the order of seq_before, mostly at the end. */
@@ -295,7 +309,7 @@ static void start_timing(struct scheduler *s)
 
 static void give_in_order(struct scheduler *s)
 {
-    int32_t num_held = 0;
+    int32_t num_kept_out = 0;
 
     for (int32_t i = 0; s->draft.num_prompts && i < s->num_running && s->draft.budget; i++) {
         struct sequence *seq = s->running[i];
@@ -304,8 +318,8 @@ static void give_in_order(struct scheduler *s)
     list_for_each_safe(it, tmp, &s->waiting) {
         struct sequence *seq = list_entry(it, struct sequence, link);
         if (!s->draft.budget || !may_admit(s)) return;
-        if (held_by_group(s, seq)) {
-            if (++num_held == WAITING_SCAN) return;
+        if (is_kept_out(s, seq)) {
+            if (++num_kept_out == WAITING_SCAN) return;
             continue;
         }
         if (!admit(s, seq)) return;
@@ -355,7 +369,7 @@ static void push_out_for_urgent(struct scheduler *s)
 
     if (s->options.policy != POLICY_PRIORITY || list_empty(&s->waiting)) return;
     struct sequence *urgent = list_entry(s->waiting.next, struct sequence, link);
-    if (held_by_group(s, urgent) || (s->num_free_slots && has_room(s, urgent, 0, &match))) return;
+    if (is_kept_out(s, urgent) || (s->num_free_slots && has_room(s, urgent, 0, &match))) return;
     if (!worth_pushing(s, urgent)) return;
     int32_t from = s->num_running;
     int64_t coming = 0;
@@ -408,7 +422,7 @@ static bool take_turn(struct scheduler *s, struct sequence *seq)
 /* A waiting prompt's turn has come. One that finds no room keeps its place; after long it gets the next room. */
 static bool let_in(struct scheduler *s, struct sequence *seq)
 {
-    if ((s->reserved && s->reserved != seq) || held_by_group(s, seq)) return false;
+    if ((s->reserved && s->reserved != seq) || is_kept_out(s, seq)) return false;
     if (admit(s, seq)) return true;
     if (seq->passed_over > PATIENCE_STEPS && !s->reserved) s->reserved = seq;
     return false;

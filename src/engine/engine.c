@@ -24,6 +24,7 @@ enum {
     INTERVAL_NS = 100000000,           /* MSG_PROGRESS, MSG_STATS */
     FLUSH_MS = 1000,
     HEADROOM_MS = 1000,
+    STARVED_MS = 10,                   /* all that wait are too late: their aborts are on the way */
 };
 
 /* One plan on the ranks. */
@@ -54,6 +55,7 @@ struct engine {
     struct buf out;                    /* frames of this step; grown before READY, never after */
     int64_t told_ns;                   /* last MSG_STATS */
     bool stats_stale;                  /* something happened since */
+    bool starved;                      /* there are sequences, but none that may run, and no step that could change it */
 
     pthread_mutex_t progress_lock;     /* progress_ns; loading only */
     int64_t progress_ns;
@@ -205,7 +207,7 @@ static int alloc_out(struct engine *engine, int32_t max_num_seqs)
     size_t events = ((size_t)max_num_seqs + SCHEDULER_MAX_NOTES) * sizeof(struct token_event);
     size_t rows =
         (size_t)max_num_seqs * (sizeof(struct prompt_row_head) + MAX_TOP_LOGPROBS * sizeof(struct token_logprob));
-    size_t bytes = events + rows + sizeof(struct engine_stats) + 64;
+    size_t bytes = events + rows + (size_t)max_num_seqs * sizeof(uint64_t) + sizeof(struct engine_stats) + 64;
 
     BUG_ON(bytes > OUTBOX_BYTES);
     buf_init(&engine->out, bytes);
@@ -261,7 +263,7 @@ int engine_start(struct engine *engine, const struct engine_setup *setup, struct
         ring_init(&engine->give_back, most) < 0)
         return err_set(err, ERR_NO_MEMORY, "engine: no memory for %d sequences", o.max_num_seqs);
     if (setup->free_memory && (rc = headroom_open(&engine->headroom, setup->headroom_bytes, setup->free_memory,
-                                                  HEADROOM_MS, err)) < 0)
+                                                  setup->free_memory_arg, HEADROOM_MS, err)) < 0)
         return rc;
     if (setup->trace_path[0] &&
         (rc = trace_open(&engine->trace, setup->trace_path, setup->trace_bytes, &o, err)) < 0)
@@ -363,11 +365,22 @@ static void engine_publish(struct engine *engine)
     if (engine->page) page_set(&engine->page->pending, (uint64_t)scheduler_num_sequences(&engine->scheduler));
 }
 
-/* New requests and aborts; sleeps only when there is nothing to do. */
+/* Sleeps when there is nothing to do; where memory is watched its gauges are told while idle, too. */
+static struct submission *await_message(struct engine *engine)
+{
+    struct submission *sub;
+
+    if (engine->starved) return ring_pop_within(&engine->inbox, STARVED_MS);
+    if (scheduler_num_sequences(&engine->scheduler) || engine->num_flights) return ring_pop(&engine->inbox);
+    if (!engine->headroom) return ring_pop_wait(&engine->inbox);
+    if (!(sub = ring_pop_within(&engine->inbox, HEADROOM_MS))) engine->stats_stale = true;
+    return sub;
+}
+
+/* New requests and aborts. */
 static void engine_receive(struct engine *engine)
 {
-    bool idle = !scheduler_num_sequences(&engine->scheduler) && !engine->num_flights;
-    struct submission *sub = idle ? ring_pop_wait(&engine->inbox) : ring_pop(&engine->inbox);
+    struct submission *sub = await_message(engine);
 
     for (int n = 1; sub; n++) {
         trace_submission(engine->trace, sub);
@@ -378,6 +391,17 @@ static void engine_receive(struct engine *engine)
     if (engine->page) page_set(&engine->page->pending, (uint64_t)scheduler_num_sequences(&engine->scheduler));
 }
 
+/* At once: the step may be long. */
+static void tell_begun(struct engine *engine)
+{
+    const struct scheduler *s = &engine->scheduler;
+
+    if (!s->num_begun) return;
+    ipc_put(&engine->out, MSG_BEGUN, s->begun, (size_t)s->num_begun * sizeof *s->begun);
+    channel_fd_write(engine->channel, engine->out.data, engine->out.len);
+    buf_reset(&engine->out);
+}
+
 static void launch(struct engine *engine, const struct step_plan *plan)
 {
     int64_t now = clock_now_ns();
@@ -385,6 +409,7 @@ static void launch(struct engine *engine, const struct step_plan *plan)
     if (engine->page) __atomic_store_n(&engine->page->step_began_ns, now, __ATOMIC_RELAXED);
     engine->flights[engine->num_flights++] = (struct flight){ plan, now };
     engine->rank_error = ranks_submit(engine->ranks, plan, &engine->results[plan->micro_batch]);
+    tell_begun(engine);
 }
 
 /* The oldest plan's result. */
@@ -433,6 +458,7 @@ static const struct step_plan *plan_next(struct engine *engine)
 
     if (idle && trace_wants_start(engine->trace)) trace_restart(engine->trace, &engine->scheduler);
     const struct step_plan *plan = scheduler_next_step(&engine->scheduler, now_ns);
+    engine->starved = !plan && !engine->num_flights && scheduler_num_sequences(&engine->scheduler);
     trace_step(engine->trace, &engine->scheduler, plan, now_ns);
     return plan;
 }

@@ -25,7 +25,8 @@ struct engine_setup {
     struct scheduler_options scheduler;
     uint8_t model_digest[32];
     /* headroom.h; NULL: memory is not watched */
-    uint64_t (*free_memory)(void);
+    uint64_t (*free_memory)(void *arg);
+    void *free_memory_arg;
     uint64_t headroom_bytes;
     char trace_path[4096];             /* "": no trace */
     uint64_t trace_bytes;

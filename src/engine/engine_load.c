@@ -42,15 +42,7 @@ static void setup_of(struct engine_setup *setup, const struct config *config, co
     model_source_digest(src, setup->model_digest);
 }
 
-/* The least that any GPU of this process has free: CUDA_VISIBLE_DEVICES shows it no others. */
-static uint64_t gpu_free_memory(void)
-{
-    uint64_t total = 0, available = 0, least = UINT64_MAX;
-    for (int i = 0; cuda->device_memory(i, &total, &available, NULL) == 0; i++) {
-        if (available < least) least = available;
-    }
-    return least;
-}
+static uint64_t free_memory(void *ranks) { return ranks_free_memory(ranks); }
 
 int engine_load(struct engine_setup *setup, struct model_source **src, const struct config *config,
                 void (*progress)(void *arg, double share), void *progress_arg, struct err *err)
@@ -69,7 +61,8 @@ int engine_load(struct engine_setup *setup, struct model_source **src, const str
     if (on_gpu) options.comm_ops = cuda_comm;
     options.layers_begun = setup->layers_begun;
     if ((rc = ranks_start(&setup->ranks, *src, &options, progress, progress_arg, err)) < 0) return rc;
-    setup->free_memory = on_gpu ? gpu_free_memory : host_memory_bytes;
+    setup->free_memory = free_memory;
+    setup->free_memory_arg = setup->ranks;
     uint64_t num_ranks = on_gpu ? 1 : (uint64_t)(options.tp_size * options.pp_size);
     setup->headroom_bytes = ranks_memory_plan(setup->ranks, 0)->headroom_bytes * num_ranks;
     return 0;

@@ -8,7 +8,8 @@
 #include "base/log.h"
 
 struct headroom_watch {
-    uint64_t (*free_memory)(void);
+    uint64_t (*free_memory)(void *arg);
+    void *free_memory_arg;
     uint64_t floor_bytes;
     int32_t interval_ms;
     _Atomic uint64_t free_bytes;
@@ -26,7 +27,7 @@ bool headroom_is_short(uint64_t free_bytes, uint64_t floor_bytes, bool was_short
 
 static void look(struct headroom_watch *watch)
 {
-    uint64_t free_bytes = watch->free_memory();
+    uint64_t free_bytes = watch->free_memory(watch->free_memory_arg);
     bool was = atomic_load_explicit(&watch->throttled, memory_order_relaxed);
 
     if (!free_bytes) return;           /* unknown: leave it as it is */
@@ -60,15 +61,16 @@ static void *watch_main(void *arg)
     return NULL;
 }
 
-int headroom_open(struct headroom_watch **out, uint64_t headroom_bytes, uint64_t (*free_memory)(void),
-                  int32_t interval_ms, struct err *err)
+int headroom_open(struct headroom_watch **out, uint64_t headroom_bytes, uint64_t (*free_memory)(void *arg),
+                  void *free_memory_arg, int32_t interval_ms, struct err *err)
 {
     struct headroom_watch *watch = calloc(1, sizeof *watch);
-    uint64_t now = free_memory();
+    uint64_t now = free_memory(free_memory_arg);
     pthread_condattr_t attributes;
 
     if (!watch) return err_set(err, ERR_NO_MEMORY, "headroom watch: out of memory");
     watch->free_memory = free_memory;
+    watch->free_memory_arg = free_memory_arg;
     watch->interval_ms = interval_ms;
     watch->floor_bytes = now && headroom_bytes > now / 2 ? now / 2 : headroom_bytes;
     atomic_store(&watch->free_bytes, now);

@@ -19,8 +19,8 @@ bool headroom_is_short(uint64_t free_bytes, uint64_t floor_bytes, bool was_short
 /* floor = headroom_bytes, but at most half of what is free now: a server that starts in a tight place is throttled when
  * that gets tighter. free_memory: bytes this process may still take, 0 = unknown; called on the watch's thread.
  * ERR_NO_MEMORY. */
-int  headroom_open(struct headroom_watch **out, uint64_t headroom_bytes, uint64_t (*free_memory)(void),
-                   int32_t interval_ms, struct err *err);
+int  headroom_open(struct headroom_watch **out, uint64_t headroom_bytes, uint64_t (*free_memory)(void *arg),
+                   void *free_memory_arg, int32_t interval_ms, struct err *err);
 bool headroom_throttled(const struct headroom_watch *watch);
 /* Of the last reading. */
 void headroom_gauges(const struct headroom_watch *watch, uint64_t *free_bytes, uint64_t *floor_bytes);

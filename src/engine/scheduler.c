@@ -52,8 +52,10 @@ static int alloc_tables(struct scheduler *s)
     s->batches = calloc((size_t)o->num_plans, sizeof *s->batches);
     s->outcomes = calloc(num_seqs + SCHEDULER_MAX_NOTES, sizeof *s->outcomes);
     s->scores = calloc((size_t)caps.max_rows, sizeof *s->scores);
+    s->begun = calloc(num_seqs, sizeof *s->begun);
     s->check_scratch = calloc((size_t)o->num_blocks, sizeof *s->check_scratch);
-    if (!s->running || !s->placed || !s->block_tables || !s->free_slots || !s->batches || !s->outcomes || !s->scores || !s->check_scratch)
+    if (!s->running || !s->placed || !s->block_tables || !s->free_slots || !s->batches || !s->outcomes || !s->scores ||
+        !s->begun || !s->check_scratch)
         return ERR_NO_MEMORY;
     for (int32_t i = 0; i < o->max_num_seqs; i++) s->free_slots[i] = o->max_num_seqs - 1 - i;
     s->num_free_slots = o->max_num_seqs;
@@ -112,6 +114,7 @@ void scheduler_release(struct scheduler *s)
     free(s->free_slots);
     free(s->outcomes);
     free(s->scores);
+    free(s->begun);
     free(s->check_scratch);
     id_map_release(&s->leaders);
     sequence_pool_release(&s->pool);
@@ -135,7 +138,7 @@ static void report(struct scheduler *s, const struct token_event *event, const s
     s->outcomes[s->num_outcomes++] = (struct step_outcome){ *event, row };
 }
 
-void scheduler_clear_outcomes(struct scheduler *s) { s->num_outcomes = s->num_scores = 0; }
+void scheduler_clear_outcomes(struct scheduler *s) { s->num_outcomes = s->num_scores = s->num_begun = 0; }
 
 static void hand_back(struct scheduler *s, struct submission *sub)
 {

@@ -19,6 +19,7 @@
  * deadlock, and because the order never changes, no livelock.
  * n > 1: sequences of a group wait until the first has computed the prompt, then share its full blocks and compute what
  * is left of the prompt (less than a block) each for itself.
+ * Too late (start_by_ns has passed before its first step): never admitted; an abort ends it.
  * Throttled (memory is short): nobody is admitted while anything runs.
  * Up to num_plans plans are in flight, committed in the order they were made.
  * Pipelining: a sequence is in one of them at most; each plan has its share of the running ones.
@@ -129,6 +130,8 @@ struct scheduler {
     int32_t num_outcomes;
     struct step_score *scores;         /* [max_rows] of the step; they precede its outcomes */
     int32_t num_scores;
+    uint64_t *begun;                   /* [max_num_seqs] ids with start_by_ns that were admitted for the first time */
+    int32_t num_begun;
     struct submission *finished;       /* list: no longer used here, to be freed by who made them */
     struct engine_stats stats;
     int32_t *check_scratch;            /* [num_blocks] */
@@ -160,7 +163,7 @@ static inline void scheduler_throttle(struct scheduler *s, bool throttled) { s->
 void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const struct step_result *result,
                       int64_t now_ns);
 
-/* After the outcomes were published. */
+/* After outcomes and begun were published; between two scheduler_next_step. */
 void scheduler_clear_outcomes(struct scheduler *s);
 struct submission *scheduler_take_finished(struct scheduler *s);       /* one, or NULL */
 const struct engine_stats *scheduler_stats(struct scheduler *s);       /* gauges refreshed */

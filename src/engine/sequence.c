@@ -198,6 +198,7 @@ struct sequence *sequence_pool_take(struct sequence_pool *pool, struct submissio
         .wants_logprobs = sub->req.sampling.num_logprobs >= 0,
         .rank = (int64_t)((uint64_t)sub->req.arrival_ms + (uint64_t)sub->req.priority * PRIORITY_STEP_MS),
         .priority = sub->req.priority,
+        .start_by_ns = sub->req.start_by_ms > 0 && sub->req.start_by_ms < INT64_MAX / 1000000 ? sub->req.start_by_ms * 1000000 : 0,
         .has_penalties = sampling_has_penalties(&sub->req.sampling),
     };
     seq->is_plain = !seq->has_penalties && !sub->req.num_bias && sub->req.min_tokens < 1 && !sub->req.num_allowed &&

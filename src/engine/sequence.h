@@ -84,6 +84,7 @@ struct sequence {
     int32_t num_scored;                /* 1..this are; a preemption does not undo it */
     int32_t num_cached;                /* prompt tokens found at the first admission; reported in events */
     int64_t scheduled_ns;              /* when its first step began; 0 = not yet */
+    int64_t start_by_ns;               /* its first step begins no later; 0 = whenever */
     uint64_t waiting_since;            /* step number, for aging */
     int64_t deficit;                   /* fair policy: tokens it may still take in its turn */
     int32_t passed_over;               /* turns in which there was no room for it */

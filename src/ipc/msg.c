@@ -9,7 +9,7 @@
  * elements. */
 struct submit_head {
     uint64_t id, group;
-    int64_t arrival_ms;
+    int64_t arrival_ms, start_by_ms;
     int32_t priority, max_tokens, min_tokens;
     uint32_t ignore_eos;
     struct sampling_params sampling;
@@ -24,7 +24,8 @@ void ipc_put_submit(struct buf *out, const struct engine_request *req)
 {
     static const char zeros[8];
     struct submit_head submit = {
-        .id = req->id, .group = req->group, .arrival_ms = req->arrival_ms, .priority = req->priority,
+        .id = req->id, .group = req->group, .arrival_ms = req->arrival_ms,
+        .start_by_ms = req->start_by_ms, .priority = req->priority,
         .max_tokens = req->max_tokens, .min_tokens = req->min_tokens, .ignore_eos = req->ignore_eos,
         .sampling = req->sampling, .num_prompt = req->num_prompt, .num_output = req->num_output,
         .num_stop_ids = req->num_stop_ids, .num_bias = req->num_bias, .num_allowed = req->num_allowed,
@@ -149,7 +150,8 @@ int ipc_get_submit(const void *payload, size_t len, const struct ipc_limits *lim
     }
 
     *req = (struct engine_request){
-        .id = head.id, .group = head.group, .arrival_ms = head.arrival_ms, .priority = head.priority,
+        .id = head.id, .group = head.group, .arrival_ms = head.arrival_ms,
+        .start_by_ms = head.start_by_ms, .priority = head.priority,
         .max_tokens = head.max_tokens, .min_tokens = head.min_tokens, .ignore_eos = head.ignore_eos,
         .sampling = head.sampling, .num_prompt = head.num_prompt, .num_output = head.num_output,
         .num_stop_ids = head.num_stop_ids, .num_bias = head.num_bias, .num_allowed = head.num_allowed,

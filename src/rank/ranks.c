@@ -496,6 +496,19 @@ const struct memory_plan *ranks_memory_plan(const struct ranks *ranks, int rank)
     return &ranks->plans[rank].memory;
 }
 
+uint64_t ranks_free_memory(const struct ranks *ranks)
+{
+    const struct ranks_options *options = &ranks->options;
+    uint64_t least = UINT64_MAX, total = 0, available = 0;
+
+    if (!options->ops->device_memory) return host_memory_bytes();
+    for (int i = 0; i < ranks->size; i++) {
+        if (options->ops->device_memory(options->first_device + i, &total, &available, NULL) < 0) return 0;
+        if (available < least) least = available;
+    }
+    return least;
+}
+
 const char *ranks_describe(const struct ranks *ranks)
 {
     return ranks->description;

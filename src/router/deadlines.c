@@ -4,6 +4,8 @@
 
 #include <stdlib.h>
 
+enum { BEGUN_MS = 20 };        /* what an engine began just in time is known here by then */
+
 int64_t generation_due_ms(const struct router *router, const struct generation *gen, enum abort_cause *cause)
 {
     struct { int64_t at_ms; enum abort_cause cause; } limits[] = {
@@ -12,7 +14,7 @@ int64_t generation_due_ms(const struct router *router, const struct generation *
         /* that it ran out of time is the dead replica's doing */
         { gen->deadline_total_ms, gen->num_orphans ? ABORT_REPLICA_LOST : ABORT_TOTAL_TIMEOUT },
         { gen->started ? 0 : gen->deadline_ttft_ms, ABORT_TTFT_TIMEOUT },
-        { gen->started ? 0 : gen->deadline_queue_ms, ABORT_QUEUE_TIMEOUT },
+        { gen->begun || gen->started || !gen->deadline_queue_ms ? 0 : gen->deadline_queue_ms + BEGUN_MS, ABORT_QUEUE_TIMEOUT },
     };
     int64_t due = 0;
 
@@ -22,6 +24,18 @@ int64_t generation_due_ms(const struct router *router, const struct generation *
         *cause = limits[i].cause;
     }
     return due;
+}
+
+int64_t generation_start_by_ms(const struct generation *gen)
+{
+    int64_t limits[] = { gen->deadline_total_ms, gen->started ? 0 : gen->deadline_ttft_ms,
+                         gen->started || gen->begun ? 0 : gen->deadline_queue_ms };
+    int64_t least = 0;
+
+    for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
+        if (limits[i] && (!least || limits[i] < least)) least = limits[i];
+    }
+    return least;
 }
 
 static void place(struct router *router, size_t at, struct generation *gen)

@@ -67,6 +67,7 @@ static bool send_choice(struct router *router, struct choice *choice, int replic
         .id = choice->gen->id << CHOICE_BITS | (uint64_t)choice->index,
         .group = choice->gen->id << CHOICE_BITS | (uint64_t)choice->prompt,
         .arrival_ms = spec->arrival_ms,
+        .start_by_ms = choice->index ? 0 : generation_start_by_ms(choice->gen),      /* the others follow the first */
         .priority = params->priority,
         .max_tokens = (int32_t)choice->max_tokens,
         .min_tokens = params->min_tokens,

@@ -355,6 +355,7 @@ static void on_lost(void *arg, int replica, const struct err *why, bool crashed)
     router->replicas[replica].stats = (struct engine_stats){ 0 };
     metric_set(M_RUNNING, replica, 0);
     metric_set(M_WAITING, replica, 0);
+    metric_set(M_THROTTLED, replica, 0);
     dispatch_lost(router, replica, crashed);
     for (int i = 0; i < router->num_replicas; i++) any |= router->replicas[i].ready;
     if (!any) router_set_state(router, ROUTER_DOWN);
@@ -394,6 +395,9 @@ static void mirror_stats(struct router *router, int replica, const struct engine
     metric_set(M_CACHE_HIT, replica, (double)stats->cache_hit_tokens);
     metric_set(M_CACHE_MISS, replica, (double)stats->cache_miss_tokens);
     metric_set(M_PREEMPTIONS, replica, (double)stats->preemptions);
+    metric_set(M_MEMORY_FREE, replica, (double)stats->free_bytes);
+    metric_set(M_MEMORY_HEADROOM, replica, (double)stats->free_bytes - (double)stats->headroom_bytes);
+    metric_set(M_THROTTLED, replica, stats->throttled);
     for (int i = 0; i < router->num_replicas; i++) {
         const struct replica_view *view = &router->replicas[i];
         if (!view->ready || !view->stats.blocks_total) continue;
@@ -534,6 +538,19 @@ static bool on_prompt_logprobs(struct router *router, int replica, const uint8_t
     return pass_scored(router, replica, scored, n);
 }
 
+static bool on_begun(struct router *router, int replica, const uint8_t *payload, size_t len)
+{
+    if (len % sizeof(uint64_t)) return false;
+    for (size_t at = 0; at < len; at += sizeof(uint64_t)) {
+        struct choice *choice = NULL;
+        uint64_t id;
+        memcpy(&id, payload + at, sizeof id);
+        if (!find_choice(router, replica, id, FINISH_NONE, &choice)) return false;
+        if (choice) choice->gen->begun = true;
+    }
+    return true;
+}
+
 static void on_frame(void *arg, int replica, const struct frame_head *head, const void *payload)
 {
     struct router *router = arg;
@@ -543,6 +560,7 @@ static void on_frame(void *arg, int replica, const struct frame_head *head, cons
     switch (head->type) {
     case MSG_LOGPROBS: ok = keep_logprobs(&router->replicas[replica], payload, head->len); break;
     case MSG_EVENTS: ok = on_events(router, replica, payload, head->len); break;
+    case MSG_BEGUN: ok = on_begun(router, replica, payload, head->len); break;
     case MSG_PROMPT_LOGPROBS: ok = on_prompt_logprobs(router, replica, payload, head->len); break;
     case MSG_STATS:
         ok = head->len == sizeof stats;

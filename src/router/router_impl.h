@@ -66,6 +66,7 @@ struct generation {
     int32_t num_choices, num_finished;
     int64_t deadline_queue_ms, deadline_ttft_ms, deadline_total_ms;   /* CLOCK_MONOTONIC; 0 = none */
     int64_t due_ms; size_t due_at; /* deadlines.c: key and place in the heap; 0 = not in it */
+    bool begun;                    /* some engine began its first step: it waits in no queue */
     bool started;                  /* some token arrived */
     bool admitted;
     bool doomed;                   /* too many replicas died under one of its choices: it runs nowhere again */
@@ -150,6 +151,8 @@ void dispatch_flush(struct router *router);                                /* wr
 /* ---- deadlines.c ---- */
 /* When the generation has to have ended, and why it then fails; 0 = never. */
 int64_t generation_due_ms(const struct router *router, const struct generation *gen, enum abort_cause *cause);
+/* Its first step is worth nothing when it begins later; 0 = whenever. */
+int64_t generation_start_by_ms(const struct generation *gen);
 bool deadlines_reserve(struct router *router, size_t n);                   /* room for n generations; false: out of memory */
 void deadlines_update(struct router *router, struct generation *gen);      /* its limits changed */
 void deadlines_remove(struct router *router, struct generation *gen);      /* idempotent */

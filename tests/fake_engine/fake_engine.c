@@ -10,6 +10,7 @@
  *   first=ID            of rule count (default 100);  ids=A:B:C  these tokens in turn, whatever the rule
  *   eos_after=N         the token after N generated ones is `eos` (default 2) and ends the choice;  eos=ID
  *   error_at=N          a choice ends with FINISH_ERROR instead of its token number N (1 = first)
+ *   begun=1             MSG_BEGUN for each request that may begin too late
  *   cached=N            num_cached of every event, at most the prompt
  *   die_at=N            SIGKILL itself at step N;  exit_at=N: exit 70 at step N;  hang_at=N: no step N, the socket is
  *   still read
@@ -41,7 +42,7 @@
 #include "base/list.h"
 
 struct script {
-    long delay_ms, ready_delay_ms, never_ready, fail, first, eos_after, eos, error_at, cached;
+    long delay_ms, ready_delay_ms, never_ready, fail, first, eos_after, eos, error_at, cached, begun;
     long die_at, exit_at, hang_at, garbage_at, bad_event_at, deaf_at;
     long evil_at, version;
     long vocab, max_model_len, max_num_seqs, num_blocks, block_size;
@@ -74,7 +75,7 @@ static struct { const char *name; size_t offset;
     KEY(delay_ms),   KEY(ready_delay_ms), KEY(never_ready), KEY(fail),   KEY(first),         KEY(eos_after),
     KEY(eos),        KEY(error_at),       KEY(cached),      KEY(die_at), KEY(exit_at),       KEY(hang_at),
     KEY(garbage_at), KEY(bad_event_at),   KEY(deaf_at),     KEY(evil_at), KEY(version), KEY(vocab),  KEY(max_model_len), KEY(max_num_seqs),
-    KEY(num_blocks), KEY(block_size),
+    KEY(num_blocks), KEY(block_size), KEY(begun),
 #undef KEY
 };
 
@@ -258,6 +259,9 @@ static void on_submit(struct fake *fake, const void *payload, size_t len)
     if (!choice->tokens) exit(EXIT_FAULT);
     memcpy(choice->tokens, choice->req.tokens, choice->num_tokens * sizeof *choice->tokens);
     list_push_back(&fake->choices, &choice->link);
+    if (!fake->script.begun || !choice->req.start_by_ms) return;
+    ipc_put(&fake->out, MSG_BEGUN, &choice->req.id, sizeof choice->req.id);
+    send_all(fake);
 }
 
 static void put_end(struct fake *fake, const struct choice *choice, enum finish_reason finish, int err_code)

@@ -8,7 +8,7 @@
 
 #include "sim.h"
 
-enum { MAX_PLANS = 3, EPISODE_STEPS = 2000, STALL_STEPS = 20000 };
+enum { MAX_PLANS = 3, EPISODE_STEPS = 2000, STALL_STEPS = 20000, STEP_NS = 1000000 };
 
 struct in_flight {
     const struct step_plan *plan;
@@ -29,7 +29,7 @@ struct sim {
     int64_t step, last_progress;
     uint32_t arrival_percent, abort_percent;
     uint64_t next_id, hash;
-    uint64_t finished, aborted, failed, hit_tokens, preemptions, tokens;       /* of all episodes */
+    uint64_t finished, aborted, failed, late, hit_tokens, preemptions, tokens;       /* of all episodes */
 };
 
 void sim_fail(const char *file, int line, const char *cond)
@@ -75,12 +75,38 @@ static void arrive(struct sim *sim)
     if (!first || !sim_chance(&sim->random, sim->arrival_percent)) return;
     sim_request_init(first, &sim->random, sim->next_id++, sim->options.max_model_len,
                      sim->options.policy == POLICY_PRIORITY);
+    if (sim_chance(&sim->random, 15)) first->req.start_by_ms = sim->step + (int64_t)sim_below(&sim->random, 60);
     uint32_t n = sim_chance(&sim->random, 20) && !first->req.num_output ? 1 + sim_below(&sim->random, 5) : 1;
     submit(sim, first);
     for (uint32_t choice = 1; choice < n && (r = free_place(sim)); choice++) {
         sim_request_clone(r, first, sim->next_id++, choice);
+        r->req.start_by_ms = 0;
         r->live = true;
         submit(sim, r);
+    }
+}
+
+/* Not begun in time: it never will, and its gateway ends it before long. */
+static bool is_late(struct sim *sim, const struct sim_request *r)
+{
+    const struct sequence *seq = sequence_pool_find(&sim->scheduler.pool, r->req.id);
+
+    return r->req.start_by_ms && sim->step > r->req.start_by_ms && seq && !seq->scheduled_ns;
+}
+
+static bool all_are_late(struct sim *sim)
+{
+    for (int i = 0; i < SIM_MAX_LIVE; i++) {
+        if (sim->requests[i].live && !is_late(sim, &sim->requests[i])) return false;
+    }
+    return true;
+}
+
+static void check_begun(struct sim *sim)
+{
+    for (int32_t i = 0; i < sim->scheduler.num_begun; i++) {
+        const struct sim_request *r = find(sim, sim->scheduler.begun[i]);
+        SIM_CHECK(r && r->req.start_by_ms >= sim->step);
     }
 }
 
@@ -88,7 +114,8 @@ static void abort_some(struct sim *sim)
 {
     for (int i = 0; i < SIM_MAX_LIVE; i++) {
         struct sim_request *r = &sim->requests[i];
-        if (!r->live || !sim_chance(&sim->random, sim->abort_percent)) continue;
+        if (!r->live || !sim_chance(&sim->random, is_late(sim, r) ? 30 : sim->abort_percent)) continue;
+        sim->late += is_late(sim, r);
         r->abort_sent = true;
         scheduler_abort(&sim->scheduler, r->req.id);
     }
@@ -183,7 +210,7 @@ static void land(struct sim *sim)
 
     execute_some(sim, 1);
     scheduler_measured(&sim->scheduler, flight.plan, 0.2 + 0.1 * flight.plan->num_tokens + sim_below(&sim->random, 3));
-    scheduler_commit(&sim->scheduler, flight.plan, &sim->flights[0].result, sim->step);
+    scheduler_commit(&sim->scheduler, flight.plan, &sim->flights[0].result, sim->step * STEP_NS);
     publish(sim);
     struct result_row *rows = sim->flights[0].result.rows;
     for (int i = 1; i < sim->num_flights; i++) sim->flights[i - 1] = sim->flights[i];
@@ -197,10 +224,11 @@ static void one_step(struct sim *sim, bool arrivals)
     abort_some(sim);
     if (sim_chance(&sim->random, 2)) scheduler_throttle(&sim->scheduler, !sim->scheduler.throttled);
     publish(sim);
-    const struct step_plan *plan = scheduler_next_step(&sim->scheduler, sim->step);
+    const struct step_plan *plan = scheduler_next_step(&sim->scheduler, sim->step * STEP_NS);
+    check_begun(sim);
     scheduler_check(&sim->scheduler);
     if (plan) launch(sim, plan);
-    SIM_CHECK(plan || sim->num_flights || !scheduler_num_sequences(&sim->scheduler));          /* no deadlock */
+    SIM_CHECK(plan || sim->num_flights || all_are_late(sim));          /* no deadlock */
     if (sim->num_flights && (!plan || sim->num_flights == sim->options.num_plans)) land(sim);
     scheduler_check(&sim->scheduler);
     /* no livelock */
@@ -285,11 +313,11 @@ int main(int argc, char **argv)
     run(&sim, steps < 4000 ? steps : 4000, seed);
     SIM_CHECK(sim.hash == first_hash);
     run(&sim, steps, seed);
-    printf("steps %lld, finished %llu, aborted %llu, failed %llu, tokens %llu, cached prompt tokens %llu, preemptions "
+    printf("steps %lld, finished %llu, aborted %llu (%llu too late to begin), failed %llu, tokens %llu, cached prompt tokens %llu, preemptions "
            "%llu, hash %016llx\n",
            (long long)sim.step, (unsigned long long)sim.finished, (unsigned long long)sim.aborted,
-           (unsigned long long)sim.failed, (unsigned long long)sim.tokens, (unsigned long long)sim.hit_tokens,
+           (unsigned long long)sim.late, (unsigned long long)sim.failed, (unsigned long long)sim.tokens, (unsigned long long)sim.hit_tokens,
            (unsigned long long)sim.preemptions, (unsigned long long)sim.hash);
-    SIM_CHECK(steps < 100000 || (sim.finished && sim.aborted && sim.failed && sim.hit_tokens && sim.preemptions));
+    SIM_CHECK(steps < 100000 || (sim.finished && sim.aborted && sim.late && sim.failed && sim.hit_tokens && sim.preemptions));
     return 0;
 }

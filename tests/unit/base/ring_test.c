@@ -14,16 +14,18 @@ static void full_and_closed_are_refused(void **state)
     (void)state;
     assert_int_equal(ring_init(&ring, 2), 0);
     assert_null(ring_pop(&ring));
+    assert_null(ring_pop_within(&ring, 2));
     assert_int_equal(ring_push(&ring, &a), 0);
     assert_int_equal(ring_push(&ring, &b), 0);
     assert_int_equal(ring_push(&ring, &c), ERR_QUEUE_FULL);
-    assert_ptr_equal(ring_pop(&ring), &a);
+    assert_ptr_equal(ring_pop_within(&ring, 60000), &a);
     assert_int_equal(ring_push(&ring, &c), 0);
     ring_close(&ring);
     assert_int_equal(ring_push(&ring, &a), ERR_ENDED);
     assert_ptr_equal(ring_pop_wait(&ring), &b);            /* what was in it still comes out */
     assert_ptr_equal(ring_pop_wait(&ring), &c);
     assert_null(ring_pop_wait(&ring));
+    assert_null(ring_pop_within(&ring, 60000));            /* closed: nothing can come */
     ring_release(&ring);
 }
 

@@ -24,6 +24,7 @@
 #include <sluice/ipc.h>
 
 #include "base/buf.h"
+#include "base/clock.h"
 #include "engine.h"
 
 enum { EOS = 999, MAX_SLOTS = 4 };
@@ -90,7 +91,11 @@ struct bench {
     struct ipc_reader reader;
     struct engine_page *page;
     struct engine_stats stats;
+    bool watch;                        /* headroom of 1000 bytes, */
+    _Atomic uint64_t free_bytes;       /* and what is free */
 };
+
+static uint64_t free_memory(void *arg) { return ((struct bench *)arg)->free_bytes; }
 
 static void *run_engine(void *arg)
 {
@@ -100,6 +105,9 @@ static void *run_engine(void *arg)
     struct engine_setup setup = {
         .ranks = &bench->ranks,
         .load_ms = 5,
+        .free_memory = bench->watch ? free_memory : NULL,
+        .free_memory_arg = bench,
+        .headroom_bytes = 1000,
         .scheduler = {.max_num_seqs = 8,
                       .max_num_batched_tokens = 64,
                       .max_model_len = 1000,
@@ -154,7 +162,7 @@ static void *expect_frame(struct bench *bench, enum msg_type type, size_t *len)
     return payload;
 }
 
-static int setup_slots(void **state, int num_slots, bool overlap)
+static int setup_bench(void **state, int num_slots, bool overlap, uint64_t free_bytes)
 {
     struct bench *bench = calloc(1, sizeof *bench);
     int pair[2];
@@ -163,6 +171,8 @@ static int setup_slots(void **state, int num_slots, bool overlap)
     if (!bench || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) return -1;
     bench->ranks.num_slots = num_slots;
     bench->ranks.overlap = overlap;
+    bench->watch = free_bytes != 0;
+    bench->free_bytes = free_bytes;
     bench->fd = pair[0];
     bench->engine_fd = pair[1];
     bench->page_fd = memfd_create("page", MFD_CLOEXEC);
@@ -183,9 +193,10 @@ static int setup_slots(void **state, int num_slots, bool overlap)
     return 0;
 }
 
-static int setup(void **state) { return setup_slots(state, 1, false); }
-static int setup_pipeline(void **state) { return setup_slots(state, 2, false); }
-static int setup_overlap(void **state) { return setup_slots(state, 2, true); }
+static int setup(void **state) { return setup_bench(state, 1, false, 0); }
+static int setup_pipeline(void **state) { return setup_bench(state, 2, false, 0); }
+static int setup_overlap(void **state) { return setup_bench(state, 2, true, 0); }
+static int setup_watched(void **state) { return setup_bench(state, 2, true, 10000); }
 
 static void join(struct bench *bench)
 {
@@ -441,6 +452,93 @@ static void overlap_publishes_a_step_before_it_waits_for_the_next(void **state)
     }
 }
 
+static void too_late_costs_no_step(void **state)
+{
+    struct bench *bench = *state;
+    struct engine_request req = test_request(1, 10, 4, 5);
+    struct msg_abort message = { 1 };
+    size_t len;
+
+    req.start_by_ms = 1;
+    submit(bench, &req);
+    usleep(50000);                                     /* it waits for its abort, and does not run meanwhile */
+    send_frame(bench, MSG_ABORT, &message, sizeof message);
+    struct token_event *event = expect_frame(bench, MSG_EVENTS, &len);
+    assert_int_equal(event->finish, FINISH_ABORTED);
+    free(event);
+    assert_int_equal(bench->ranks.steps, 0);
+}
+
+static void what_begins_in_time_is_told_before_its_step_ends(void **state)
+{
+    struct bench *bench = *state;
+    struct engine_request req = test_request(7, 10, 4, 1);
+    size_t len;
+
+    bench->ranks.hold = true;
+    req.start_by_ms = clock_now_ms() + 60000;
+    submit(bench, &req);
+    uint64_t *begun = expect_frame(bench, MSG_BEGUN, &len);
+    assert_int_equal(len, sizeof *begun);
+    assert_int_equal(*begun, 7);
+    free(begun);
+    bench->ranks.hold = false;
+    struct token_event *event = expect_frame(bench, MSG_EVENTS, &len);
+    assert_int_equal(event->finish, FINISH_LENGTH);
+    free(event);
+}
+
+/* Gauges come while the engine is idle, too. */
+static void await_throttled(struct bench *bench, bool throttled, uint64_t free_bytes)
+{
+    bench->free_bytes = free_bytes;
+    do {
+        size_t len;
+        struct engine_stats *stats = expect_frame(bench, MSG_STATS, &len);
+        bench->stats = *stats;
+        free(stats);
+    } while (bench->stats.throttled != throttled);
+    assert_int_equal(bench->stats.free_bytes, free_bytes);
+    assert_int_equal(bench->stats.headroom_bytes, 1000);
+}
+
+/* Two requests of 20 tokens: are they in the same steps? */
+static bool run_together(struct bench *bench)
+{
+    token_id last[3] = { 0, 13, 33 };
+    uint8_t finish[3] = { 0 };
+    int32_t other_began = 0;
+
+    bench->ranks.hold = true;
+    for (uint64_t id = 1; id <= 2; id++) {
+        struct engine_request req = test_request(id, 20 * (token_id)id - 10, 4, 20);
+        submit(bench, &req);
+    }
+    bench->ranks.hold = false;
+    while (!finish[1] || !finish[2]) {
+        size_t len;
+        struct token_event *events = expect_frame(bench, MSG_EVENTS, &len);
+        for (size_t i = 0; i < len / sizeof *events; i++) {
+            assert_int_equal(events[i].token, ++last[events[i].id]);
+            finish[events[i].id] = events[i].finish;
+            other_began |= events[i].id == 2 && !finish[1];
+        }
+        free(events);
+    }
+    return other_began;
+}
+
+static void short_memory_throttles_until_it_is_back(void **state)
+{
+    struct bench *bench = *state;
+
+    assert_true(run_together(bench));
+    await_throttled(bench, true, 900);
+    assert_false(run_together(bench));                 /* one after the other: slow, but both are served */
+    await_throttled(bench, false, 1300);
+    assert_true(run_together(bench));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -461,6 +559,11 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_pipeline_is_kept_full, setup_overlap, teardown),
         cmocka_unit_test_setup_teardown(overlap_drops_what_comes_after_the_end, setup_overlap, teardown),
         cmocka_unit_test_setup_teardown(overlap_publishes_a_step_before_it_waits_for_the_next, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(too_late_costs_no_step, setup, teardown),
+        cmocka_unit_test_setup_teardown(too_late_costs_no_step, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(what_begins_in_time_is_told_before_its_step_ends, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_begins_in_time_is_told_before_its_step_ends, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(short_memory_throttles_until_it_is_back, setup_watched, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,8 +8,9 @@
 static _Atomic uint64_t free_now;
 static _Atomic int num_readings;
 
-static uint64_t read_free(void)
+static uint64_t read_free(void *arg)
 {
+    assert_ptr_equal(arg, &free_now);
     num_readings++;
     return free_now;
 }
@@ -39,7 +40,7 @@ static void the_flag_follows_the_memory(void **state)
 
     (void)state;
     free_now = 10000;
-    assert_int_equal(headroom_open(&watch, 1000, read_free, 1, &err), 0);
+    assert_int_equal(headroom_open(&watch, 1000, read_free, &free_now, 1, &err), 0);
     let_it_look();
     assert_false(headroom_throttled(watch));
     free_now = 900;
@@ -67,7 +68,7 @@ static void a_tight_start_is_no_reason_to_throttle(void **state)
 
     (void)state;
     free_now = 600;
-    assert_int_equal(headroom_open(&watch, 1000, read_free, 1, &err), 0);
+    assert_int_equal(headroom_open(&watch, 1000, read_free, &free_now, 1, &err), 0);
     let_it_look();
     assert_false(headroom_throttled(watch));
     free_now = 299;

@@ -424,6 +424,34 @@ static void ended_ones_take_no_place_from_new_requests(void **state)
     close_bench(&bench);
 }
 
+/* A place comes free while a plan is in flight: who is too late for it by then gets no token in the next one. */
+static void too_late_nobody_begins(void **state)
+{
+    struct scheduler_options o = options();
+    struct engine_request req = test_request(2, 40, 4, 5);
+    struct bench bench;
+
+    (void)state;
+    o.max_num_seqs = 1;
+    open_bench(&bench, o);
+    add(&bench, 1, 10, 4, 2);
+    req.start_by_ms = 1;
+    add_request(&bench, &req);
+    add(&bench, 3, 70, 4, 2);
+    launch(&bench);
+    launch(&bench);
+    land(&bench);
+    bench.now = 2000000;
+    land(&bench);
+    const struct step_plan *plan = launch(&bench);
+    assert_int_equal(plan->num_seqs, 1);
+    assert_int_equal(plan_input_ids(plan)[0], 70);
+    assert_int_equal(seq(&bench, 2)->state, SEQ_WAITING);
+    scheduler_abort(&bench.s, 2);
+    assert_null(seq(&bench, 2));                       /* no plan holds it: it is gone at once */
+    close_bench(&bench);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -438,6 +466,7 @@ int main(void)
         cmocka_unit_test(out_of_blocks_one_in_flight_is_held_then_pushed_out),
         cmocka_unit_test(priority_holds_then_pushes_out_the_lower),
         cmocka_unit_test(ended_ones_take_no_place_from_new_requests),
+        cmocka_unit_test(too_late_nobody_begins),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

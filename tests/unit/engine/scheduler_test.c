@@ -526,6 +526,55 @@ static void throttled_nobody_is_admitted_while_one_runs(void **state)
     close_bench(&bench);
 }
 
+static void run_too_late(enum scheduler_policy policy)
+{
+    struct scheduler_options o = options();
+    struct engine_request req = test_request(2, 100, 8, 3);
+    struct bench bench;
+
+    o.policy = policy;
+    o.max_num_seqs = 1;
+    open_bench(&bench, o);
+    add(&bench, 1, 10, 8, 3);
+    step(&bench);
+    req.start_by_ms = 1;
+    for (req.id = 2; req.id <= 3; req.id++) {          /* the first in the queue, both of them */
+        req.priority = -1;
+        scheduler_add(&bench.s, submission_new(&req, &test_limits));
+    }
+    add(&bench, 4, 200, 8, 3);
+    req = test_request(5, 300, 8, 3);
+    req.start_by_ms = 3;
+    scheduler_add(&bench.s, submission_new(&req, &test_limits));
+    bench.now = 2000000;
+    while (seq(&bench, 1) || seq(&bench, 4)) step(&bench);
+    for (uint64_t id = 2; id <= 3; id++) {
+        assert_int_equal(seq(&bench, id)->state, SEQ_WAITING);
+        assert_int_equal(seq(&bench, id)->scheduled_ns, 0);
+    }
+    assert_int_equal(bench.s.num_begun, 0);
+    bench.now = 3000000 - 1;
+    step(&bench);                                      /* just in time */
+    assert_int_equal(bench.s.num_begun, 1);
+    assert_int_equal(bench.s.begun[0], 5);
+    bench.now = 4000000;                               /* what has begun goes on */
+    while (seq(&bench, 5)) step(&bench);
+    assert_null(next(&bench));
+    scheduler_abort(&bench.s, 2);
+    scheduler_abort(&bench.s, 3);
+    assert_int_equal(event(&bench, 1)->finish, FINISH_ABORTED);
+    assert_int_equal(scheduler_num_sequences(&bench.s), 0);
+    close_bench(&bench);
+}
+
+static void too_late_nobody_begins(void **state)
+{
+    (void)state;
+    run_too_late(POLICY_FAIR);
+    run_too_late(POLICY_FCFS);
+    run_too_late(POLICY_PRIORITY);
+}
+
 /* Eight choices of a prompt of 61 tokens: blocks of 4, so 15 full ones and one token more. */
 static void eight_choices(bool prefix_caching)
 {
@@ -786,6 +835,7 @@ int main(void)
         cmocka_unit_test(a_low_priority_ages),
         cmocka_unit_test(fair_lets_small_prompts_pass_one_without_room_but_not_for_ever),
         cmocka_unit_test(throttled_nobody_is_admitted_while_one_runs),
+        cmocka_unit_test(too_late_nobody_begins),
         cmocka_unit_test(eight_choices_cost_one_prefill),
         cmocka_unit_test(eight_choices_cost_one_prefill_without_prefix_caching),
         cmocka_unit_test(choices_of_one_prompt_compute_it_once),

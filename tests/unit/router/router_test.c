@@ -439,6 +439,8 @@ static void test_deadlines(void **state)
     (void)state;
     run_deadline("hang_at=1", NULL, 50, 0, 0, ERR_QUEUE_TIMEOUT);
     run_deadline("hang_at=1", NULL, 0, 50, 0, ERR_TTFT_TIMEOUT);
+    run_deadline("hang_at=1,begun=1", NULL, 50, 150, 0, ERR_TTFT_TIMEOUT);          /* it waits in no queue any more */
+    run_deadline("hang_at=1,begun=1", NULL, 50, 0, 150, ERR_TOTAL_TIMEOUT);
     run_deadline("delay_ms=5", NULL, 5000, 5000, 80, ERR_TOTAL_TIMEOUT);
     run_deadline("delay_ms=5", configured, 0, 0, 0, ERR_TOTAL_TIMEOUT);
     run_deadline("delay_ms=5", configured, 0, 0, 86400000, ERR_TOTAL_TIMEOUT);     /* no request lengthens the configured limit */
