@@ -52,29 +52,37 @@ CASES = [
 ]
 
 
+# Standard deviation of a matrix's outputs for inputs of unit variance: attention has to tell positions apart, or a wrong
+# rotation would not show; what each layer adds stays below the residual, so that bf16 itself is not what is measured.
+GAINS = {"q_proj": 1.5, "k_proj": 1.5, "o_proj": 0.5, "down_proj": 0.5}
+
+
 def make_model(kind, config, seed):
-    """Weights of unit gain, so that every part of a layer matters; norms and biases that are not their defaults."""
+    """Random, with norms and biases that are not their defaults."""
     torch.manual_seed(seed)
     config_class, model_class = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}ForCausalLM")
     model = model_class(config_class(**config, attn_implementation="eager"))
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            part = name.split(".")[-2]
             if name.endswith("bias"):
                 weight.normal_(0, 0.3)
             elif weight.dim() == 1:
-                weight.normal_(1, 0.1)
-            elif "embed_tokens" in name:
+                weight.normal_(1.5 if part in ("q_norm", "k_norm") else 1, 0.1)
+            elif part == "embed_tokens":
                 weight.normal_(0, 1)
             else:
-                weight.normal_(0, weight.shape[1] ** -0.5)
+                weight.normal_(0, GAINS.get(part, 1) * weight.shape[1] ** -0.5)
     model.tie_weights()
     return model.to(torch.bfloat16).eval()
 
 
 class Reference:
-    def __init__(self, model, device):
+    """What transformers makes of the saved files, in fp32 or in bf16. Loaded, not cast: a cast would round the rotation's table too."""
+
+    def __init__(self, folder, device, dtype):
         self.device = device
-        self.model = model.float().to(device)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").to(device).eval()
 
     def logits(self, ids):
         with torch.no_grad():
@@ -114,8 +122,7 @@ def check(args, pool, seed, name, kind, config):
     few = prompts[:3] * 4                       # twelve sequences, some the same
     row = {"case": name, "device": args.device}
     with tempfile.TemporaryDirectory() as folder:
-        model = make_model(kind, config, seed)
-        model.save_pretrained(folder)
+        make_model(kind, config, seed).save_pretrained(folder)
         block = ["--block-size", 16 if seed % 2 else 64]
         layout = [args.tp, args.pp]
         jobs = {f"chunk_{n}": pool.submit(run_tool, args, "logits", folder, prompts, *layout, "--chunk", n, *block) for n in (1, 7, 64)}
@@ -123,13 +130,16 @@ def check(args, pool, seed, name, kind, config):
         jobs["together"] = pool.submit(run_tool, args, "logits", folder, prompts, *layout, "--together", "--chunk", 100, *block)
         for way, flags in (("greedy", []), ("ahead", ["--ahead"] if args.pp == 1 else [])):
             jobs[way] = pool.submit(run_tool, args, "greedy", folder, few, *layout, NUM_GREEDY, "--together", *flags, *block)
-        reference = Reference(model, args.reference_device)
+        reference = Reference(folder, args.reference_device, torch.float32)
+        in_bf16 = Reference(folder, args.reference_device, torch.bfloat16)
         wanted = np.concatenate([reference.logits(prompt) for prompt in prompts])
+        rounded = np.concatenate([in_bf16.logits(prompt) for prompt in prompts])
         out = {way: job.result() for way, job in jobs.items()}
     logits = {way: np.frombuffer(data, np.float32).reshape(-1, vocab) for way, data in out.items() if way not in ("greedy", "ahead")}
     errors = {way: relative_errors(found, wanted) for way, found in logits.items()}
     row["error_max"] = {way: round(float(error.max()), 5) for way, error in errors.items()}
     row["error_mean"] = round(float(errors["whole"].mean()), 5)
+    row["transformers_bf16"] = round(float(relative_errors(rounded, wanted).max()), 5)
     row["worst_position"] = int(errors["whole"].argmax())
     row["between_chunks"] = max(round(float(relative_errors(found, logits["whole"]).max()), 5) for found in logits.values())
     tokens = {way: np.frombuffer(out[way], np.int32).reshape(len(few), NUM_GREEDY).tolist() for way in ("greedy", "ahead")}
@@ -156,6 +166,7 @@ def main():
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     failed = 0
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         for seed, (name, kind, config) in enumerate(CASES):
