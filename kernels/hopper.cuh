@@ -75,6 +75,32 @@ __device__ __forceinline__ void named_arrive(int id, int threads)
     asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory");
 }
 
+/* ---- clusters: blocks that run at the same time and see each other's shared memory. Rank: 0 .. size - 1 along x. ---- */
+
+__device__ __forceinline__ uint32_t cluster_rank()
+{
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/* All threads of all blocks of the cluster: before the first access to another block (it may not have started), and before leaving
+ * while others may still access this one. */
+__device__ __forceinline__ void cluster_sync()
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/* One arrival at the same barrier of block `rank`. */
+__device__ __forceinline__ void mbar_arrive_cluster(uint64_t *bar, uint32_t rank)
+{
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+                 "}" :: "r"(smem_address(bar)), "r"(rank) : "memory");
+}
+
 /* ---- bulk tensor copies; one thread issues, bar counts the bytes. Elements outside the tensor arrive as zeros and count. ---- */
 
 __device__ __forceinline__ void tma_prefetch(const CUtensorMap *map)       /* the map itself, into the descriptor cache */
@@ -85,6 +111,12 @@ __device__ __forceinline__ void tma_load_2d(void *smem, const CUtensorMap *map, 
 {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                  :: "r"(smem_address(smem)), "l"(map), "r"(x), "r"(y), "r"(smem_address(bar)) : "memory");
+}
+/* The same box for every block of the cluster whose bit is set, to the same place in each and counted by the same barrier of each. */
+__device__ __forceinline__ void tma_load_2d_multicast(void *smem, const CUtensorMap *map, int x, int y, uint64_t *bar, uint32_t blocks)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
+                 :: "r"(smem_address(smem)), "l"(map), "r"(x), "r"(y), "r"(smem_address(bar)), "h"((uint16_t)blocks) : "memory");
 }
 __device__ __forceinline__ void tma_load_3d(void *smem, const CUtensorMap *map, int x, int y, int z, uint64_t *bar)
 {
@@ -160,6 +192,7 @@ template <int N> __device__ __forceinline__ void wgmma_hold(float (&d)[N])
 #define WG_T64 WG_T48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define WG_T80 WG_T64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
 #define WG_T96 WG_T80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define WG_T112 WG_T96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
 #define WG_T128 WG_T96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111," \
     "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
@@ -188,6 +221,7 @@ WGMMA_SHAPE(96, WG_T48, WG_R32(d, 0) WG_COMMA WG_R16(d, 32), "48", "49", "50", "
 WGMMA_SHAPE(128, WG_T64, WG_R64(d, 0), "64", "65", "66", "67", "68", "69", "70");
 WGMMA_SHAPE(160, WG_T80, WG_R64(d, 0) WG_COMMA WG_R16(d, 64), "80", "81", "82", "83", "84", "85", "86");
 WGMMA_SHAPE(192, WG_T96, WG_R64(d, 0) WG_COMMA WG_R32(d, 64), "96", "97", "98", "99", "100", "101", "102");
+WGMMA_SHAPE(224, WG_T112, WG_R64(d, 0) WG_COMMA WG_R32(d, 64) WG_COMMA WG_R16(d, 96), "112", "113", "114", "115", "116", "117", "118");
 WGMMA_SHAPE(256, WG_T128, WG_R64(d, 0) WG_COMMA WG_R64(d, 64), "128", "129", "130", "131", "132", "133", "134");
 #undef WGMMA_SHAPE
 
