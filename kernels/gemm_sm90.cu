@@ -338,13 +338,26 @@ __global__ void __launch_bounds__(C::THREADS, 1) gemm_wgmma(const __grid_constan
 
 /* ---- host ---- */
 
-/* Clusters of this size that run at once. The device decides: one has to fit into a group of 16 or 18 multiprocessors. */
-template <class C> static int resident_clusters(cudaLaunchConfig_t config, int cluster)
+/* Clusters of this size that run at once; 0: none, or the device cannot tell. It decides: a cluster has to fit into a group of 16 or
+ * 18 multiprocessors. */
+template <class C> static int resident_clusters(int cluster, int num_sms)
 {
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t config = {};
     int n = 0;
-    config.gridDim = dim3((unsigned)cluster);
+
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = (unsigned)cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.gridDim = dim3((unsigned)(num_sms / cluster * cluster));
+    config.blockDim = dim3(C::THREADS);
+    config.dynamicSmemBytes = sizeof(shared_memory<C>);
+    config.attrs = &attribute;
     config.numAttrs = 1;
-    return cudaOccupancyMaxActiveClusters(&n, gemm_wgmma<C>, &config) == cudaSuccess ? n : 0;
+    if (cudaFuncSetAttribute(gemm_wgmma<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared_memory<C>)) == cudaSuccess &&
+        cudaOccupancyMaxActiveClusters(&n, gemm_wgmma<C>, &config) == cudaSuccess) return std::min(n, num_sms / cluster);
+    cudaGetLastError();                                      /* not the caller's */
+    return 0;
 }
 
 template <class C> static int launch_config(const struct gemm_kernel *a, const struct gemm_sm90_plan *plan, const struct launch *l)
@@ -387,8 +400,8 @@ template <class C> static int launch_config(const struct gemm_kernel *a, const s
     config.numAttrs = l->pdl ? 2 : 1;
     if (cudaFuncSetAttribute(gemm_wgmma<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, smem) != cudaSuccess) return ERR_INTERNAL;
 
-    static const int resident[5] = { 0, resident_clusters<C>(config, 1), resident_clusters<C>(config, 2), 0, 0 };
-    int at_once = std::min(l->num_sms / cluster, cluster == 4 ? resident_clusters<C>(config, 4) : resident[cluster]);
+    static const int resident[3] = { resident_clusters<C>(1, l->num_sms), resident_clusters<C>(2, l->num_sms), resident_clusters<C>(4, l->num_sms) };
+    int at_once = resident[cluster / 2];
     if (at_once < 1 || (p.split > 1 && items > at_once)) return ERR_UNSUPPORTED;
     config.gridDim = dim3((unsigned)(std::min<int64_t>(items, at_once) * cluster));
     return cudaLaunchKernelEx(&config, gemm_wgmma<C>, p, x_map, w_map) == cudaSuccess ? 0 : ERR_INTERNAL;

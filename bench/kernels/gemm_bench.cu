@@ -1,6 +1,6 @@
 /* gemm_bench.cu - large matrix products at the shapes of the models: own kernel in its best cuts beside the library's best algorithm,
- * weights cold.   gemm_bench [8b|0.6b|all] [shapes|layer]      layer: the products of layers one behind the other, half a second each,
- * so that the clock is what the engine gets. */
+ * weights cold.   gemm_bench [8b|0.6b|all] [shapes|layer|both] [T,T,..]      layer: the products of layers one behind the other for
+ * a fifth of a second each, so that the clock is what the engine gets; up to 512 rows. */
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -106,7 +106,7 @@ static double time_library(gemm *g, const shape &s, int T)
     return bench_us(std::max(2, std::min(copies * 2, (int)(4e11 / work))), 5, [&](int r, cudaStream_t stream) { library(g, s, T, weights + (size_t)(r % copies) * weight_bytes(s), stream); });
 }
 
-/* Microseconds of a layer in a row of them, after a warm-up, over about half a second. */
+/* Microseconds of a layer in a row of them, after a warm-up, over about a fifth of a second. */
 static double sustained_us(const std::function<void(cudaStream_t)> &layers, int num_layers)
 {
     cudaStream_t stream;
@@ -121,7 +121,7 @@ static double sustained_us(const std::function<void(cudaStream_t)> &layers, int 
     layers(stream);
     BENCH_MUST(cudaStreamEndCapture(stream, &graph));
     BENCH_MUST(cudaGraphInstantiate(&exec, graph, 0));
-    for (int r = 0, n = 20; r < 2; r++, n = std::max(3, (int)(500 / std::max(ms / n, 0.001f)))) {
+    for (int r = 0, n = 20; r < 2; r++, n = std::max(3, (int)(200 / std::max(ms / n, 0.001f)))) {
         BENCH_MUST(cudaEventRecord(begin, stream));
         for (int i = 0; i < n; i++) BENCH_MUST(cudaGraphLaunch(exec, stream));
         BENCH_MUST(cudaEventRecord(end, stream));
@@ -144,7 +144,7 @@ static void layer(gemm *g, const std::string &model, int T)
     for (const shape &s : shapes)
         if (model == s.model && !s.f32) {
             parts.push_back(s);
-            plans.push_back(time_plans(s, T)[0].plan);
+            plans.push_back(time_plans(s, T).at(0).plan);
             bytes += weight_bytes(s);
         }
     int layers = LAYERS;
@@ -171,12 +171,16 @@ static void layer(gemm *g, const std::string &model, int T)
 int main(int argc, char **argv)
 {
     std::string model = argc > 1 ? argv[1] : "8b", mode = argc > 2 ? argv[2] : "shapes";
-    int only = argc > 3 ? atoi(argv[3]) : 0;
+    std::vector<int> rows = { 128, 192, 256, 384, 512, 1024, 2048, 8192 };
     launch l = device_launch();
     void *workspace;
     gemm *g;
     err e = {};
 
+    if (argc > 3) {
+        rows.clear();
+        for (char *part = strtok(argv[3], ","); part; part = strtok(NULL, ",")) rows.push_back(atoi(part));
+    }
     BENCH_MUST(cudaMalloc(&weights, WEIGHT_BYTES));
     BENCH_MUST(cudaMalloc(&inputs, INPUT_BYTES * 2));
     BENCH_MUST(cudaMalloc(&outputs, OUTPUT_BYTES));
@@ -192,22 +196,20 @@ int main(int argc, char **argv)
     must(gemm_open(&g, &options, &e), e.message);
     std::vector<gemm_shape> wanted;
     for (const shape &s : shapes)
-        if (model == "all" || model == s.model) wanted.push_back({ s.n, s.k, s.f32 });
-    gemm_tune_args tune = { wanted.data(), (int)wanted.size(), only ? only : mode == "layer" ? 512 : 8192, weights, WEIGHT_BYTES, 15000, NULL, NULL };
+        if (model == "all" || model == s.model) wanted.push_back({ s.n, s.k, s.f32, false });
+    gemm_tune_args tune = { wanted.data(), (int)wanted.size(), *std::max_element(rows.begin(), rows.end()), weights, WEIGHT_BYTES, true, 15000, NULL, NULL };
     must(gemm_tune(g, &tune, &l, &e), e.message);
     fill<<<1024, 512>>>((__nv_bfloat16 *)weights, WEIGHT_BYTES / 2, 0.02f);
     BENCH_MUST(cudaDeviceSynchronize());
 
-    for (int T : { 128, 192, 256, 384, 512, 1024, 2048, 8192 }) {
-        if (only && T != only) continue;
-        if (mode == "layer") {
-            if (T <= 512) layer(g, model, T);
-            continue;
-        }
+    for (int T : rows) {
+        if (mode != "shapes" && T <= 512) layer(g, model, T);
+        if (mode == "layer") continue;
         for (const shape &s : shapes) {
             if ((model != "all" && model != s.model) || (s.f32 && T > 512)) continue;
             double theirs = time_library(g, s, T), flops = 2.0 * T * s.n * s.k;
             std::vector<tried> all = time_plans(s, T);
+            if (all.empty()) continue;
             printf("{\"op\":\"gemm\",\"case\":\"%s/%s\",\"T\":%d,\"us\":%.1f,\"tflop_s\":%.0f,\"library_us\":%.1f,\"plans\":\"", s.model, s.name, T, all[0].us, flops / all[0].us * 1e-6, theirs);
             for (size_t i = 0; i < all.size() && i < 4; i++)
                 printf("%s%dx%d/%dx%d/%d#%d %.1f", i ? ", " : "", all[i].plan.rows, all[i].plan.cols, all[i].plan.cluster_m, all[i].plan.cluster_n, all[i].plan.split, all[i].rank, all[i].us);

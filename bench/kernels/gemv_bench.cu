@@ -179,8 +179,8 @@ int main(int argc, char **argv)
         must(gemm_open(&g, &options, &e), e.message);
         std::vector<gemm_shape> wanted;
         for (const shape &s : shapes)
-            if ((model == "all" || model == s.model) && !s.silu) wanted.push_back({ s.n, s.k, s.f32 });
-        gemm_tune_args tune = { wanted.data(), (int)wanted.size(), 256, weights, WEIGHT_BYTES, 20000, NULL, NULL };
+            if ((model == "all" || model == s.model) && !s.silu) wanted.push_back({ s.n, s.k, s.f32, false });
+        gemm_tune_args tune = { wanted.data(), (int)wanted.size(), 256, weights, WEIGHT_BYTES, true, 20000, NULL, NULL };
         must(gemm_tune(g, &tune, &l, &e), e.message);
         for (const shape &s : shapes)
             for (int T : rows)

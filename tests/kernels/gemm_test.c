@@ -125,7 +125,7 @@ static void tuned_once_then_read_from_the_file(void **state)
     int fd = mkstemp(path), calls = 0;
     size_t scratch_bytes = (size_t)64 << 20;
     void *scratch = gpu_new(scratch_bytes);
-    struct gemm_shape shapes[] = { { N, K, false }, { N, K, true } };
+    struct gemm_shape shapes[] = { { N, K, false, false }, { N, K, true, false } };
     struct gemm_tune_args args = { .shapes = shapes, .num_shapes = 2, .max_rows = 513, .scratch = scratch, .scratch_bytes = scratch_bytes, .budget_ms = 5000,
                                    .progress = count, .arg = &calls };
     struct launch l = gpu_launch(0);
@@ -150,6 +150,45 @@ static void tuned_once_then_read_from_the_file(void **state)
     unlink(path);
 }
 
+/* The first 256 rows of w as gate and up. Where the device has no kernel for it, or a slower one, nothing is fused. */
+static void silu_fused_where_that_was_faster(void **state)
+{
+    enum { F = 128 };
+    size_t scratch_bytes = (size_t)64 << 20;
+    void *scratch = gpu_new(scratch_bytes);
+    struct gemm_shape shape = { 2 * F, K, false, true };
+    struct gemm_tune_args args = { .shapes = &shape, .num_shapes = 1, .max_rows = MAX_T, .scratch = scratch, .scratch_bytes = scratch_bytes, .budget_ms = 5000 };
+    struct launch l = gpu_launch(1);
+    struct gemm *g = open_gemm(NULL);
+    uint16_t *got = malloc(sizeof *got * MAX_T * F);
+    struct err err = { 0 };
+    int fused = 0;
+
+    (void)state;
+    if (gemm_tune(g, &args, &l, &err) < 0) fail_msg("%s", err.message);
+    for (int i = 0; i < NUM_ROWS; i++) {
+        double d = 0, s = 0;
+        if (!gemm_fuses_silu(g, rows[i], 2 * F, K)) continue;
+        fused++;
+        poison();
+        if (gemm_run(g, &(struct gemm_args){ .x = data.x, .w = data.w, .out = data.out, .num_tokens = rows[i], .n = 2 * F, .k = K, .silu_mul = true }, &l, &err) < 0)
+            fail_msg("%s", err.message);
+        gpu_sync();
+        gpu_read(got, data.out, sizeof *got * (size_t)rows[i] * F);
+        for (int t = 0; t < rows[i]; t++)
+            for (int f = 0; f < F; f++) {
+                double gate = data.ref[t * N + f], want = gate / (1 + exp(-gate)) * data.ref[t * N + F + f], y = (double)of_bf16(got[t * F + f]);
+                d += (y - want) * (y - want);
+                s += want * want;
+            }
+        if (!(sqrt(d / s) < 5e-3)) fail_msg("T %d: error %g", rows[i], sqrt(d / s));
+    }
+    assert_true(fused >= 4);                               /* up to 16 rows always */
+    free(got);
+    gemm_close(g);
+    gpu_free(scratch);
+}
+
 static void silu_only_where_it_is_fused(void **state)
 {
     struct gemm *g = open_gemm(NULL);
@@ -165,7 +204,8 @@ static void silu_only_where_it_is_fused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(right_without_tuning), cmocka_unit_test(right_in_a_captured_graph),
-                                        cmocka_unit_test(tuned_once_then_read_from_the_file), cmocka_unit_test(silu_only_where_it_is_fused) };
+                                        cmocka_unit_test(tuned_once_then_read_from_the_file), cmocka_unit_test(silu_fused_where_that_was_faster),
+                                        cmocka_unit_test(silu_only_where_it_is_fused) };
     if (gpu_absent()) return GPU_SKIP;
     return cmocka_run_group_tests(tests, setup, NULL);
 }

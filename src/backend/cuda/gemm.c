@@ -13,13 +13,17 @@
 #include "base/log.h"
 #include "cublaslt.h"
 #include "gemm_cache.h"
+#include "gemm_sm90_plan.h"
 
-enum { CANDIDATES = 16, TIMED_RUNS = 5, MAX_COPIES = 16 };
+enum { CANDIDATES = 16, OWN_CANDIDATES = 12, TIMED_RUNS = 5, MAX_COPIES = 16 };
+enum { SM90_MIN_ROWS = 96 };                               /* below, tiles of 128 rows are not worth timing */
 static const size_t COLD_BYTES = (size_t)192 << 20;        /* weight copies to rotate over: three times the L2 of an H200 */
+static const size_t LEAD_BYTES = (size_t)256 << 20;        /* cleared ahead of a timing: the launches queue up behind it */
 
 struct gemm {
     cublasLtHandle_t lt;
-    void *workspace;
+    uint32_t *flags;               /* GEMM_FLAGS words, zero between launches: the head of what was given */
+    void *workspace;               /* the rest: the library's, or partial sums of launch_gemm */
     size_t workspace_bytes;
     char *cache_path;
     struct gemm_table table;
@@ -78,6 +82,28 @@ static void entry_set(struct gemm_entry *e, const cublasLtMatmulHeuristicResult_
     _Static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof e->algo, "an algorithm is 64 bytes");
     memcpy(e->algo, &result->algo, sizeof e->algo);
     e->workspace_bytes = result->workspaceSize;
+    e->how = GEMM_LIBRARY;
+}
+
+/* A cut of launch_gemm as a word of an entry and back. */
+static void entry_set_plan(struct gemm_entry *e, const struct gemm_sm90_plan *plan)
+{
+    memset(e->algo, 0, sizeof e->algo);
+    e->algo[0] = (uint64_t)plan->rows << 40 | (uint64_t)plan->cols << 24 | (uint64_t)plan->cluster_m << 16 | (uint64_t)plan->cluster_n << 8 | (uint64_t)plan->split;
+    e->workspace_bytes = 0;
+    e->how = GEMM_SM90;
+}
+static struct gemm_sm90_plan entry_plan(const struct gemm_entry *e)
+{
+    uint64_t word = e->algo[0];
+    return (struct gemm_sm90_plan){ .rows = (int32_t)(word >> 40 & 0xFFFF), .cols = (int32_t)(word >> 24 & 0xFFFF), .cluster_m = (int32_t)(word >> 16 & 0xFF),
+                                    .cluster_n = (int32_t)(word >> 8 & 0xFF), .split = (int32_t)(word & 0xFF) };
+}
+
+static struct gemm_kernel own_product(const struct gemm *g, const struct gemm_args *a)
+{
+    return (struct gemm_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k, .out_f32 = a->out_f32,
+                                 .silu_mul = a->silu_mul, .flags = g->flags, .partials = g->workspace, .partials_bytes = g->workspace_bytes };
 }
 
 int gemm_open(struct gemm **out, const struct gemm_options *options, struct err *err)
@@ -89,8 +115,13 @@ int gemm_open(struct gemm **out, const struct gemm_options *options, struct err 
 
     *out = NULL;
     if (!g) return err_set(err, ERR_NO_MEMORY, "gemm: out of memory");
-    g->workspace = options->workspace;
-    g->workspace_bytes = options->workspace_bytes;
+    g->flags = options->workspace;
+    g->workspace = (char *)options->workspace + GEMM_FLAGS * sizeof(uint32_t);
+    g->workspace_bytes = options->workspace_bytes - GEMM_FLAGS * sizeof(uint32_t);
+    if (cudaMemset(g->flags, 0, GEMM_FLAGS * sizeof(uint32_t)) != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess) {
+        rc = err_set(err, ERR_INTERNAL, "gemm: workspace: %s", cudaGetErrorString(cudaGetLastError()));
+        goto out;
+    }
     if (cudaGetDeviceProperties(&prop, options->device) != cudaSuccess || cudaDriverGetVersion(&driver) != cudaSuccess) {
         rc = err_set(err, ERR_INTERNAL, "gemm: no device %d", options->device);
         goto out;
@@ -129,12 +160,12 @@ int gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct lau
 
     if (a->silu_mul || a->k % 8 != 0 || a->num_tokens < 1) return err_set(err, ERR_UNSUPPORTED, "matrix product %d x %d", a->n, a->k);
     if ((status = product_init(&p, a->num_tokens, a->n, a->k, a->out_f32)) != CUBLAS_STATUS_SUCCESS) return lt_error(err, status, "matrix product");
-    e = gemm_table_find(&g->table, a->n, a->k, fresh.rows, a->out_f32);
-    if (!e) {
+    e = gemm_table_find(&g->table, a->n, a->k, fresh.rows, a->out_f32, false);
+    if (!e || e->how != GEMM_LIBRARY) {
         if (guess(g, &p, a->n, a->out_f32, 1, &result) < 1)
             return err_set(err, ERR_INTERNAL, "matrix product %d x %d x %d: the library has no algorithm", a->num_tokens, a->n, a->k);
         entry_set(&fresh, &result);
-        gemm_table_put(&g->table, &fresh);
+        if (!e) gemm_table_put(&g->table, &fresh);
         e = &fresh;
     }
     memcpy(&algo, e->algo, sizeof algo);
@@ -145,29 +176,49 @@ int gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct lau
     return status == CUBLAS_STATUS_SUCCESS ? 0 : lt_error(err, status, "matrix product");
 }
 
-bool gemm_fuses_silu(const struct gemm *g, int32_t num_tokens, int32_t n, int32_t k)
+bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k)
 {
-    (void)g;
-    return num_tokens <= GEMV_MAX_ROWS && n % 2 == 0 && k % 8 == 0;
+    const struct gemm_entry *e;
+
+    if (num_tokens <= GEMV_MAX_ROWS) return n % 2 == 0 && k % 8 == 0;
+    e = gemm_table_find(&g->table, n, k, gemm_bucket(num_tokens), false, true);
+    return e && e->how == GEMM_SM90;
+}
+
+static int own_error(struct err *err, int rc, const struct gemm_args *a)
+{
+    return err_set(err, rc, "matrix product %d x %d x %d: %s", a->num_tokens, a->n, a->k,
+                   rc == ERR_INTERNAL ? cudaGetErrorString(cudaGetLastError()) : "not supported");
 }
 
 int gemm_run(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err)
 {
+    const struct gemm_entry *e;
     int rc;
 
-    if (a->num_tokens > GEMV_MAX_ROWS) return gemm_run_library(g, a, l, err);
-    rc = launch_gemv(&(struct gemv_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k,
-                                            .out_f32 = a->out_f32, .silu_mul = a->silu_mul }, l);
-    if (rc < 0) return err_set(err, rc, "matrix product %d x %d x %d: %s", a->num_tokens, a->n, a->k,
-                               rc == ERR_INTERNAL ? cudaGetErrorString(cudaGetLastError()) : "not supported");
-    return 0;
+    if (a->num_tokens <= GEMV_MAX_ROWS) {
+        rc = launch_gemv(&(struct gemv_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k,
+                                                .out_f32 = a->out_f32, .silu_mul = a->silu_mul }, l);
+        return rc < 0 ? own_error(err, rc, a) : 0;
+    }
+    e = gemm_table_find(&g->table, a->n, a->k, gemm_bucket(a->num_tokens), a->out_f32, a->silu_mul);
+    if (e && e->how == GEMM_SM90) {
+        struct gemm_sm90_plan plan = entry_plan(e);
+        struct gemm_kernel own = own_product(g, a);
+        rc = launch_gemm_planned(&own, &plan, l);
+        if (rc == ERR_UNSUPPORTED) rc = launch_gemm(&own, l);          /* timed at the end of the bucket: may not fit beyond it */
+        return rc < 0 ? own_error(err, rc, a) : 0;
+    }
+    return gemm_run_library(g, a, l, err);
 }
 
 /* ---- timing of candidates ---- */
 
 struct bench {
-    void *x, *out, *w[MAX_COPIES];
+    void *x, *out, *w[MAX_COPIES], *lead;
     int copies;
+    size_t lead_bytes;
+    const struct launch *launch;
     cudaStream_t stream;
     cudaEvent_t begin, end;
 };
@@ -215,56 +266,121 @@ static bool bench_carve(struct bench *b, const struct gemm_shape *shape, int32_t
     if (b->copies > MAX_COPIES) b->copies = MAX_COPIES;
     while (b->copies > 1 && x + out + w * (size_t)b->copies > bytes) b->copies--;
     for (int i = 0; i < b->copies; i++) b->w[i] = at + x + out + w * (size_t)i;
+    b->lead = at + x + out + w * (size_t)b->copies;
+    b->lead_bytes = bytes - x - out - w * (size_t)b->copies;
+    if (b->lead_bytes > LEAD_BYTES) b->lead_bytes = LEAD_BYTES;
     return true;
 }
 
-/* Microseconds of one product with this algorithm, < 0 where it does not run. */
-static float time_algorithm(struct gemm *g, struct bench *b, struct product *p, const cublasLtMatmulAlgo_t *algo, int runs)
+/* What can be timed: an entry's way to do a product, or (p NULL) silu_mul alone. */
+struct candidate {
+    const struct gemm_shape *shape;
+    int32_t rows;
+    struct product *p;
+    const struct gemm_entry *way;
+};
+
+static bool run_candidate(struct gemm *g, struct bench *b, const struct candidate *c, const void *w)
+{
+    struct gemm_args a = { .x = b->x, .w = w, .out = b->out, .num_tokens = c->rows, .n = c->shape->n, .k = c->shape->k, .out_f32 = c->shape->out_f32 };
+    cublasLtMatmulAlgo_t algo;
+
+    if (!c->way) return launch_silu_mul(&(struct silu_mul_kernel){ b->out, b->out, c->rows, c->shape->n / 2 }, b->launch) == 0;
+    if (c->way->how == GEMM_SM90) {
+        struct gemm_sm90_plan plan = entry_plan(c->way);
+        struct gemm_kernel own;
+        a.silu_mul = c->way->silu_mul;
+        own = own_product(g, &a);
+        return launch_gemm_planned(&own, &plan, b->launch) == 0;
+    }
+    memcpy(&algo, c->way->algo, sizeof algo);
+    return multiply(g, c->p, a.x, a.w, a.out, &algo, b->stream) == CUBLAS_STATUS_SUCCESS;
+}
+
+/* Microseconds of one run, < 0 where it does not run. */
+static float time_candidate(struct gemm *g, struct bench *b, const struct candidate *c, int runs)
 {
     float ms = 0;
 
-    for (int i = 0; i < runs + 1; i++) {                   /* the first is the warm-up */
-        if (i == 1 && cudaEventRecord(b->begin, b->stream) != cudaSuccess) return -1;
-        if (multiply(g, p, b->x, b->w[i % b->copies], b->out, algo, b->stream) != CUBLAS_STATUS_SUCCESS) return -1;
-    }
+    if (!run_candidate(g, b, c, b->w[0])) return -1;       /* the warm-up */
+    if (b->lead_bytes > 0 && cudaMemsetAsync(b->lead, 0, b->lead_bytes, b->stream) != cudaSuccess) return -1;
+    if (cudaEventRecord(b->begin, b->stream) != cudaSuccess) return -1;
+    for (int i = 1; i <= runs; i++)
+        if (!run_candidate(g, b, c, b->w[i % b->copies])) return -1;
     if (cudaEventRecord(b->end, b->stream) != cudaSuccess || cudaEventSynchronize(b->end) != cudaSuccess ||
         cudaEventElapsedTime(&ms, b->begin, b->end) != cudaSuccess) return -1;
     return ms * 1000 / (float)runs;
 }
 
+static void keep_best(struct gemm *g, struct bench *b, const struct candidate *c, int runs, struct gemm_entry *best)
+{
+    float us = time_candidate(g, b, c, runs);
+
+    if (us <= 0 || (best->tuned && us >= best->us)) return;
+    *best = *c->way;
+    best->us = us;
+    best->tuned = true;
+}
+
+/* The own kernel's cuts of this product. */
+static void try_own(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, bool silu_mul, int runs, int most, struct gemm_entry *best)
+{
+    struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = rows, .out_f32 = shape->out_f32, .silu_mul = silu_mul };
+    struct candidate c = { .shape = shape, .rows = rows, .way = &way };
+    struct gemm_args a = { .num_tokens = rows, .n = shape->n, .k = shape->k, .out_f32 = shape->out_f32, .silu_mul = silu_mul };
+    struct gemm_kernel own = own_product(g, &a);
+    struct gemm_sm90_plan plan;
+
+    if (b->launch->sm != 90 || rows < SM90_MIN_ROWS) return;
+    for (int i = 0; i < most && gemm_sm90_plan_at(&plan, i, &own, b->launch->num_sms); i++) {
+        entry_set_plan(&way, &plan);
+        keep_best(g, b, &c, runs, best);
+    }
+}
+
 /* Times the candidates of one shape and bucket into the table. */
-static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows)
+static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, bool library_only)
 {
     cublasLtMatmulHeuristicResult_t results[CANDIDATES];
-    struct gemm_entry best = { .n = shape->n, .k = shape->k, .rows = rows, .out_f32 = shape->out_f32 };
+    struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = rows, .out_f32 = shape->out_f32 }, best = way;
     bool large = (double)rows * shape->n * shape->k > 1e11;            /* above about 0.3 ms: fewer runs, fewer candidates */
+    int runs = large ? 2 : TIMED_RUNS, own = large ? OWN_CANDIDATES / 2 : OWN_CANDIDATES, found;
     struct product p;
-    int found;
+    struct candidate c = { .shape = shape, .rows = rows, .p = &p, .way = &way };
 
     if (product_init(&p, rows, shape->n, shape->k, shape->out_f32) != CUBLAS_STATUS_SUCCESS) return;
     found = guess(g, &p, shape->n, shape->out_f32, large ? CANDIDATES / 2 : CANDIDATES, results);
     for (int i = 0; i < found; i++) {
-        float us;
         if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
-        us = time_algorithm(g, b, &p, &results[i].algo, large ? 2 : TIMED_RUNS);
-        if (us <= 0 || (best.tuned && us >= best.us)) continue;
-        entry_set(&best, &results[i]);
-        best.us = us;
-        best.tuned = true;
+        entry_set(&way, &results[i]);
+        keep_best(g, b, &c, runs, &best);
     }
+    if (!library_only) try_own(g, b, shape, rows, false, runs, own, &best);
     if (best.tuned) gemm_table_put(&g->table, &best);
+    if (best.tuned && shape->silu_mul && !library_only) {
+        struct gemm_entry fused = { .n = shape->n, .k = shape->k, .rows = rows, .silu_mul = true };
+        struct candidate alone = { .shape = shape, .rows = rows };
+        float silu_us = time_candidate(g, b, &alone, runs);
+        try_own(g, b, shape, rows, true, runs, own, &fused);
+        if (!fused.tuned || (silu_us > 0 && fused.us >= best.us + silu_us)) {
+            fused.how = GEMM_APART;
+            fused.us = best.us + silu_us;
+            fused.tuned = fused.us > 0;
+        }
+        gemm_table_put(&g->table, &fused);
+    }
 }
 
 int gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launch *l, struct err *err)
 {
-    struct bench b = { .stream = (cudaStream_t)l->stream };
+    struct bench b = { .launch = l, .stream = (cudaStream_t)l->stream };
     int64_t until_ns = clock_now_ns() + a->budget_ms * 1000000;
     int rc = 0, done = 0, timed = 0, total = 0;
 
     for (int32_t rows = GEMV_MAX_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1) total += a->num_shapes;
     for (int i = 0; i < a->num_shapes; i++)
         for (int32_t rows = GEMV_MAX_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1)
-            done += gemm_table_find(&g->table, a->shapes[i].n, a->shapes[i].k, gemm_bucket(rows), a->shapes[i].out_f32) != NULL;
+            done += gemm_table_find(&g->table, a->shapes[i].n, a->shapes[i].k, gemm_bucket(rows), a->shapes[i].out_f32, false) != NULL;
     if (done == total) return 0;                           /* the warm start */
 
     if (cudaEventCreate(&b.begin) != cudaSuccess || cudaEventCreate(&b.end) != cudaSuccess ||
@@ -276,11 +392,11 @@ int gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launc
     for (int32_t rows = GEMV_MAX_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1)
         for (int i = 0; i < a->num_shapes; i++) {
             const struct gemm_shape *shape = &a->shapes[i];
-            struct gemm_entry *e = gemm_table_find(&g->table, shape->n, shape->k, gemm_bucket(rows), shape->out_f32);
+            struct gemm_entry *e = gemm_table_find(&g->table, shape->n, shape->k, gemm_bucket(rows), shape->out_f32, false);
             if (e && e->tuned) continue;
             if (clock_now_ns() >= until_ns) goto tuned;
             if (bench_carve(&b, shape, gemm_bucket(rows), a->scratch, a->scratch_bytes)) {
-                tune_one(g, &b, shape, gemm_bucket(rows));
+                tune_one(g, &b, shape, gemm_bucket(rows), a->library_only);
                 timed++;
             }
             if (a->progress) a->progress(a->arg, ++done, total);

@@ -446,7 +446,7 @@ int cuda_loaded(struct backend *b, const struct matmul_shape *shapes, int num_sh
     CUDA_TRY(cudaGetLastError(), out);
     release_lanes(b);
     for (int i = 0; i < num_shapes; i++) {
-        tuned[i] = (struct gemm_shape){ (int32_t)shapes[i].rows, (int32_t)shapes[i].cols, shapes[i].out_f32 };
+        tuned[i] = (struct gemm_shape){ (int32_t)shapes[i].rows, (int32_t)shapes[i].cols, shapes[i].out_f32, shapes[i].silu_mul };
     }
     struct gemm_tune_args args = { .shapes = tuned, .num_shapes = num_shapes, .max_rows = b->options.max_tokens,
                                    .scratch = b->arena + b->arena_used, .scratch_bytes = b->arena_bytes - b->arena_used,

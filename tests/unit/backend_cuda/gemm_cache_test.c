@@ -13,7 +13,8 @@ static void fill(struct gemm_table *t, int n)
     memset(t, 0, sizeof *t);
     snprintf(t->key, sizeof t->key, "NVIDIA H200, 132 SMs, driver 13000, cublasLt 130000, workspace 33554432");
     for (int i = 0; i < n; i++) {
-        struct gemm_entry e = { .n = 1 + i, .k = 8 * (i + 1), .rows = gemm_bucket(1 + i), .out_f32 = i % 2, .tuned = true,
+        struct gemm_entry e = { .n = 1 + i, .k = 8 * (i + 1), .rows = gemm_bucket(1 + i), .out_f32 = i % 2, .silu_mul = i % 3 == 0,
+                                .how = (enum gemm_how)(i % GEMM_NUM_HOW), .tuned = true,
                                 .workspace_bytes = (uint64_t)i << 20, .us = 1.5f + (float)i };
         for (int j = 0; j < GEMM_ALGO_WORDS; j++) e.algo[j] = 0xFEDCBA9876543210u * (uint64_t)(i + 1) + (uint64_t)j;
         assert_true(gemm_table_put(t, &e));
@@ -53,13 +54,14 @@ static void what_was_written_is_read(void **state)
     fill(&back, 0);
     assert_int_equal(gemm_cache_read(&back, path), 40);
     for (int i = 0; i < 40; i++) {
-        const struct gemm_entry *e = &table.entries[i], *b = gemm_table_find(&back, e->n, e->k, e->rows, e->out_f32);
+        const struct gemm_entry *e = &table.entries[i], *b = gemm_table_find(&back, e->n, e->k, e->rows, e->out_f32, e->silu_mul);
         assert_non_null(b);
         assert_true(b->tuned);
+        assert_int_equal(b->how, e->how);
         assert_int_equal(b->workspace_bytes, e->workspace_bytes);
         assert_memory_equal(b->algo, e->algo, sizeof e->algo);
     }
-    assert_null(gemm_table_find(&back, 7, 7, 24, false));
+    assert_null(gemm_table_find(&back, 7, 7, 24, false, false));
     unlink(path);
 }
 
@@ -96,8 +98,8 @@ static void a_second_writer_adds(void **state)
     assert_int_equal(gemm_cache_write(&table, path, NULL), 0);
     fill(&back, 0);
     assert_int_equal(gemm_cache_read(&back, path), 5);
-    assert_non_null(gemm_table_find(&back, 77, 88, 24, false));
-    assert_non_null(gemm_table_find(&back, 78, 88, 24, false));
+    assert_non_null(gemm_table_find(&back, 77, 88, 24, false, false));
+    assert_non_null(gemm_table_find(&back, 78, 88, 24, false, false));
     unlink(path);
 }
 
