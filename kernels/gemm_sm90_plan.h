@@ -1,4 +1,4 @@
-/* gemm_sm90_plan.h - how a large product is cut over the device: pure arithmetic, no CUDA. Private to kernels/.
+/* gemm_sm90_plan.h - how a large product is cut over the device: pure arithmetic, no CUDA. For launch_gemm and for who times cuts.
  * A tile is rows x cols of the output; a cluster is cluster_m x cluster_n neighbouring tiles whose blocks share what they load: blocks
  * side by side along M the weights, along N the tokens. split > 1: that many blocks divide the K of a tile and add their sums. */
 #ifndef SLUICE_KERNELS_GEMM_SM90_PLAN_H

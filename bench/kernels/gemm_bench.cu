@@ -90,6 +90,7 @@ static std::vector<tried> time_plans(const shape &s, int T)
     double work = 2.0 * T * s.n * s.k;
     for (int i = 0; i < most && gemm_sm90_plan_at(&plan, i, &a, device_launch().num_sms); i++) {
         if (own(s, T, &plan, weights, NULL) == ERR_UNSUPPORTED) continue;
+        BENCH_MUST(cudaDeviceSynchronize());                 /* two streams must not meet over the same flags */
         double us = bench_us(std::max(2, std::min(copies * 2, (int)(4e11 / work))), 5, [&](int r, cudaStream_t stream) {
             must(own(s, T, &plan, weights + (size_t)(r % copies) * weight_bytes(s), stream), s.name);
         });

@@ -106,7 +106,8 @@ int launch_gemv(const struct gemv_kernel *a, const struct launch *l);
 /* out [T, N] = x [T, K] * w [N, K]^T for T from about 96 up, sm_90 only: fp32 sums; out bf16, or f32 when out_f32. silu_mul: w is
  * [2F, K], gate rows then up rows, n = 2F, and out is [T, F] = silu(gate) * up, bf16. N % 8 == 0 (silu_mul: F % 8), K % 8 == 0.
  * A sum's order depends on the shape alone. flags, partials: launch_gemm works without (NULL), but slower where tiles are few; the
- * same memory serves launches that follow each other on one stream. */
+ * same memory serves launches that follow each other on one stream. Blocks that share a tile wait for each other: on one device only
+ * one stream may launch products with flags. */
 struct gemm_kernel {
     const void *x, *w; void *out;
     int32_t num_tokens, n, k; bool out_f32, silu_mul;
