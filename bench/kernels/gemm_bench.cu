@@ -180,7 +180,8 @@ int main(int argc, char **argv)
 
     if (argc > 3) {
         rows.clear();
-        for (char *part = strtok(argv[3], ","); part; part = strtok(NULL, ",")) rows.push_back(atoi(part));
+        char *end = argv[3];
+        for (rows.push_back((int)strtol(end, &end, 10)); *end == ','; ) rows.push_back((int)strtol(end + 1, &end, 10));
     }
     BENCH_MUST(cudaMalloc(&weights, WEIGHT_BYTES));
     BENCH_MUST(cudaMalloc(&inputs, INPUT_BYTES * 2));
