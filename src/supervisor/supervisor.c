@@ -245,12 +245,13 @@ static void on_process_exit(uv_process_t *process, int64_t exit_status, int term
 {
     struct replica *replica = process->data;
     struct supervisor *sup = replica->sup;
-    char why[96];
+    char why[sizeof replica->why];
 
-    if (term_signal) snprintf(why, sizeof why, "engine killed by signal %d (%s)", term_signal, strsignal(term_signal));
-    else snprintf(why, sizeof why, "engine exited with %d", (int)exit_status);
     replica->running = false;
     if (replica->channel) channel_drain(replica->channel);     /* MSG_FAILED, the tokens of its last step */
+    if (term_signal) snprintf(why, sizeof why, "engine killed by signal %d (%s)", term_signal, strsignal(term_signal));
+    else if (replica->failed) snprintf(why, sizeof why, "engine exited with %d: %.100s", (int)exit_status, replica->failure.message);
+    else snprintf(why, sizeof why, "engine exited with %d", (int)exit_status);
     replica->cause = replica->stalled ? RESTART_STALL : term_signal ? RESTART_SIGNAL : RESTART_EXIT;
     bool never_ready = !replica->ready_ms;     /* its socket may have broken first: the state says DOWN already */
     replica->killed_outside = term_signal == SIGKILL && !replica->killed;
