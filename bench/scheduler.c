@@ -1,5 +1,5 @@
 /* scheduler.c - what a step costs on the engine thread, without any device: scheduler_next_step + scheduler_commit, and
- * scheduler_add for what arrives.
+ * scheduler_add for what arrives; and what the prefix cache costs a prompt on the I/O thread.
  *   bench/scheduler_bench [steps]                all scenarios, JSON lines
  *   valgrind --tool=callgrind --toggle-collect=measured_step bench/scheduler_bench 50 1024     instructions of the
  * scenarios with 1024 running ones */
@@ -184,6 +184,30 @@ static void run(const struct scenario *scenario, int64_t steps)
     free(took);
 }
 
+/* What the prefix cache costs a prompt that shares nothing, on the I/O thread: the keys of its blocks. */
+static void run_keys(int64_t times)
+{
+    static struct bench bench;
+    static const struct scenario scenario = { .running = 1, .prefix_caching = true };
+    int64_t took[2] = { INT64_MAX, INT64_MAX };
+
+    open_bench(&bench, &scenario);
+    for (int64_t i = 0; i < times; i++) {
+        for (int hashed = 0; hashed < 2; hashed++) {
+            bench.limits.hash_prompt = hashed;
+            int64_t began = clock_now_ns();
+            submission_free(make(&bench));
+            int64_t ns = clock_now_ns() - began;
+            if (ns < took[hashed]) took[hashed] = ns;
+        }
+    }
+    printf("{\"scenario\": \"keys of a prompt\", \"tokens\": %d, \"best_us\": %.2f, \"ns_per_token\": %.2f}\n", PROMPT,
+           (double)(took[1] - took[0]) / 1e3, (double)(took[1] - took[0]) / PROMPT);
+    scheduler_release(&bench.s);
+    free(bench.result.rows);
+    free(bench.arriving);
+}
+
 int main(int argc, char **argv)
 {
     int64_t steps = argc > 1 ? strtoll(argv[1], NULL, 10) : 1000;
@@ -195,5 +219,6 @@ int main(int argc, char **argv)
         if (running && scenarios[i].running != running) continue;
         if (!name || !strcmp(scenarios[i].name, name)) run(&scenarios[i], steps);
     }
+    if (!running) run_keys(steps);
     return 0;
 }
