@@ -30,8 +30,6 @@ template <int D_, int KEYS_, int GROUPS_, int STAGES_, int Q_STAGES_> struct con
     static constexpr int PRODUCER_REGISTERS = GROUPS == 2 ? 40 : 32, CONSUMER_REGISTERS = GROUPS == 2 ? 232 : 160;
     static constexpr int Q_PANEL = ROWS * PANEL, KV_PANEL = KEYS * PANEL;          /* elements */
     static constexpr bool LAZY_RESCALE = D > 128;            /* test before the multiplications whether any row needs them */
-    static constexpr bool SOFTMAX_FIRST = D >= 128;          /* softmax before the wait for the product with V; at D = 64, where exp2 is
-                                                                the limit and three warpgroups fill it, the other order is 6 % faster */
 };
 
 /* What a block works on next. The dealer's warp fills a ring of TILES of them; the warps that fetch and those that compute read it. */
@@ -399,7 +397,6 @@ template <class C> __device__ __forceinline__ void scores_ready(shared_memory<C>
  * reason to keep them apart; a store that depends on the sums, never done, is one. */
 template <class C> __device__ __forceinline__ void softmax_ends_here(shared_memory<C> &s, const struct state<C> &x)
 {
-    if (!C::SOFTMAX_FIRST) return;
     asm volatile("{\n.reg .pred never;\nsetp.lt.f32 never, %0, 0f00000000;\n@never st.volatile.shared.f32 [%1], %0;\n}"
                  :: "f"(x.sum[0] + x.sum[1]), "r"(smem_address(&s.longest)) : "memory");
 }
