@@ -31,6 +31,7 @@ struct gemv_params {
     int T, N, K;                   /* N: outputs (F with silu_mul) */
     int k_cta, k_warp, x_pitch;    /* x_pitch: elements between rows of x in shared memory */
     int units, split;
+    unsigned *counters;            /* [0] units claimed beyond the first two of each cluster, [1] ctas that have ended; or NULL */
     bool out_f32;
 };
 
@@ -117,8 +118,12 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
     const bf16 *const x_lane = STAGED ? xs + (size_t)row8 * p.x_pitch - k_base : p.x + (size_t)row8 * p.K;
     const size_t x_half = (size_t)8 * (STAGED ? p.x_pitch : p.K);
 
-    int kept = 0, kept_first = first, buffer = 0;
-    for (int u = first; u < p.units; u += stride) {
+    /* The first two units are a cta's own; it claims further ones two ahead, because the loads of the next are under way early. */
+    __shared__ int claimed[2];
+    [[maybe_unused]] int kept_first = first;
+    int kept = 0, buffer = 0, after = first + stride, claim = 0;
+    for (int u = first; u < p.units;) {
+        if (p.counters && threadIdx.x == 0) claim = (int)atomicAdd(p.counters, 1) + 2 * stride;
         float acc[NT][4] = {};
         for (int b = 0; b < batches; b++) {
             if (STAGED && u == first) {
@@ -126,7 +131,7 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
                 __syncwarp();
             }
             const bool last = b + 1 == batches;
-            const int next_u = last ? u + stride : u, next_k = last ? k_begin + quad * 8 : k + KS * STEP;
+            const int next_u = last ? after : u, next_k = last ? k_begin + quad * 8 : k + KS * STEP;
             const bf16 *next = last ? p.w + (size_t)(next_u * UNIT + row8) * p.K + next_k : at + KS * STEP;
             const bool has0 = has(next_u, 0), has1 = has(next_u, 1);
 #pragma unroll
@@ -154,6 +159,7 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
         for (int t = 0; t < NT; t++)
             for (int h = 0; h < HALVES; h++)
                 *(float2 *)(mine + (t * 8 * HALVES + h * 8 + row8) * TILE + quad * 2) = make_float2(acc[t][2 * h], acc[t][2 * h + 1]);
+        if (p.counters && threadIdx.x == 0) claimed[buffer] = claim;
         __syncthreads();
         auto over_warps = [&](int t, int r, int c) {
             const float *from = sums + (size_t)buffer * warps * NT * 8 * HALVES * TILE + (t * 8 * HALVES + r) * TILE + c;
@@ -175,9 +181,13 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
                 else part[(size_t)kept * NT * per_tile + i] = sum;
             }
         }
+        [[maybe_unused]] const int done = u;
+        u = after;
+        after = p.counters ? claimed[buffer] : after + stride;
         buffer ^= 1;
-        if (p.split == 1 || (++kept < FLUSH_UNITS && u + stride < p.units)) continue;
+        if (p.split == 1 || (++kept < FLUSH_UNITS && u < p.units)) continue;
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
         /* The ctas of the cluster add up what they kept, each a share of the outputs. */
         cg::cluster_group cluster = cg::this_cluster();
         cluster.sync();
@@ -194,8 +204,11 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
         }
         cluster.sync();
         kept = 0;
-        kept_first = u + stride;
+        kept_first = done + stride;
+#endif
     }
+
+    if (p.counters && threadIdx.x == 0 && atomicInc(p.counters + 1, gridDim.x - 1) == gridDim.x - 1) p.counters[0] = 0;    /* the last one out */
 }
 
 template <int KS, int HALVES, bool SILU, bool STAGED>
@@ -205,7 +218,7 @@ static int launch_one(const gemv_params &p, const struct gemv_plan &plan, size_t
     cudaLaunchConfig_t config = {};
     auto kernel = gemv<KS, HALVES, SILU, STAGED>;
 
-    if (smem > 48 << 10 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem) != cudaSuccess)
+    if (smem > 40 << 10 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem) != cudaSuccess)
         return ERR_INTERNAL;
     config.gridDim = dim3(plan.clusters * plan.split);
     config.blockDim = dim3(plan.warps * WARP);
@@ -236,7 +249,7 @@ static int launch_staged(gemv_params &p, const struct gemv_plan &plan, const str
     /* Rows of x half a cycle of the banks apart: the eight rows an mma reads then do not collide. */
     p.x_pitch = p.k_cta % 64 ? p.k_cta : p.k_cta + 32;
     xs = (size_t)p.T * p.x_pitch * sizeof(bf16);
-    if (xs + sums + parts <= (size_t)(l->sm >= 90 ? 227 << 10 : 99 << 10))
+    if (xs + sums + parts <= (size_t)(l->sm >= 90 ? 226 << 10 : 98 << 10))
         return launch_one<KS, HALVES, SILU, true>(p, plan, xs + sums + parts, l);
     return launch_one<KS, HALVES, SILU, false>(p, plan, sums + parts, l);
 }
@@ -262,6 +275,7 @@ extern "C" int launch_gemv_planned(const struct gemv_kernel *a, const struct gem
     p.k_warp = plan->k_warp;
     p.units = plan->units;
     p.split = plan->split;
+    p.counters = plan->split == 1 && plan->units > 2 * plan->clusters ? (unsigned *)a->counters : NULL;
     p.out_f32 = a->out_f32;
     return plan->deep == 16 ? launch_halves<8>(p, *plan, a->silu_mul, l) : launch_halves<4>(p, *plan, a->silu_mul, l);
 }

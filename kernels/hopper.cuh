@@ -123,6 +123,11 @@ __device__ __forceinline__ void tma_load_3d(void *smem, const CUtensorMap *map, 
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
                  :: "r"(smem_address(smem)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(smem_address(bar)) : "memory");
 }
+__device__ __forceinline__ void tma_load_4d(void *smem, const CUtensorMap *map, int x, int y, int z, int w, uint64_t *bar)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
+                 :: "r"(smem_address(smem)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(smem_address(bar)) : "memory");
+}
 __device__ __forceinline__ void tma_store_2d(const CUtensorMap *map, const void *smem, int x, int y)
 {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];"
@@ -186,6 +191,12 @@ template <int N> __device__ __forceinline__ void wgmma_hold(float (&d)[N])
 #define WG_R16(d, i) WG_R8(d, i), WG_R8(d, i + 8)
 #define WG_R32(d, i) WG_R16(d, i), WG_R16(d, i + 16)
 #define WG_R64(d, i) WG_R32(d, i), WG_R32(d, i + 32)
+#define WG_R4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define WG_T4 "%0,%1,%2,%3"
+#define WG_T8 WG_T4 ",%4,%5,%6,%7"
+#define WG_T12 WG_T8 ",%8,%9,%10,%11"
+#define WG_T16 WG_T12 ",%12,%13,%14,%15"
+#define WG_T24 WG_T16 ",%16,%17,%18,%19,%20,%21,%22,%23"
 #define WG_T32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define WG_T40 WG_T32 ",%32,%33,%34,%35,%36,%37,%38,%39"
 #define WG_T48 WG_T40 ",%40,%41,%42,%43,%44,%45,%46,%47"
@@ -215,6 +226,11 @@ template <int N> struct wgmma_shape;
         } \
     }
 #define WG_COMMA ,
+WGMMA_SHAPE(8, WG_T4, WG_R4(d, 0), "4", "5", "6", "7", "8", "9", "10");
+WGMMA_SHAPE(16, WG_T8, WG_R8(d, 0), "8", "9", "10", "11", "12", "13", "14");
+WGMMA_SHAPE(24, WG_T12, WG_R8(d, 0) WG_COMMA WG_R4(d, 8), "12", "13", "14", "15", "16", "17", "18");
+WGMMA_SHAPE(32, WG_T16, WG_R16(d, 0), "16", "17", "18", "19", "20", "21", "22");
+WGMMA_SHAPE(48, WG_T24, WG_R16(d, 0) WG_COMMA WG_R8(d, 16), "24", "25", "26", "27", "28", "29", "30");
 WGMMA_SHAPE(64, WG_T32, WG_R32(d, 0), "32", "33", "34", "35", "36", "37", "38");
 WGMMA_SHAPE(80, WG_T40, WG_R32(d, 0) WG_COMMA WG_R8(d, 32), "40", "41", "42", "43", "44", "45", "46");
 WGMMA_SHAPE(96, WG_T48, WG_R32(d, 0) WG_COMMA WG_R16(d, 32), "48", "49", "50", "51", "52", "53", "54");
@@ -227,7 +243,7 @@ WGMMA_SHAPE(256, WG_T128, WG_R64(d, 0) WG_COMMA WG_R64(d, 64), "128", "129", "13
 
 /* ---- host: tensor maps ---- */
 
-/* A bf16 tensor of 2 or 3 dimensions, innermost first; strides[i] is bytes from one index of dimension i + 1 to the next (multiples of
+/* A bf16 tensor of 2 to 4 dimensions, innermost first; strides[i] is bytes from one index of dimension i + 1 to the next (multiples of
  * 16). box[0] is 64 for the 128-byte swizzle above. Returns 0, or -1 where the driver has no such call or refuses the shape.
  * Fills the 128 bytes at map on the host; under a microsecond. The map goes to the kernel as a const __grid_constant__ parameter. */
 static inline int tensor_map_bf16(CUtensorMap *map, const void *base, int rank, const uint64_t *dims, const uint64_t *strides, const uint32_t *box)
@@ -240,7 +256,7 @@ static inline int tensor_map_bf16(CUtensorMap *map, const void *base, int rank, 
         cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &fn, 12000, cudaEnableDefault, &found);
         return e == cudaSuccess && found == cudaDriverEntryPointSuccess ? (encode_fn)fn : (encode_fn)nullptr;
     }();
-    cuuint32_t steps[3] = { 1, 1, 1 };
+    cuuint32_t steps[4] = { 1, 1, 1, 1 };
 
     if (!encode) return -1;
     return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)rank, const_cast<void *>(base), (const cuuint64_t *)dims, (const cuuint64_t *)strides,

@@ -1,5 +1,7 @@
-/* gemv_bench.cu - matrix products at the shapes of the models: own kernel and library, cold L2, chained with and without dependent
- * launch.   gemv_bench [8b|0.6b|135m|all] [sweep]      sweep: every cut of gemv_plan.h, best ones first. */
+/* gemv_bench.cu - matrix products of few rows at the shapes of the models: own kernels and library, cold L2, chained.
+ *   gemv_bench [8b|0.6b|135m|all] [sweep|skinny|layer]
+ * Without a mode: every kernel as it chooses itself, the library by its guess, and what gemm_run chose. sweep, skinny: every cut of gemv_plan.h
+ * and gemm_skinny_plan.h. layer: the products of a layer of the 8B shape with small kernels between them, as a step runs them. */
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -13,6 +15,7 @@
 extern "C" {
 #include "gemm.h"
 }
+#include "gemm_skinny_plan.h"
 #include "gemv_plan.h"
 
 struct shape { const char *model, *name; int n, k; bool f32, silu; };
@@ -25,8 +28,8 @@ static const shape shapes[] = {
     { "135m", "gate_up_silu", 3072, 576, false, true }, { "135m", "down", 576, 1536, false, false }, { "135m", "head", 49152, 576, true, false },
 };
 
-static unsigned char *weights, *inputs, *outputs;
-static const size_t WEIGHT_BYTES = (size_t)2200 << 20, INPUT_BYTES = (size_t)256 * 14336 * 2, OUTPUT_BYTES = (size_t)256 * 151936 * 4;
+static unsigned char *weights, *inputs, *outputs, *counters, *matmul_workspace;
+static const size_t WEIGHT_BYTES = (size_t)2200 << 20, INPUT_BYTES = (size_t)2 * 256 * 14336 * 2, OUTPUT_BYTES = (size_t)256 * 151936 * 4;
 
 /* About N(0, s): sum of four uniform numbers. */
 __global__ void fill(__nv_bfloat16 *p, size_t n, float s)
@@ -91,14 +94,15 @@ static double time_gemv(const shape &s, int T, bool pdl, const gemv_plan *plan)
     int copies = copies_of(s), n = std::max(copies, std::min(16, 1 + (int)(((size_t)1 << 30) / ((size_t)s.n * s.k * 2))));
     return bench_us(n, 7, [&](int i, cudaStream_t stream) {
         launch l = device_launch();
-        gemv_kernel a = { inputs, weights + (size_t)(i % copies) * s.n * s.k * 2, outputs, T, s.n, s.k, s.f32, s.silu };
+        gemv_kernel a = { inputs, weights + (size_t)(i % copies) * s.n * s.k * 2, outputs, T, s.n, s.k, s.f32, s.silu, counters, matmul_workspace, 0 };
         l.stream = stream;
         l.pdl = pdl;
         must(plan ? launch_gemv_planned(&a, plan, &l) : launch_gemv(&a, &l), s.name);
     });
 }
 
-static double time_library(gemm *g, const shape &s, int T)
+/* tuned: gemm_run, whatever it chose; else the library. */
+static double time_gemm(gemm *g, const shape &s, int T, bool tuned)
 {
     int copies = copies_of(s), n = std::max(copies, std::min(16, 1 + (int)(((size_t)1 << 30) / ((size_t)s.n * s.k * 2))));
     return bench_us(n, 7, [&](int i, cudaStream_t stream) {
@@ -106,7 +110,8 @@ static double time_library(gemm *g, const shape &s, int T)
         gemm_args a = { inputs, weights + (size_t)(i % copies) * s.n * s.k * 2, outputs, T, s.n, s.k, s.f32, false };
         err e = {};
         l.stream = stream;
-        must(gemm_run_library(g, &a, &l, &e), e.message);
+        l.pdl = true;
+        must(tuned ? gemm_run(g, &a, &l, &e) : gemm_run_library(g, &a, &l, &e), e.message);
     });
 }
 
@@ -118,26 +123,110 @@ static void row(const shape &s, int T, const char *how, double us, double ceilin
     fflush(stdout);
 }
 
+static double time_skinny(const shape &s, int T, const gemm_skinny_plan *plan)
+{
+    int copies = copies_of(s), n = std::max(copies, std::min(16, 1 + (int)(((size_t)1 << 30) / ((size_t)s.n * s.k * 2))));
+    return bench_us(n, 7, [&](int i, cudaStream_t stream) {
+        launch l = device_launch();
+        gemv_kernel a = { inputs, weights + (size_t)(i % copies) * s.n * s.k * 2, outputs, T, s.n, s.k, s.f32, s.silu, counters, matmul_workspace, 0 };
+        l.stream = stream;
+        l.pdl = true;
+        must(plan ? launch_gemm_skinny_planned(&a, plan, &l) : launch_gemm_skinny(&a, &l), s.name);
+    });
+}
+
 static void sweep(const shape &s, int T, const launch &l, double ceiling)
 {
-    struct tried { double us; gemv_plan p; int per_sm; };
+    struct tried { double us; gemv_plan p; };
     std::vector<tried> all;
     int n = s.silu ? s.n / 2 : s.n;
     for (int deep = 8; deep <= 16; deep *= 2)
         for (int split = 1; split <= 8; split *= 2)
             for (int warps = 2; warps <= 16; warps *= 2)
-                for (int per_sm = 1; per_sm <= 2; per_sm *= 2) {
-                    if (s.k / (split * warps) < 32 || (per_sm > 1 && warps * deep > 128)) continue;
-                    gemv_plan p = gemv_plan_cut(n, s.k, s.silu, deep, split, warps, per_sm * l.num_sms);
-                    all.push_back({ time_gemv(s, T, true, &p), p, per_sm });
-                }
+                for (int per_sm = 1; per_sm <= 2; per_sm *= 2)
+                    {
+                        if (s.k / (split * warps) < 32 || (per_sm > 1 && warps * deep > 128)) continue;
+                        if (s.k / split > 8192 && T > 8) continue;
+                        gemv_plan p = gemv_plan_cut(n, s.k, s.silu, deep, split, warps, per_sm * l.num_sms);
+                        all.push_back({ time_gemv(s, T, true, &p), p });
+                    }
     std::sort(all.begin(), all.end(), [](const tried &a, const tried &b) { return a.us < b.us; });
-    for (size_t i = 0; i < all.size() && i < 5; i++) {
+    for (size_t i = 0; i < all.size() && i < 4; i++) {
         const gemv_plan &p = all[i].p;
-        printf("%s/%s T %2d  %7.2f us %.3f  deep %2d split %d warps %d per_sm %d clusters %d\n", s.model, s.name, T, all[i].us,
-               (double)s.n * s.k * 2 / all[i].us * 1e-3 / ceiling, p.deep, p.split, p.warps, all[i].per_sm, p.clusters);
+        printf("%s/%s T %2d  %7.2f us %.0f  deep %2d split %d warps %d clusters %d\n", s.model, s.name, T, all[i].us,
+               (double)s.n * s.k * 2 / all[i].us * 1e-3, p.deep, p.split, p.warps, p.clusters);
     }
     fflush(stdout);
+}
+
+static void sweep_skinny(const shape &s, int T, const launch &l)
+{
+    for (int groups = 1; groups <= 2; groups++)
+        for (int smem = 170; smem <= 227; smem += 57) {
+            gemm_skinny_plan p = gemm_skinny_plan_cut(T, s.n, s.k, groups, l.num_sms, smem << 10);
+            if (p.stages < 2 || (smem != 227 && groups == 1)) continue;
+            double us = time_skinny(s, T, &p);
+            printf("%s/%s T %3d %7.2f us %.0f  skinny groups %d stages %d ctas %d tiles %d\n", s.model, s.name, T, us, (double)s.n * s.k * 2 / us * 1e-3, p.groups, p.stages,
+                   p.ctas, p.tiles);
+        }
+    fflush(stdout);
+}
+
+/* A layer of the 8B shape as a step runs it; norms stand where the small kernels are (two for rope and attention). */
+enum way { STATIC_GEMV, GEMV, SKINNY, LIBRARY, TUNED };
+static double time_layer(gemm *g, int T, way how)
+{
+    enum { LAYERS = 4, C = 4096, F = 14336, QKV = 6144 };
+    static const size_t layer_bytes = (size_t)2 * C * (QKV + C + 3 * F);
+    float *residual = (float *)(outputs + OUTPUT_BYTES / 2), *norm = (float *)(weights + WEIGHT_BYTES - (1 << 20));
+    unsigned char *h = inputs, *q = outputs, *act = outputs + OUTPUT_BYTES / 4, *gate_up = outputs + OUTPUT_BYTES / 8 * 3, *mid = inputs + INPUT_BYTES / 2;
+    return bench_us(LAYERS, 9, [&](int i, cudaStream_t stream) {
+        unsigned char *w = weights + (size_t)(i % LAYERS) * layer_bytes;
+        launch l = device_launch();
+        l.stream = stream;
+        l.pdl = true;
+        auto product = [&](const void *x, void *out, int n, int k, bool silu) {
+            err e = {};
+            gemv_kernel v = { x, w, out, T, n, k, false, silu, how == STATIC_GEMV ? NULL : counters, matmul_workspace, 0 };
+            gemm_args a = { x, w, out, T, n, k, false, silu };
+            if (how == STATIC_GEMV || how == GEMV) must(launch_gemv(&v, &l), "gemv");
+            else if (how == SKINNY) must(launch_gemm_skinny(&v, &l), "skinny");
+            else must(how == TUNED ? gemm_run(g, &a, &l, &e) : gemm_run_library(g, &a, &l, &e), e.message);
+            w += (size_t)2 * n * k;
+        };
+        auto small = [&](const void *x) {
+            rmsnorm_kernel a = { x, residual, norm, h, NULL, T, C, 1e-5f };
+            must(launch_rmsnorm(&a, &l), "rmsnorm");
+        };
+        small(act);
+        product(h, q, QKV, C, false);
+        small(q);
+        small(q);
+        product(h, act, C, C, false);
+        small(act);
+        if (how == TUNED ? gemm_fuses_silu(g, T, 2 * F, C) : how != LIBRARY) {
+            product(h, mid, 2 * F, C, true);
+        } else {
+            silu_mul_kernel a = { gate_up, mid, T, F };
+            product(h, gate_up, 2 * F, C, false);
+            must(launch_silu_mul(&a, &l), "silu_mul");
+        }
+        product(mid, act, C, F, false);
+    });
+}
+
+static void layers(gemm *g)
+{
+    static const struct { const char *name; way how; int max_rows; } ways[] = {
+        { "gemv, equal shares", STATIC_GEMV, GEMV_MAX_ROWS }, { "gemv", GEMV, GEMV_MAX_ROWS }, { "skinny", SKINNY, GEMM_SKINNY_MAX_ROWS },
+        { "library", LIBRARY, 1 << 20 }, { "gemm_run", TUNED, 1 << 20 } };
+    double floor_us = 2.0 * 4096 * (6144 + 4096 + 3 * 14336) / 4.45e6;
+    for (int T : { 1, 4, 8, 16, 32, 64, 128, 256 })
+        for (auto &w : ways)
+            if (T <= w.max_rows) {
+                printf("{\"op\":\"layer\",\"case\":\"8b/%s\",\"T\":%d,\"us\":%.1f,\"floor_us\":%.1f}\n", w.name, T, time_layer(g, T, w.how), floor_us);
+                fflush(stdout);
+            }
 }
 
 int main(int argc, char **argv)
@@ -152,6 +241,9 @@ int main(int argc, char **argv)
     BENCH_MUST(cudaMalloc(&weights, WEIGHT_BYTES));
     BENCH_MUST(cudaMalloc(&inputs, INPUT_BYTES));
     BENCH_MUST(cudaMalloc(&outputs, OUTPUT_BYTES));
+    BENCH_MUST(cudaMalloc(&matmul_workspace, GEMM_SKINNY_WORKSPACE_BYTES));
+    BENCH_MUST(cudaMalloc(&counters, MATMUL_COUNTER_BYTES));
+    BENCH_MUST(cudaMemset(counters, 0, MATMUL_COUNTER_BYTES));
     BENCH_MUST(cudaMalloc(&workspace, GEMM_WORKSPACE_BYTES));
     fill<<<1024, 512>>>((__nv_bfloat16 *)weights, WEIGHT_BYTES / 2, 0.02f);
     fill<<<1024, 512>>>((__nv_bfloat16 *)inputs, INPUT_BYTES / 2, 1.0f);
@@ -162,29 +254,41 @@ int main(int argc, char **argv)
     gemm_options options = { 0, workspace, GEMM_WORKSPACE_BYTES, NULL };
     must(gemm_open(&g, &options, &e), e.message);
     for (const shape &s : shapes) {
+        if (mode == "layer") break;
         if (model != "all" && model != s.model) continue;
         if (mode == "sweep") {
-            for (int T : { 1, 16 }) sweep(s, T, l, ceiling);
+            for (int T : { 1, 4, 16 }) sweep(s, T, l, ceiling);
+            continue;
+        }
+        if (mode == "skinny") {
+            for (int T : { 32, 64, 128 }) sweep_skinny(s, T, l);
             continue;
         }
         for (int T : rows) {
             if (T <= GEMV_MAX_ROWS) row(s, T, "gemv_pdl", time_gemv(s, T, true, NULL), ceiling);
             if (T == 1) row(s, T, "gemv", time_gemv(s, T, false, NULL), ceiling);
-            if (!s.silu) row(s, T, "cublaslt_guess", time_library(g, s, T), ceiling);
+            if (T <= GEMM_SKINNY_MAX_ROWS) row(s, T, "skinny_pdl", time_skinny(s, T, NULL), ceiling);
+            if (!s.silu) row(s, T, "library_guess", time_gemm(g, s, T, false), ceiling);
         }
+    }
+    if (mode == "layer") {
+        std::vector<gemm_shape> wanted = { { 6144, 4096, false, false }, { 4096, 4096, false, false }, { 28672, 4096, false, true }, { 4096, 14336, false, false } };
+        gemm_tune_args tune = { wanted.data(), (int)wanted.size(), 256, weights, WEIGHT_BYTES / 2, false, 20000, NULL, NULL };
+        must(gemm_tune(g, &tune, &l, &e), e.message);
+        layers(g);
     }
     gemm_close(g);
 
-    if (mode != "sweep") {                                   /* the library again, its algorithms timed first */
+    if (mode.empty()) {                                   /* what gemm_run does after its timing */
         must(gemm_open(&g, &options, &e), e.message);
         std::vector<gemm_shape> wanted;
         for (const shape &s : shapes)
             if ((model == "all" || model == s.model) && !s.silu) wanted.push_back({ s.n, s.k, s.f32, false });
-        gemm_tune_args tune = { wanted.data(), (int)wanted.size(), 256, weights, WEIGHT_BYTES, true, 20000, NULL, NULL };
+        gemm_tune_args tune = { wanted.data(), (int)wanted.size(), 256, weights, WEIGHT_BYTES, false, 20000, NULL, NULL };
         must(gemm_tune(g, &tune, &l, &e), e.message);
         for (const shape &s : shapes)
             for (int T : rows)
-                if ((model == "all" || model == s.model) && !s.silu && T > 16) row(s, T, "cublaslt_tuned", time_library(g, s, T), ceiling);
+                if ((model == "all" || model == s.model) && !s.silu && T > 8) row(s, T, "gemm_run", time_gemm(g, s, T, true), ceiling);
         gemm_close(g);
     }
     BENCH_MUST(cudaDeviceSynchronize());

@@ -97,9 +97,17 @@ int launch_attn_prefill(const struct attn_prefill_kernel *a, const struct launch
 
 enum { GEMV_MAX_ROWS = 16 };
 /* out [T, N] = x [T, K] * w [N, K]^T, T <= GEMV_MAX_ROWS, fp32 sums; out bf16, or f32 when out_f32. silu_mul: w is [2F, K], gate
- * rows then up rows, and out is [T, F] = silu(gate) * up. K % 8 == 0. A row's sum has one order, whatever T. */
-struct gemv_kernel { const void *x, *w; void *out; int32_t num_tokens, n, k; bool out_f32, silu_mul; };
+ * rows then up rows, and out is [T, F] = silu(gate) * up. K % 8 == 0. A row's sum has one order, whatever T.
+ * counters: MATMUL_COUNTER_BYTES of device memory, zeroed once at start, left zeroed, of one stream: with it the ctas deal the rows of
+ * w among themselves as they get on; NULL: in equal shares. workspace: only launch_gemm_skinny wants it, contents free. */
+enum { MATMUL_COUNTER_BYTES = 4096 };
+struct gemv_kernel { const void *x, *w; void *out; int32_t num_tokens, n, k; bool out_f32, silu_mul; void *counters, *workspace; int32_t groups; };
 int launch_gemv(const struct gemv_kernel *a, const struct launch *l);
+/* The same for T <= GEMM_SKINNY_MAX_ROWS through the warpgroup matrix units: sm_90 only, F % 8 == 0 with silu_mul; needs counters and a
+ * workspace of GEMM_SKINNY_WORKSPACE_BYTES. groups: warpgroups of a cta, 1 or 2; 0: its own choice. A sum's order is fixed by N, K, the
+ * bucket of T, groups and the device. Ctas that share a tile wait for each other: on one device only one stream may launch it. */
+enum { GEMM_SKINNY_MAX_ROWS = 128, GEMM_SKINNY_WORKSPACE_BYTES = 10 << 20 };
+int launch_gemm_skinny(const struct gemv_kernel *a, const struct launch *l);
 
 /* ---- matrix products of many rows ---- */
 

@@ -183,7 +183,7 @@ static void silu_fused_where_that_was_faster(void **state)
             }
         if (!(sqrt(d / s) < 5e-3)) fail_msg("T %d: error %g", rows[i], sqrt(d / s));
     }
-    assert_true(fused >= 4);                               /* up to 16 rows always */
+    assert_true(fused >= 2);                               /* up to 8 rows always */
     free(got);
     gemm_close(g);
     gpu_free(scratch);

@@ -16,14 +16,21 @@
 #include "gemm_sm90_plan.h"
 
 enum { CANDIDATES = 16, OWN_CANDIDATES = 12, TIMED_RUNS = 5, MAX_COPIES = 16 };
-enum { SM90_MIN_ROWS = 96 };                               /* below, tiles of 128 rows are not worth timing */
+enum { GEMV_ALWAYS_ROWS = 8,                               /* up to here gemv is never beaten */
+       SKINNY_GUESS_ROWS = 64,                             /* up to here the skinny kernel is the guess where nothing was timed */
+       SM90_MIN_ROWS = 96 };                               /* below, tiles of 128 rows are not worth timing */
+/* The library's kernels load nothing before their predecessor has ended, and what is behind them waits likewise: in a whole layer of
+ * few rows a product takes 3 to 5 us more than by itself. The timing adds this, up to GEMM_SKINNY_MAX_ROWS. */
+static const float LIBRARY_GAP_US = 3.5f;
 static const size_t COLD_BYTES = (size_t)192 << 20;        /* weight copies to rotate over: three times the L2 of an H200 */
 static const size_t LEAD_BYTES = (size_t)256 << 20;        /* cleared ahead of a timing: the launches queue up behind it */
 
 struct gemm {
     cublasLtHandle_t lt;
+    int sm;
     uint32_t *flags;               /* GEMM_FLAGS words, zero between launches: the head of what was given */
-    void *workspace;               /* the rest: the library's, or partial sums of launch_gemm */
+    void *counters;                /* MATMUL_COUNTER_BYTES behind them, likewise: of gemv and the skinny kernel */
+    void *workspace;               /* the rest: the library's, or partial sums of own kernels */
     size_t workspace_bytes;
     char *cache_path;
     struct gemm_table table;
@@ -106,6 +113,13 @@ static struct gemm_kernel own_product(const struct gemm *g, const struct gemm_ar
                                  .silu_mul = a->silu_mul, .flags = g->flags, .partials = g->workspace, .partials_bytes = g->workspace_bytes };
 }
 
+static struct gemv_kernel few_rows(const struct gemm *g, const struct gemm_args *a, uint64_t groups)
+{
+    return (struct gemv_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k, .out_f32 = a->out_f32,
+                                 .silu_mul = a->silu_mul, .counters = g->counters,
+                                 .workspace = g->workspace_bytes >= GEMM_SKINNY_WORKSPACE_BYTES ? g->workspace : NULL, .groups = (int32_t)groups };
+}
+
 int gemm_open(struct gemm **out, const struct gemm_options *options, struct err *err)
 {
     struct cudaDeviceProp prop;
@@ -116,9 +130,10 @@ int gemm_open(struct gemm **out, const struct gemm_options *options, struct err 
     *out = NULL;
     if (!g) return err_set(err, ERR_NO_MEMORY, "gemm: out of memory");
     g->flags = options->workspace;
-    g->workspace = (char *)options->workspace + GEMM_FLAGS * sizeof(uint32_t);
-    g->workspace_bytes = options->workspace_bytes - GEMM_FLAGS * sizeof(uint32_t);
-    if (cudaMemset(g->flags, 0, GEMM_FLAGS * sizeof(uint32_t)) != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess) {
+    g->counters = g->flags + GEMM_FLAGS;
+    g->workspace = (char *)g->counters + MATMUL_COUNTER_BYTES;
+    g->workspace_bytes = options->workspace_bytes - GEMM_FLAGS * sizeof(uint32_t) - MATMUL_COUNTER_BYTES;
+    if (cudaMemset(g->flags, 0, GEMM_FLAGS * sizeof(uint32_t) + MATMUL_COUNTER_BYTES) != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess) {
         rc = err_set(err, ERR_INTERNAL, "gemm: workspace: %s", cudaGetErrorString(cudaGetLastError()));
         goto out;
     }
@@ -126,6 +141,7 @@ int gemm_open(struct gemm **out, const struct gemm_options *options, struct err 
         rc = err_set(err, ERR_INTERNAL, "gemm: no device %d", options->device);
         goto out;
     }
+    g->sm = prop.major * 10 + prop.minor;
     if ((rc = cublaslt_open(err)) < 0) goto out;
     if ((status = cublasLtCreate(&g->lt)) != CUBLAS_STATUS_SUCCESS) { rc = lt_error(err, status, "cublasLtCreate"); goto out; }
     snprintf(g->table.key, sizeof g->table.key, "%.64s, %d SMs, driver %d, cublasLt %zu, workspace %zu", prop.name, prop.multiProcessorCount,
@@ -176,13 +192,26 @@ int gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct lau
     return status == CUBLAS_STATUS_SUCCESS ? 0 : lt_error(err, status, "matrix product");
 }
 
+/* Whether gemv does it, whatever was timed. */
+static bool takes_gemv(const struct gemm *g, int32_t num_tokens)
+{
+    return num_tokens <= GEMV_ALWAYS_ROWS || (g->sm != 90 && num_tokens <= GEMV_MAX_ROWS);
+}
+
+/* How a product above that runs: what was timed, or the rule. */
+static struct gemm_entry way_of(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, bool out_f32, bool silu_mul)
+{
+    const struct gemm_entry *e = gemm_table_find(&g->table, n, k, gemm_bucket(num_tokens), out_f32, silu_mul);
+    bool skinny = g->sm == 90 && num_tokens <= SKINNY_GUESS_ROWS && (!silu_mul || n % 16 == 0);
+
+    if (e && e->tuned) return *e;
+    return (struct gemm_entry){ .how = skinny ? GEMM_SKINNY : silu_mul ? GEMM_APART : GEMM_LIBRARY };
+}
+
 bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k)
 {
-    const struct gemm_entry *e;
-
-    if (num_tokens <= GEMV_MAX_ROWS) return n % 2 == 0 && k % 8 == 0;
-    e = gemm_table_find(&g->table, n, k, gemm_bucket(num_tokens), false, true);
-    return e && e->how == GEMM_SM90;
+    if (takes_gemv(g, num_tokens)) return n % 2 == 0 && k % 8 == 0;
+    return way_of(g, num_tokens, n, k, false, true).how != GEMM_APART;
 }
 
 static int own_error(struct err *err, int rc, const struct gemm_args *a)
@@ -193,17 +222,23 @@ static int own_error(struct err *err, int rc, const struct gemm_args *a)
 
 int gemm_run(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err)
 {
-    const struct gemm_entry *e;
+    struct gemm_entry e;
     int rc;
 
-    if (a->num_tokens <= GEMV_MAX_ROWS) {
-        rc = launch_gemv(&(struct gemv_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k,
-                                                .out_f32 = a->out_f32, .silu_mul = a->silu_mul }, l);
+    if (takes_gemv(g, a->num_tokens)) {
+        struct gemv_kernel few = few_rows(g, a, 0);
+        rc = launch_gemv(&few, l);
         return rc < 0 ? own_error(err, rc, a) : 0;
     }
-    e = gemm_table_find(&g->table, a->n, a->k, gemm_bucket(a->num_tokens), a->out_f32, a->silu_mul);
-    if (e && e->how == GEMM_SM90) {
-        struct gemm_sm90_plan plan = entry_plan(e);
+    e = way_of(g, a->num_tokens, a->n, a->k, a->out_f32, a->silu_mul);
+    if (e.how == GEMM_SKINNY) {
+        struct gemv_kernel few = few_rows(g, a, e.algo[0]);
+        rc = launch_gemm_skinny(&few, l);
+        if (rc == ERR_UNSUPPORTED && !a->silu_mul) return gemm_run_library(g, a, l, err);
+        return rc < 0 ? own_error(err, rc, a) : 0;
+    }
+    if (e.how == GEMM_SM90) {
+        struct gemm_sm90_plan plan = entry_plan(&e);
         struct gemm_kernel own = own_product(g, a);
         rc = launch_gemm_planned(&own, &plan, l);
         if (rc == ERR_UNSUPPORTED) rc = launch_gemm(&own, l);          /* timed at the end of the bucket: may not fit beyond it */
@@ -293,6 +328,12 @@ static bool run_candidate(struct gemm *g, struct bench *b, const struct candidat
         own = own_product(g, &a);
         return launch_gemm_planned(&own, &plan, b->launch) == 0;
     }
+    if (c->way->how == GEMM_SKINNY) {
+        struct gemv_kernel few;
+        a.silu_mul = c->way->silu_mul;
+        few = few_rows(g, &a, c->way->algo[0]);
+        return launch_gemm_skinny(&few, b->launch) == 0;
+    }
     memcpy(&algo, c->way->algo, sizeof algo);
     return multiply(g, c->p, a.x, a.w, a.out, &algo, b->stream) == CUBLAS_STATUS_SUCCESS;
 }
@@ -316,13 +357,14 @@ static void keep_best(struct gemm *g, struct bench *b, const struct candidate *c
 {
     float us = time_candidate(g, b, c, runs);
 
+    if (us > 0 && c->way->how == GEMM_LIBRARY && c->rows <= GEMM_SKINNY_MAX_ROWS && b->launch->sm == 90) us += LIBRARY_GAP_US;
     if (us <= 0 || (best->tuned && us >= best->us)) return;
     *best = *c->way;
     best->us = us;
     best->tuned = true;
 }
 
-/* The own kernel's cuts of this product. */
+/* The own kernels' cuts of this product. */
 static void try_own(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, bool silu_mul, int runs, int most, struct gemm_entry *best)
 {
     struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = rows, .out_f32 = shape->out_f32, .silu_mul = silu_mul };
@@ -331,7 +373,13 @@ static void try_own(struct gemm *g, struct bench *b, const struct gemm_shape *sh
     struct gemm_kernel own = own_product(g, &a);
     struct gemm_sm90_plan plan;
 
-    if (b->launch->sm != 90 || rows < SM90_MIN_ROWS) return;
+    if (b->launch->sm != 90) return;
+    for (uint64_t groups = 1; groups <= 2 && rows <= GEMM_SKINNY_MAX_ROWS; groups++) {
+        way.how = GEMM_SKINNY;
+        way.algo[0] = groups;
+        keep_best(g, b, &c, runs, best);
+    }
+    if (rows < SM90_MIN_ROWS) return;
     for (int i = 0; i < most && gemm_sm90_plan_at(&plan, i, &own, b->launch->num_sms); i++) {
         entry_set_plan(&way, &plan);
         keep_best(g, b, &c, runs, best);
@@ -377,9 +425,9 @@ int gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launc
     int64_t until_ns = clock_now_ns() + a->budget_ms * 1000000;
     int rc = 0, done = 0, timed = 0, total = 0;
 
-    for (int32_t rows = GEMV_MAX_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1) total += a->num_shapes;
+    for (int32_t rows = GEMV_ALWAYS_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1) total += a->num_shapes;
     for (int i = 0; i < a->num_shapes; i++)
-        for (int32_t rows = GEMV_MAX_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1)
+        for (int32_t rows = GEMV_ALWAYS_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1)
             done += gemm_table_find(&g->table, a->shapes[i].n, a->shapes[i].k, gemm_bucket(rows), a->shapes[i].out_f32, false) != NULL;
     if (done == total) return 0;                           /* the warm start */
 
@@ -389,7 +437,7 @@ int gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launc
         goto out;
     }
     /* Few rows first: these are the decode steps. */
-    for (int32_t rows = GEMV_MAX_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1)
+    for (int32_t rows = GEMV_ALWAYS_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1)
         for (int i = 0; i < a->num_shapes; i++) {
             const struct gemm_shape *shape = &a->shapes[i];
             struct gemm_entry *e = gemm_table_find(&g->table, shape->n, shape->k, gemm_bucket(rows), shape->out_f32, false);

@@ -1,6 +1,7 @@
 /* gemm.h - matrix products of one rank: out [T, N] = x [T, K] * w [N, K]^T, each through what is fastest for its shape.
- * Up to GEMV_MAX_ROWS rows go to launch_gemv; above, to the library (cublasLt) or launch_gemm, with the algorithm or cut that was
- * fastest at start for this weight shape and bucket of rows; to the library's own first guess where none was timed.
+ * Up to eight rows go to launch_gemv; above, to launch_gemm_skinny, launch_gemm or the library (cublasLt), with the cut or algorithm
+ * that was fastest at start for this weight shape and bucket of rows. Where none was timed: up to 64 rows to launch_gemm_skinny, above
+ * to the library's own first guess.
  * Thread: the rank's.        Owns: the library handle, the table.        Borrows: the workspace (device memory).
  * gemm_run is safe inside a stream capture and never allocates device memory. */
 #ifndef SLUICE_BACKEND_CUDA_GEMM_H

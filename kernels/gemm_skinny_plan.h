@@ -1,0 +1,31 @@
+/* gemm_skinny_plan.h - how a product of 9..128 rows is cut over the device: pure arithmetic, no CUDA. Private to kernels/.
+ * w is cut into tiles of groups * 64 rows and these into steps of 64 k; the steps of all tiles in a row are dealt out evenly to the
+ * ctas, so a cta has the end of one tile, some whole ones and the beginning of another. */
+#ifndef SLUICE_GEMM_SKINNY_PLAN_H
+#define SLUICE_GEMM_SKINNY_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct gemm_skinny_plan {
+    int32_t rows;                  /* T rounded up to what one instruction takes: 16 32 48 64 96 128 */
+    int32_t groups;                /* warpgroups of a cta, 64 rows of w each: 1, 2 */
+    int32_t tiles, steps;          /* of N; of each tile's K */
+    int32_t ctas;
+    int32_t stages;                /* of the ring of steps; 0: it does not fit */
+};
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+struct gemv_kernel;
+struct launch;
+/* n: rows of w. smem_bytes: what a cta may use. */
+struct gemm_skinny_plan gemm_skinny_plan_cut(int32_t t, int32_t n, int32_t k, int groups, int max_ctas, int smem_bytes);
+struct gemm_skinny_plan gemm_skinny_plan_for(int32_t t, int32_t n, int32_t k, int groups, int num_sms);    /* groups 0: its choice */
+int gemm_skinny_smem(const struct gemm_skinny_plan *p, int stages);
+int launch_gemm_skinny_planned(const struct gemv_kernel *a, const struct gemm_skinny_plan *plan, const struct launch *l);
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,26 @@
+#include "gemm_skinny_plan.c"
+#include "unit/base/cmocka_all.h"
+
+/* Steps are dealt out evenly, the ring fits, T fits its bucket. */
+static void cuts_fit(void **state)
+{
+    (void)state;
+    for (int t = 1; t <= 128; t++)
+        for (int n = 1; n < 200000; n = n * 3 + 1)
+            for (int k = 8; k < 40000; k = k * 2 + 8)
+                for (int groups = 0; groups <= 2; groups++) {
+                    struct gemm_skinny_plan p = gemm_skinny_plan_for(t, n, k, groups, 132);
+                    assert_in_range(p.rows, t, 128);
+                    assert_true(p.groups == 1 || p.groups == 2);
+                    assert_true((int64_t)p.tiles * p.groups * 64 >= n && (int64_t)p.steps * 64 >= k);
+                    assert_true(p.ctas >= 1 && p.ctas <= 132 && (int64_t)p.ctas <= (int64_t)p.tiles * p.steps);
+                    assert_in_range(p.stages, 3, 16);
+                    assert_true(gemm_skinny_smem(&p, p.stages) <= 227 << 10);
+                }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(cuts_fit) };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
