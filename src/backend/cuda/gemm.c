@@ -2,6 +2,7 @@
  * The library thinks in columns: out^T [N, T] = w^T' [N, K] * x^T [K, T], so w is its A (transposed) and x its B, as they lie. */
 #include "gemm.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +18,7 @@
 
 enum { CANDIDATES = 16, OWN_CANDIDATES = 12, TIMED_RUNS = 5, MAX_COPIES = 16 };
 enum { GEMV_ALWAYS_ROWS = 8,                               /* up to here gemv is never beaten */
-       SKINNY_GUESS_ROWS = 64,                             /* up to here the skinny kernel is the guess where nothing was timed */
+       KERNELS_REVISION = 1,                               /* raised when an own kernel changes: old timings are forgotten */
        SM90_MIN_ROWS = 96 };                               /* below, tiles of 128 rows are not worth timing */
 /* The library's kernels load nothing before their predecessor has ended, and what is behind them waits likewise: in a whole layer of
  * few rows a product takes 3 to 5 us more than by itself. The timing adds this, up to GEMM_SKINNY_MAX_ROWS. */
@@ -144,8 +145,8 @@ int gemm_open(struct gemm **out, const struct gemm_options *options, struct err 
     g->sm = prop.major * 10 + prop.minor;
     if ((rc = cublaslt_open(err)) < 0) goto out;
     if ((status = cublasLtCreate(&g->lt)) != CUBLAS_STATUS_SUCCESS) { rc = lt_error(err, status, "cublasLtCreate"); goto out; }
-    snprintf(g->table.key, sizeof g->table.key, "%.64s, %d SMs, driver %d, cublasLt %zu, workspace %zu", prop.name, prop.multiProcessorCount,
-             driver, cublasLtGetVersion(), g->workspace_bytes);
+    snprintf(g->table.key, sizeof g->table.key, "%.64s, %d SMs, driver %d, cublasLt %zu, workspace %zu, kernels %d", prop.name,
+             prop.multiProcessorCount, driver, cublasLtGetVersion(), g->workspace_bytes, KERNELS_REVISION);
     if (options->cache_path) {
         g->cache_path = strdup(options->cache_path);
         if (!g->cache_path) { rc = err_set(err, ERR_NO_MEMORY, "gemm: out of memory"); goto out; }
@@ -202,10 +203,9 @@ static bool takes_gemv(const struct gemm *g, int32_t num_tokens)
 static struct gemm_entry way_of(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, bool out_f32, bool silu_mul)
 {
     const struct gemm_entry *e = gemm_table_find(&g->table, n, k, gemm_bucket(num_tokens), out_f32, silu_mul);
-    bool skinny = g->sm == 90 && num_tokens <= SKINNY_GUESS_ROWS && (!silu_mul || n % 16 == 0);
 
     if (e && e->tuned) return *e;
-    return (struct gemm_entry){ .how = skinny ? GEMM_SKINNY : silu_mul ? GEMM_APART : GEMM_LIBRARY };
+    return (struct gemm_entry){ .how = silu_mul ? GEMM_APART : GEMM_LIBRARY };
 }
 
 bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k)
@@ -249,7 +249,14 @@ int gemm_run(struct gemm *g, const struct gemm_args *a, const struct launch *l, 
 
 /* ---- timing of candidates ---- */
 
+enum { CHECK_COLS = 1024, CHECK_PARTS = 4 };               /* both ends of the first and of the last row */
+static const double CHECK_ERROR = 2e-2;                    /* |own - library| / |library|: bf16 sums in another order stay below 5e-3 */
+
+/* What the library makes of the first copy of w, and silu(gate) * up of it. */
+struct reference { bool known; float plain[CHECK_PARTS][CHECK_COLS], silu[CHECK_PARTS][CHECK_COLS]; };
+
 struct bench {
+    struct reference reference;
     void *x, *out, *w[MAX_COPIES], *lead;
     int copies;
     size_t lead_bytes;
@@ -353,12 +360,83 @@ static float time_candidate(struct gemm *g, struct bench *b, const struct candid
     return ms * 1000 / (float)runs;
 }
 
+/* ---- an own kernel that disagrees with the library is not taken ---- */
+
+static float of_bf16(uint16_t half)
+{
+    uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Columns of one part of out, a matrix of `stride` columns, counted in the `width` columns from `base` on. How many, < 0 on an error. */
+static int read_part(const struct bench *b, const struct candidate *c, int part, int32_t stride, int32_t base, int32_t width, float *to)
+{
+    int32_t n = width < CHECK_COLS ? width : CHECK_COLS, row = part / 2 ? c->rows - 1 : 0, col = base + (part % 2 ? width - n : 0);
+    size_t at = (size_t)row * (size_t)stride + (size_t)col;
+    uint16_t half[CHECK_COLS];
+
+    if (c->shape->out_f32) {
+        return cudaMemcpy(to, (const float *)b->out + at, (size_t)n * sizeof *to, cudaMemcpyDeviceToHost) == cudaSuccess ? n : -1;
+    }
+    if (cudaMemcpy(half, (const uint16_t *)b->out + at, (size_t)n * sizeof *half, cudaMemcpyDeviceToHost) != cudaSuccess) return -1;
+    for (int32_t i = 0; i < n; i++) to[i] = of_bf16(half[i]);
+    return n;
+}
+
+/* c: a product of the library's. */
+static void make_reference(struct gemm *g, struct bench *b, const struct candidate *c)
+{
+    struct reference *reference = &b->reference;
+    int32_t n = c->shape->n, ffn = n / 2;
+    float up[CHECK_COLS];
+    int have = 0;
+
+    reference->known = run_candidate(g, b, c, b->w[0]) && cudaStreamSynchronize(b->stream) == cudaSuccess;
+    for (int part = 0; part < CHECK_PARTS && reference->known; part++) {
+        reference->known = read_part(b, c, part, n, 0, n, reference->plain[part]) > 0;
+        if (!c->shape->silu_mul || !reference->known) continue;
+        have = read_part(b, c, part, n, 0, ffn, reference->silu[part]);
+        reference->known = have > 0 && read_part(b, c, part, n, ffn, ffn, up) == have;
+        for (int i = 0; i < have; i++) {
+            float gate = reference->silu[part][i];
+            reference->silu[part][i] = gate / (1 + expf(-gate)) * up[i];
+        }
+    }
+}
+
+static bool agrees(struct gemm *g, struct bench *b, const struct candidate *c)
+{
+    int32_t width = c->way->silu_mul ? c->shape->n / 2 : c->shape->n;
+    double off = 0, all = 0;
+
+    if (!b->reference.known) return false;
+    if (cudaMemsetAsync(b->out, 0xFF, (size_t)c->rows * (size_t)width * (c->shape->out_f32 ? 4 : 2), b->stream) != cudaSuccess ||
+        !run_candidate(g, b, c, b->w[0]) || cudaStreamSynchronize(b->stream) != cudaSuccess) return false;
+    for (int part = 0; part < CHECK_PARTS; part++) {
+        const float *want = c->way->silu_mul ? b->reference.silu[part] : b->reference.plain[part];
+        float got[CHECK_COLS];
+        int have = read_part(b, c, part, width, 0, width, got);
+        if (have < 0) return false;
+        for (int i = 0; i < have; i++) {
+            off += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
+            all += (double)want[i] * want[i];
+        }
+    }
+    if (off <= CHECK_ERROR * CHECK_ERROR * all) return true;           /* false for NaN too */
+    log_error("gemm_check", "own product %d x %d x %d%s is off by %.3g of the library's: not used", c->rows, c->shape->n, c->shape->k,
+              c->way->silu_mul ? " with silu" : "", sqrt(off / all));
+    return false;
+}
+
 static void keep_best(struct gemm *g, struct bench *b, const struct candidate *c, int runs, struct gemm_entry *best)
 {
     float us = time_candidate(g, b, c, runs);
 
     if (us > 0 && c->way->how == GEMM_LIBRARY && c->rows <= GEMM_SKINNY_MAX_ROWS && b->launch->sm == 90) us += LIBRARY_GAP_US;
     if (us <= 0 || (best->tuned && us >= best->us)) return;
+    if (c->way->how != GEMM_LIBRARY && !agrees(g, b, c)) return;
     *best = *c->way;
     best->us = us;
     best->tuned = true;
@@ -403,6 +481,8 @@ static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *s
         entry_set(&way, &results[i]);
         keep_best(g, b, &c, runs, &best);
     }
+    b->reference.known = false;
+    if (best.tuned && !library_only) make_reference(g, b, &(struct candidate){ .shape = shape, .rows = rows, .p = &p, .way = &best });
     if (!library_only) try_own(g, b, shape, rows, false, runs, own, &best);
     if (best.tuned) gemm_table_put(&g->table, &best);
     if (best.tuned && shape->silu_mul && !library_only) {
