@@ -3,7 +3,7 @@
  *   logits_tool greedy MODEL DEVICE THREADS TP PP N      N greedy tokens behind each prompt
  * DEVICE: ref, fast, or cuda where the build has it. Options behind: --chunk N feeds prompts N tokens at a time (1: every step
  * is a decode; default: whole), --together takes all prompts in the same steps, --block-size N tokens in a KV block,
- * --ahead (greedy) submits each decode step before the one before it has drawn.
+ * --ahead (greedy) submits each decode step before the one before it has drawn, where the ranks can.
  * Prompts come from stdin, one line of token ids each. stdout is binary: per prompt float32 [tokens, vocab], or int32 [N].
  * Greedy decodes all prompts together as one batch. KV blocks lie scattered. Every step goes through the rank threads, as in
  * the engine: on a GPU decodes are replayed from captured steps. Details go to stderr. */
@@ -210,7 +210,7 @@ static int take_decode(struct job *job)
 static int run_decodes(struct job *job)
 {
     int64_t start_ns = clock_now_ns();
-    int rc = 0, depth = job->ahead ? 2 : 1;
+    int rc = 0, depth = job->ahead && ranks_overlaps(job->ranks) ? 2 : 1;
     for (int at = 1; at < job->num_tokens + depth - 1 && rc == 0; at++) {
         if (at < job->num_tokens) rc = submit_decode(job, at, depth == 2 && at > 1);
         if (rc == 0 && at >= depth) rc = take_decode(job);
