@@ -29,8 +29,7 @@ static const size_t LEAD_BYTES = (size_t)256 << 20;        /* cleared ahead of a
 struct gemm {
     cublasLtHandle_t lt;
     int sm;
-    uint32_t *flags;               /* GEMM_FLAGS words, zero between launches: the head of what was given */
-    void *counters;                /* MATMUL_COUNTER_BYTES behind them, likewise: of gemv and the skinny kernel */
+    void *counters;                /* MATMUL_COUNTER_BYTES, zero between launches, of gemv and the skinny kernel: the head of what was given */
     void *workspace;               /* the rest: the library's, or partial sums of own kernels */
     size_t workspace_bytes;
     char *cache_path;
@@ -108,10 +107,12 @@ static struct gemm_sm90_plan entry_plan(const struct gemm_entry *e)
                                     .cluster_n = (int32_t)(word >> 8 & 0xFF), .split = (int32_t)(word & 0xFF) };
 }
 
-static struct gemm_kernel own_product(const struct gemm *g, const struct gemm_args *a)
+/* Without flags and partials: no cuts whose blocks wait for each other. Those pass their tests, but have not been through long rows of
+ * launches on a full device yet. */
+static struct gemm_kernel own_product(const struct gemm_args *a)
 {
     return (struct gemm_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k, .out_f32 = a->out_f32,
-                                 .silu_mul = a->silu_mul, .flags = g->flags, .partials = g->workspace, .partials_bytes = g->workspace_bytes };
+                                 .silu_mul = a->silu_mul };
 }
 
 static struct gemv_kernel few_rows(const struct gemm *g, const struct gemm_args *a, uint64_t groups)
@@ -130,11 +131,10 @@ int gemm_open(struct gemm **out, const struct gemm_options *options, struct err 
 
     *out = NULL;
     if (!g) return err_set(err, ERR_NO_MEMORY, "gemm: out of memory");
-    g->flags = options->workspace;
-    g->counters = g->flags + GEMM_FLAGS;
+    g->counters = options->workspace;
     g->workspace = (char *)g->counters + MATMUL_COUNTER_BYTES;
-    g->workspace_bytes = options->workspace_bytes - GEMM_FLAGS * sizeof(uint32_t) - MATMUL_COUNTER_BYTES;
-    if (cudaMemset(g->flags, 0, GEMM_FLAGS * sizeof(uint32_t) + MATMUL_COUNTER_BYTES) != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess) {
+    g->workspace_bytes = options->workspace_bytes - MATMUL_COUNTER_BYTES;
+    if (cudaMemset(g->counters, 0, MATMUL_COUNTER_BYTES) != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess) {
         rc = err_set(err, ERR_INTERNAL, "gemm: workspace: %s", cudaGetErrorString(cudaGetLastError()));
         goto out;
     }
@@ -239,7 +239,7 @@ int gemm_run(struct gemm *g, const struct gemm_args *a, const struct launch *l, 
     }
     if (e.how == GEMM_SM90) {
         struct gemm_sm90_plan plan = entry_plan(&e);
-        struct gemm_kernel own = own_product(g, a);
+        struct gemm_kernel own = own_product(a);
         rc = launch_gemm_planned(&own, &plan, l);
         if (rc == ERR_UNSUPPORTED) rc = launch_gemm(&own, l);          /* timed at the end of the bucket: may not fit beyond it */
         return rc < 0 ? own_error(err, rc, a) : 0;
@@ -332,7 +332,7 @@ static bool run_candidate(struct gemm *g, struct bench *b, const struct candidat
         struct gemm_sm90_plan plan = entry_plan(c->way);
         struct gemm_kernel own;
         a.silu_mul = c->way->silu_mul;
-        own = own_product(g, &a);
+        own = own_product(&a);
         return launch_gemm_planned(&own, &plan, b->launch) == 0;
     }
     if (c->way->how == GEMM_SKINNY) {
@@ -448,7 +448,7 @@ static void try_own(struct gemm *g, struct bench *b, const struct gemm_shape *sh
     struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = rows, .out_f32 = shape->out_f32, .silu_mul = silu_mul };
     struct candidate c = { .shape = shape, .rows = rows, .way = &way };
     struct gemm_args a = { .num_tokens = rows, .n = shape->n, .k = shape->k, .out_f32 = shape->out_f32, .silu_mul = silu_mul };
-    struct gemm_kernel own = own_product(g, &a);
+    struct gemm_kernel own = own_product(&a);
     struct gemm_sm90_plan plan;
 
     if (b->launch->sm != 90) return;
