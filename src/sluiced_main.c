@@ -1,6 +1,7 @@
 /* sluiced_main.c - the gateway daemon: configuration, the model's text side, router with its engines, HTTP, signals.
  * Order: everything that can be refused is read first (exit 78), then the socket is bound, then the engines load.
- * Main thread: waits for signals. SIGTERM or SIGINT drains and exits 0; a second one ends at once. */
+ * Main thread: waits for signals. SIGTERM or SIGINT drains and exits 0; a second one ends at once. SIGHUP reads the
+ * configuration again: keys and log level are taken over, all other options keep their values until a restart. */
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -29,6 +30,9 @@
 
 struct daemon {
     struct config config;
+    int argc;
+    char *const *argv;            /* without the program's name */
+    char **first_env;             /* as it was at start, keys included: a reload reads it again */
     struct model_source *source;
     struct tokenizer *tokenizer;
     struct chat_template *chat_template;
@@ -193,6 +197,24 @@ static void drain(struct daemon *d)
     router_drain(d->router, d->config.drain_timeout_ms);
 }
 
+/* With an error nothing changes. What runs goes on under the key that it came with. */
+static void reload(struct daemon *d)
+{
+    struct config fresh = { 0 };
+    struct err err = { 0 };
+    int rc = config_load_again(&fresh, d->argc, d->argv, d->first_env, &err);
+
+    if (rc == 0) rc = http_server_set_keys(d->http, &fresh, &err);
+    if (rc == 0) {
+        log_set_level((enum log_level)log_level_from_name(fresh.log_level));
+        log_info("reloaded", "%zu API keys, log level %s", fresh.api_keys.n, fresh.log_level);
+    } else {
+        log_error("reload_rejected", "%s; the configuration in force stays", err.message);
+    }
+    metric_add(M_CONFIG_RELOADS, rc == 0 ? RELOAD_OK : RELOAD_REJECTED, 1);
+    config_release(&fresh);
+}
+
 static int serve(struct daemon *d)
 {
     struct err err = { 0 };
@@ -216,11 +238,21 @@ static int serve(struct daemon *d)
     while (!signalled) {
         int sig = wait_signal(&set, 3600000);
         signalled = sig == SIGTERM || sig == SIGINT;
+        if (sig == SIGHUP) reload(d);
     }
     drain(d);
     http_server_stop(d->http, 2000);
     d->http = NULL;
     return 0;
+}
+
+static void free_env(char **env)
+{
+    for (size_t i = 0; env && env[i]; i++) {
+        explicit_bzero(env[i], strlen(env[i]));
+        free(env[i]);
+    }
+    free(env);
 }
 
 static void release(struct daemon *d)
@@ -232,9 +264,22 @@ static void release(struct daemon *d)
     tokenizer_free(d->tokenizer);
     if (d->source) model_source_close(d->source);
     config_release(&d->config);
+    free_env(d->first_env);
 }
 
-/* Keys that came by the environment are in the configuration now: an engine has no use for them. */
+static char **copy_env(char *const *env)
+{
+    size_t n = 0;
+
+    while (env[n]) n++;
+    char **copy = calloc(n + 1, sizeof *copy);
+    for (size_t i = 0; copy && i < n; i++) {
+        if (!(copy[i] = strdup(env[i]))) { free_env(copy); return NULL; }
+    }
+    return copy;
+}
+
+/* Keys that came by the environment are in the configuration and in first_env now: an engine has no use for them. */
 static void forget_keys(void)
 {
     unsetenv("SLUICE_API_KEY");
@@ -250,6 +295,14 @@ int main(int argc, char **argv)
     int rc;
 
     log_set_program("sluiced");
+    d.argc = argc - 1;
+    d.argv = argv + 1;
+    d.first_env = copy_env(environ);
+    if (!d.first_env) {
+        err_set(&err, ERR_NO_MEMORY, "out of memory");
+        rc = refuse(&err);
+        goto out;
+    }
     if (config_load(&d.config, argc - 1, argv + 1, &help, &err) < 0) {
         rc = refuse(&err);
         goto out;

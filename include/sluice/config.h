@@ -83,6 +83,8 @@ enum config_when { CONFIG_START, CONFIG_RELOAD };   /* RELOAD: may change while 
  * Errors: ERR_CONFIG with "file:line:column: ..." or "--flag: ..." and the nearest known name; exit 78. Nothing is left
  * to release then. */
 int  config_load(struct config *config, int argc, char *const *argv, bool *help, struct err *err);
+/* The same for a reload: env (NAME=value, NULL-terminated) is read instead of environ, --help means nothing. */
+int  config_load_again(struct config *config, int argc, char *const *argv, char *const *env, struct err *err);
 void config_release(struct config *config);
 
 /* Logs what is allowed but unwise: keys on the command line or short, no key beyond loopback, odd SLUICE_* names. */

@@ -27,6 +27,10 @@ struct gateway {
 struct http_server;
 /* Binds config->host:port (port 0: any) and serves. *port gets the bound port. ERR_CONFIG when the address is taken. */
 int  http_server_start(struct http_server **out, const struct gateway *gateway, int *port, struct err *err);
+/* The API keys of config, a second one made aside, are in force for every request whose headers end from now on; what
+ * runs goes on. ERR_CONFIG (the old keys stay): as key_ring_init, or no key is left where there were some. Main
+ * thread. */
+int  http_server_set_keys(struct http_server *server, const struct config *config, struct err *err);
 /* Refuses new connections, lets answers in flight finish up to timeout_ms, resumes every suspended connection, stops. */
 void http_server_stop(struct http_server *server, int64_t timeout_ms);
 

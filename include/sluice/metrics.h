@@ -17,6 +17,7 @@ enum abort_cause { ABORT_CLIENT_GONE, ABORT_SLOW_READER, ABORT_KILLED, ABORT_QUE
 enum finish_label { FINISHED_STOP, FINISHED_LENGTH, FINISHED_TOOL_CALLS, FINISHED_ABORT, FINISHED_ERROR, FINISHED_COUNT };
 enum connection_state { CONN_ACTIVE, CONN_IDLE, CONN_SUSPENDED, CONN_STATE_COUNT };
 enum restart_cause { RESTART_SIGNAL, RESTART_CUDA, RESTART_XID, RESTART_STALL, RESTART_EXIT, RESTART_DRAIN, RESTART_COUNT };
+enum reload_result { RELOAD_OK, RELOAD_REJECTED, RELOAD_COUNT };
 
 /*  id                        kind       name */
 enum metric {
@@ -40,6 +41,7 @@ enum metric {
     M_REPLICA_UP,             /* gauge   sluice_replica_up                    replica */
     M_REPLICA_LOAD_SECONDS,   /* gauge   sluice_replica_load_seconds          replica */
     M_REPLICA_RESTARTS,       /* counter sluice_replica_restarts_total        replica x enum restart_cause: index = replica * RESTART_COUNT + cause */
+    M_CONFIG_RELOADS,         /* counter sluice_config_reloads_total          enum reload_result */
     M_STREAMS_RESUMED,        /* counter sluice_streams_resumed_total */
     M_TTFT, M_ITL, M_E2E, M_QUEUE, M_PREFILL, M_DECODE,   /* histograms sluice_{ttft,itl,e2e,queue,prefill,decode}_seconds */
     M_TOKENIZE, M_TEMPLATE,   /* histograms sluice_{tokenize,template}_seconds */

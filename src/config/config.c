@@ -523,6 +523,16 @@ int config_load(struct config *config, int argc, char *const *argv, bool *help, 
     return rc;
 }
 
+int config_load_again(struct config *config, int argc, char *const *argv, char *const *env, struct err *err)
+{
+    char dir[PATH_MAX];
+    struct config_sources sources = { .argc = argc, .argv = argv, .env = env, .program_dir = dir };
+    bool asked = false;
+
+    find_program_dir(dir, sizeof dir);
+    return config_load_from(config, &sources, &asked, err);
+}
+
 void config_release(struct config *config)
 {
     if (!config->origins) return;

@@ -149,7 +149,8 @@ void config_print_markdown(FILE *out)
             "Flag > environment > file > preset > default; `sluice check` prints every value with its origin.\n"
             "Booleans are `true` or `false`; times take `ms`, `s`, `m`, `h`; sizes take `KiB`, `MiB`, `GiB`, `TiB`.\n"
             "A list is a repeated flag, a YAML list, or (but for API keys) text with commas.\n"
-            "\"reload\" options may change while the server runs.\n");
+            "\"reload\" options may change while the server runs: on SIGHUP it reads the configuration again and takes over\n"
+            "`api_keys`, `api_keys_file`, `admin_api_key` and `log_level`; the others of them still wait for a restart.\n");
     for (size_t i = 0; i < option_count; i++) {
         const struct option *option = &option_table[i];
         if (strcmp(group, option->group) != 0)

@@ -1,17 +1,13 @@
 #include "auth.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/log.h"
 
-enum { SHORT_KEY_BYTES = 16, KEY_LINE_MAX = 4096 };
+enum { SHORT_KEY_BYTES = 16 };
 
 static struct sha256 hash_of(const char *key, size_t len)
 {
@@ -41,45 +37,12 @@ static int add_key(struct key_ring *ring, const char *item, struct err *err)
     return 0;
 }
 
-static int add_file(struct key_ring *ring, const char *path, struct err *err)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC), rc = 0;
-    FILE *file = fd >= 0 ? fdopen(fd, "r") : NULL;
-    char line[KEY_LINE_MAX];
-    struct stat info;
-
-    if (!file) {
-        rc = err_sys(err, ERR_CONFIG, "api_keys_file %s", path);
-        if (fd >= 0) close(fd);
-        return rc;
-    }
-    if (fstat(fd, &info) < 0 || !S_ISREG(info.st_mode) || (info.st_mode & 077)) {
-        rc = err_set(err, ERR_CONFIG, "api_keys_file %s: it must be a file that only its owner can read (chmod 600)",
-                     path);
-        goto out;
-    }
-    for (int number = 1; rc == 0 && fgets(line, sizeof line, file); number++) {
-        size_t len = strcspn(line, "\r\n");
-        if (line[len] == '\0' && len == sizeof line - 1) {
-            rc = err_set(err, ERR_CONFIG, "%s:%d: line too long", path, number);
-            break;
-        }
-        line[len] = '\0';
-        if (len && line[0] != '#' && (rc = add_key(ring, line, err)) < 0) err_prefix(err, "%s:%d", path, number);
-    }
-out:
-    explicit_bzero(line, sizeof line);
-    fclose(file);
-    return rc;
-}
-
 int key_ring_init(struct key_ring *ring, const struct config *config, struct err *err)
 {
     int rc = 0;
 
     *ring = (struct key_ring){ 0 };
     for (size_t i = 0; rc == 0 && i < config->api_keys.n; i++) rc = add_key(ring, config->api_keys.items[i], err);
-    if (rc == 0 && config->api_keys_file && config->api_keys_file[0]) rc = add_file(ring, config->api_keys_file, err);
     if (config->admin_api_key && config->admin_api_key[0]) {
         ring->has_admin = true;
         ring->admin = hash_of(config->admin_api_key, strlen(config->admin_api_key));
@@ -94,13 +57,13 @@ void key_ring_release(struct key_ring *ring)
     *ring = (struct key_ring){ 0 };
 }
 
-bool key_ring_allows(const struct key_ring *ring, const char *value, size_t len, const char **name)
+bool key_ring_allows(const struct key_ring *ring, const char *value, size_t len, char name[AUTH_NAME_MAX])
 {
     static const char scheme[] = "Bearer ";
     size_t scheme_len = sizeof scheme - 1;
     const struct api_key *found = NULL;
 
-    *name = "";
+    name[0] = '\0';
     if (ring->n == 0) return true;
     if (!value || len <= scheme_len || strncasecmp(value, scheme, scheme_len) != 0) return false;
     while (scheme_len < len && value[scheme_len] == ' ') scheme_len++;
@@ -109,7 +72,6 @@ bool key_ring_allows(const struct key_ring *ring, const char *value, size_t len,
         if (sha256_equal(&hash, &ring->keys[i].hash)) found = &ring->keys[i];   /* goes on: the time says nothing */
     }
     bool admin = ring->has_admin && sha256_equal(&hash, &ring->admin);
-    if (found) *name = found->name;
-    else if (admin) *name = "admin";
+    if (found || admin) snprintf(name, AUTH_NAME_MAX, "%s", found ? found->name : "admin");
     return found || admin;
 }

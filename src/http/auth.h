@@ -1,5 +1,5 @@
 /* auth.h - API keys: kept as SHA-256 only, compared in constant time over all of them (api-contract 10.5).
- * Thread: built at start, then const. */
+ * Thread: const once it is built; a reload builds a second ring and changes the two (server.h). */
 #ifndef SLUICE_HTTP_AUTH_H
 #define SLUICE_HTTP_AUTH_H
 
@@ -22,12 +22,11 @@ struct key_ring {
     struct sha256 admin;         /* opens every route */
 };
 
-/* From api_keys, api_keys_file and admin_api_key. ERR_CONFIG: unreadable file, a file others can read, too many
- * keys. */
+/* From api_keys (which has the keys of api_keys_file too) and admin_api_key. ERR_CONFIG: an empty key, too many keys. */
 int  key_ring_init(struct key_ring *ring, const struct config *config, struct err *err);
 void key_ring_release(struct key_ring *ring);
-/* value: the Authorization header's, NULL if absent. True when the ring is empty or the key is known; *name is the
- * key's name ("" on an open server), living as long as the ring. */
-bool key_ring_allows(const struct key_ring *ring, const char *value, size_t len, const char **name);
+/* value: the Authorization header's, NULL if absent. True when the ring is empty or the key is known; name gets the
+ * key's name ("" on an open server). */
+bool key_ring_allows(const struct key_ring *ring, const char *value, size_t len, char name[AUTH_NAME_MAX]);
 
 #endif

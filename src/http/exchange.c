@@ -35,7 +35,6 @@ struct exchange *exchange_new(struct http_server *server, struct MHD_Connection 
     ex->server = server;
     ex->connection = connection;
     ex->conn = conn;
-    ex->key_name = "";
     make_request_id(ex->request_id);
     pthread_mutex_init(&ex->lock, NULL);
     __atomic_fetch_add(&server->num_exchanges, 1, __ATOMIC_RELAXED);

@@ -16,6 +16,7 @@
 #include <sluice/api.h>
 #include <sluice/metrics.h>
 
+#include "auth.h"
 #include "base/buf.h"
 #include "guard.h"
 
@@ -36,7 +37,7 @@ struct exchange {
     const char *line_version;            /* where the request line's version begins unless a NUL hides in the target */
     int64_t arrival_ms;                  /* end of the headers */
     const struct route *route;           /* NULL: unknown path */
-    const char *key_name;
+    char key_name[AUTH_NAME_MAX];        /* "": an open server */
     char request_id[REQUEST_ID_MAX + 1];
     char *path;                          /* decoded; for routes with a tail */
     size_t path_tail;                    /* where the tail begins */

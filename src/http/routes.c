@@ -205,12 +205,10 @@ static void check_request(struct exchange *ex, const char *url, const char *meth
     const struct guard_field *authorization = headers->authorization;
     const struct route *of_path;
     const struct route *route = find_route(method, url, &of_path, &ex->allow);
-    const char *name = "";
 
     ex->route = route ? route : of_path;
-    bool allowed = key_ring_allows(&ex->server->keys, authorization ? authorization->value : NULL,
-                                   authorization ? authorization->value_len : 0, &name);
-    if (allowed) ex->key_name = name;
+    bool allowed = server_allows(ex->server, authorization ? authorization->value : NULL,
+                                 authorization ? authorization->value_len : 0, ex->key_name);
     if (!allowed && needs_key(ex, of_path)) { err_set(&ex->early, ERR_API_KEY, "Incorrect API key provided."); return; }
     if (!of_path) { err_set(&ex->early, ERR_NOT_FOUND, "There is nothing at this path."); return; }
     if (!route) { err_set(&ex->early, ERR_METHOD, "This path answers %s only.", ex->allow); return; }

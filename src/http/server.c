@@ -205,6 +205,7 @@ static void server_free(struct http_server *server)
     workers_stop(&server->workers);
     conn_watch_stop(&server->watch);
     key_ring_release(&server->keys);
+    pthread_rwlock_destroy(&server->keys_lock);
     if (server->listen_fd >= 0) close(server->listen_fd);
     free(server);
 }
@@ -218,6 +219,7 @@ int http_server_start(struct http_server **out, const struct gateway *gateway, i
     if (!server) return err_set(err, ERR_NO_MEMORY, "out of memory");
     server->gateway = gateway;
     server->listen_fd = -1;
+    pthread_rwlock_init(&server->keys_lock, NULL);
     if (getrandom(server->cache_secret, sizeof server->cache_secret, 0) != (ssize_t)sizeof server->cache_secret) {
         rc = err_sys(err, ERR_INTERNAL, "getrandom");
         goto out;
@@ -236,6 +238,34 @@ int http_server_start(struct http_server **out, const struct gateway *gateway, i
 out:
     if (server) server_free(server);
     return rc;
+}
+
+/* ---- keys ---- */
+
+bool server_allows(struct http_server *server, const char *value, size_t len, char name[AUTH_NAME_MAX])
+{
+    pthread_rwlock_rdlock(&server->keys_lock);
+    bool allowed = key_ring_allows(&server->keys, value, len, name);
+    pthread_rwlock_unlock(&server->keys_lock);
+    return allowed;
+}
+
+int http_server_set_keys(struct http_server *server, const struct config *config, struct err *err)
+{
+    struct key_ring fresh, old;
+    int rc = key_ring_init(&fresh, config, err);
+
+    if (rc < 0) return rc;
+    if (fresh.n == 0 && server->keys.n > 0) {        /* an emptied file must not open the server to everybody */
+        key_ring_release(&fresh);
+        return err_set(err, ERR_CONFIG, "api_keys: none are left; a server with keys is opened by a restart only");
+    }
+    pthread_rwlock_wrlock(&server->keys_lock);
+    old = server->keys;
+    server->keys = fresh;
+    pthread_rwlock_unlock(&server->keys_lock);
+    key_ring_release(&old);
+    return 0;
 }
 
 /* ---- stop ---- */

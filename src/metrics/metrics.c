@@ -10,7 +10,7 @@
 #include "base/log.h"
 
 enum kind { COUNTER, GAUGE, HISTOGRAM };
-enum labels { L_NONE, L_REPLICA, L_REPLICA_CAUSE, L_CONNECTION, L_FINISH, L_ABORT, L_ROUTE, L_ROUTE_STATUS, L_CODE };
+enum labels { L_NONE, L_REPLICA, L_REPLICA_CAUSE, L_CONNECTION, L_FINISH, L_ABORT, L_ROUTE, L_ROUTE_STATUS, L_CODE, L_RELOAD };
 
 /* api-contract 7.1: b1 short host work, b2 steps and token gaps, b3 = vLLM's time-to-first-token buckets, b5 token counts */
 static const double b1[] = { .00001, .00005, .0001, .0005, .001, .005, .01, .05, .1, .5, 1, 5 };
@@ -67,6 +67,7 @@ static const struct family families[METRIC_COUNT] = {
     [M_REPLICA_UP] = { "sluice_replica_up", "1 while the replica serves.", .kind = GAUGE, .labels = L_REPLICA },
     [M_REPLICA_LOAD_SECONDS] = { "sluice_replica_load_seconds", "From exec to ready.", .kind = GAUGE, .labels = L_REPLICA },
     [M_REPLICA_RESTARTS] = { "sluice_replica_restarts_total", "Replicas started again, by cause.", .kind = COUNTER, .labels = L_REPLICA_CAUSE },
+    [M_CONFIG_RELOADS] = { "sluice_config_reloads_total", "Configurations read again, by result.", .kind = COUNTER, .labels = L_RELOAD },
     [M_STREAMS_RESUMED] = { "sluice_streams_resumed_total", "Sequences continued on another replica.", .kind = COUNTER },
     [M_TTFT] = { "sluice_ttft_seconds", "Request headers complete to first token.", .vllm = "time_to_first_token_seconds", .kind = HISTOGRAM, .buckets = B3 },
     [M_ITL] = { "sluice_itl_seconds", "Gap between tokens of a choice.", .vllm = "inter_token_latency_seconds", .kind = HISTOGRAM, .vllm_buckets = V_ITL, .buckets = B2 },
@@ -90,6 +91,7 @@ static const struct family families[METRIC_COUNT] = {
 };
 
 static const char *const route_names[ROUTE_COUNT] = { "completions", "chat", "models", "health", "metrics", "other" };
+static const char *const reload_names[RELOAD_COUNT] = { "ok", "rejected" };
 static const char *const finish_names[FINISHED_COUNT] = { "stop", "length", "tool_calls", "abort", "error" };
 static const char *const abort_names[ABORT_COUNT] = { "client_gone",  "slow_reader",   "killed", "queue_timeout",
                                                       "ttft_timeout", "total_timeout", "drain",  "replica_lost" };
@@ -224,6 +226,7 @@ static int num_indexes(uint8_t labels)
     case L_ROUTE: return ROUTE_COUNT;
     case L_ROUTE_STATUS: return ROUTE_COUNT * NUM_STATUSES;
     case L_CODE: return ERR_ORDINAL_END_;
+    case L_RELOAD: return RELOAD_COUNT;
     default: return 1;
     }
 }
@@ -243,6 +246,7 @@ static void put_index_labels(struct buf *out, uint8_t labels, int index, bool vl
         buf_printf(out, ",route=\"%s\",status=\"%d\"", route_names[index / NUM_STATUSES], statuses[index % NUM_STATUSES]);
         break;
     case L_CODE: buf_printf(out, ",code=\"%s\"", err_wire_code(-index)); break;
+    case L_RELOAD: buf_printf(out, ",result=\"%s\"", reload_names[index]); break;
     default:
         if (vllm) buf_puts(out, ",engine=\"0\"");
     }

@@ -1,5 +1,7 @@
 """Hang-ups, health, keys, drain: what happens around requests."""
 import json
+import re
+import signal
 import socket
 import threading
 import time
@@ -8,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from server import PATIENCE
+from server import PATIENCE, Server
 
 LONG = {"max_tokens": 4000, "extra_body": {"ignore_eos": True}}
 
@@ -86,6 +88,65 @@ def test_api_key(new_server):
         bad.completions.create(model=model, prompt="a", max_tokens=1)
     assert error.value.code == "invalid_api_key"
     assert server.stop() == 0
+
+
+def test_keys_are_read_again_on_sighup(tmp_path):
+    keys = tmp_path / "keys"
+
+    def write(*names):
+        keys.write_text("# name:key\n" + "".join(f"{name}:secret-of-{name}-0123456789\n" for name in names))
+        keys.chmod(0o600)
+
+    write("alice", *(f"n{i}" for i in range(700)))
+    with Server("--api-keys-file", str(keys), env={"SLUICE_API_KEY": "eve:secret-of-eve-0123456789"}) as server:
+        def opens(name):
+            headers = {"Authorization": f"Bearer secret-of-{name}-0123456789"}
+            return httpx.get(server.url + "/v1/models", headers=headers, timeout=30).status_code == 200
+
+        def reload(result):
+            before = metric(result)
+            server.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: metric(result) == before + 1)
+
+        def metric(result):
+            text = httpx.get(server.url + "/metrics", headers={"Authorization": "Bearer secret-of-eve-0123456789"}, timeout=30).text
+            return int(re.search(r'sluice_config_reloads_total\{.*result="%s"\} (\d+)' % result, text).group(1))
+
+        assert opens("alice") and opens("n699") and opens("eve") and not opens("bob")
+        body = json.dumps({"model": "m", "prompt": "Once", "max_tokens": 200, "ignore_eos": True, "stream": True})
+        ask = {"content": body, "headers": {"Authorization": "Bearer secret-of-alice-0123456789"}, "timeout": 120}
+        with httpx.stream("POST", server.url + "/v1/completions", **ask) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            write("bob")
+            reload("ok")
+            assert opens("bob") and opens("eve") and not opens("alice") and not opens("n699")
+            assert list(lines)[-2] == "data: [DONE]"                 # what runs goes on
+        for wrong in ("no colon in this line\n", "bob:\n", "x" * 5000 + "\n", "a:b\0c\n"):
+            keys.write_text(wrong)
+            reload("rejected")
+            assert opens("bob") and not opens("alice")
+        write("carol")
+        keys.chmod(0o644)                                           # others could read it
+        reload("rejected")
+        assert opens("bob") and not opens("carol")
+        keys.unlink()
+        reload("rejected")
+        write("carol")
+        reload("ok")
+        assert opens("carol") and opens("eve") and not opens("bob")
+        assert server.stop() == 0 and "secret-of" not in server.output()
+
+
+def test_sighup_never_opens_a_server(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("alice:secret-of-alice-0123456789\n")
+    keys.chmod(0o600)
+    with Server("--api-keys-file", str(keys)) as server:
+        keys.write_text("# nobody\n")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reload_rejected" in server.output())
+        assert httpx.get(server.url + "/v1/models", timeout=30).status_code == 401
 
 
 def test_sigterm_lets_running_streams_finish(new_server):

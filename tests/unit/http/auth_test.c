@@ -1,4 +1,4 @@
-/* auth_test.c - keys from flags and files, and what they open. */
+/* auth_test.c - keys and what they open; the file of keys is the configuration's (config/). */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -8,15 +8,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "auth.h"
 
 static bool opens(const struct key_ring *ring, const char *value, const char *name)
 {
-    const char *found = NULL;
-    bool allowed = key_ring_allows(ring, value, value ? strlen(value) : 0, &found);
+    char found[AUTH_NAME_MAX];
+    bool allowed = key_ring_allows(ring, value, value ? strlen(value) : 0, found);
 
     if (allowed) assert_string_equal(found, name);
     return allowed;
@@ -53,37 +51,41 @@ static void keys_and_admin_key(void **state)
     key_ring_release(&ring);
 }
 
-static void a_file_must_be_private(void **state)
+static void wrong_keys_are_refused(void **state)
 {
-    char path[] = "/tmp/sluice-keys-XXXXXX";
-    struct config config = { .api_keys_file = path };
+    char *items[] = { "alice:" };
+    struct config config = { .api_keys = { items, 1 } };
     struct key_ring ring;
     struct err err = { 0 };
-    int fd = mkstemp(path);
-    static const char text[] = "# keys\nalice:secret-of-alice-1\n\nbob:secret-of-bob-123\r\n";
 
     (void)state;
-    assert_int_equal(write(fd, text, sizeof text - 1), sizeof text - 1);
+    assert_int_equal(key_ring_init(&ring, &config, &err), ERR_CONFIG);
+    assert_non_null(strstr(err.message, "empty key"));
+}
+
+static void as_many_keys_as_the_configuration_takes(void **state)
+{
+    enum { N = AUTH_MAX_KEYS };
+    static char texts[N][32], *items[N];
+    struct config config = { .api_keys = { items, N } };
+    struct key_ring ring;
+
+    (void)state;
+    for (int i = 0; i < N; i++) {
+        snprintf(texts[i], sizeof texts[i], "n%d:secret-number-%06d", i, i);
+        items[i] = texts[i];
+    }
     assert_int_equal(key_ring_init(&ring, &config, NULL), 0);
-    assert_int_equal(ring.n, 2);
-    assert_true(opens(&ring, "Bearer secret-of-bob-123", "bob"));
+    assert_true(opens(&ring, "Bearer secret-number-000000", "n0"));
+    assert_true(opens(&ring, "Bearer secret-number-001023", "n1023"));
     key_ring_release(&ring);
-    assert_int_equal(fchmod(fd, 0640), 0);
-    assert_int_equal(key_ring_init(&ring, &config, &err), ERR_CONFIG);
-    assert_non_null(strstr(err.message, "only its owner"));
-    assert_int_equal(fchmod(fd, 0600), 0);
-    assert_int_equal(write(fd, "carol:\n", 7), 7);
-    err_clear(&err);
-    assert_int_equal(key_ring_init(&ring, &config, &err), ERR_CONFIG);
-    assert_non_null(strstr(err.message, ":5: "));
-    close(fd);
-    unlink(path);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(no_keys_is_an_open_server), cmocka_unit_test(keys_and_admin_key), cmocka_unit_test(a_file_must_be_private),
+        cmocka_unit_test(no_keys_is_an_open_server), cmocka_unit_test(keys_and_admin_key), cmocka_unit_test(wrong_keys_are_refused),
+        cmocka_unit_test(as_many_keys_as_the_configuration_takes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
