@@ -11,7 +11,8 @@
  * Why       four ops in one: each of them alone would read and write qkv again. */
 #include "common.cuh"
 
-constexpr int ROPE_FEW_TOKENS = 256, ROPE_MANY_TOKENS = 4096;      /* heads per lane group: 1 up to the first, 6 from the second on */
+constexpr int ROPE_FEW_TOKENS = 256;       /* up to here one head per lane group */
+constexpr int ROPE_MANY_HEADS = 3;         /* beyond: heads per lane group */
 constexpr int ROPE_MAX_THREADS = 1024;
 
 struct rope_args {
@@ -135,7 +136,7 @@ __global__ void rope_store_token(const struct rope_args a)
 template <int D>
 static int launch_head_dim(const struct rope_store_kernel *a, const struct launch *l)
 {
-    int heads = a->num_heads + 2 * a->num_kv_heads, rounds = a->num_tokens <= ROPE_FEW_TOKENS ? 1 : a->num_tokens < ROPE_MANY_TOKENS ? 3 : 6;
+    int heads = a->num_heads + 2 * a->num_kv_heads, rounds = a->num_tokens <= ROPE_FEW_TOKENS ? 1 : ROPE_MANY_HEADS;
     int threads = (heads + rounds - 1) / rounds * rope_lanes(D);
     threads = (threads + WARP - 1) / WARP * WARP;
     if (threads > ROPE_MAX_THREADS) threads = ROPE_MAX_THREADS;
