@@ -241,7 +241,7 @@ def test_input_04_tiny_chunks(server):
             pass
         answers, _ = read_answers(sock, idle=5)
     for answer in answers:
-        assert answer.status in (400, 413)
+        assert answer.status in (400, 408, 413)          # 408: on a slow machine its time is up before its megabyte
 
 
 def test_input_05_url_and_headers(server):
