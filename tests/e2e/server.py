@@ -36,7 +36,7 @@ class Server:
         self.name = name
         self.log = tempfile.NamedTemporaryFile(prefix="sluiced-", suffix=".log", delete=False)
         argv = [str(BIN / "sluiced"), "--model", str(model), "--port", str(self.port), "--served-model-name", name]
-        argv += os.environ.get("SLUICE_ARGS", "").split() + list(args)
+        argv += ["--drain-timeout", f"{60 * PATIENCE:.0f}"] + os.environ.get("SLUICE_ARGS", "").split() + list(args)
         self.process = subprocess.Popen(argv, stdout=self.log, stderr=self.log, env={**os.environ, **(env or {})})
         if wait:
             self.wait_ready()
