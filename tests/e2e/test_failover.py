@@ -17,7 +17,9 @@ from server import PATIENCE, SANITIZED, Server
 FAULT_SECONDS = float(os.environ.get("SLUICE_FAULT_SECONDS", "60" if SANITIZED else "10"))
 KILL_EVERY = 12 if SANITIZED else 2         # s: a survivor must be able to compute again what it takes over
 STREAMS = 20 if SANITIZED else 100
-THREE = ("--data-parallel-size", "3", "--cpu-threads", "1", "--max-num-seqs", "64")
+# Steps are short beside the time between two kills (as in configs/cpu-dev.yaml): what a survivor computes again in one of 2,048
+# tokens is lost with the next kill.
+THREE = ("--data-parallel-size", "3", "--cpu-threads", "1", "--max-num-seqs", "64", "--max-num-batched-tokens", "256")
 
 KINDS = [
     {"temperature": 0},
