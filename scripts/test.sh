@@ -14,7 +14,8 @@ usage: scripts/test.sh [--asan | --tsan] [--unit | --layouts]
   --layouts  the end-to-end tests two times more: TP 2 x PP 2, and 3 replicas
 
 Else: the C tests (ctest), comparisons with Python references (tests/golden/*_parity.py; not with a sanitizer), tests of a
-running server (pytest tests/e2e), and the stored inputs of the fuzz targets where clang is installed (not with --unit).
+running server (pytest tests/e2e), and the stored inputs of the fuzz targets where clang is installed (not with --unit);
+with FUZZ_SECONDS=N in the environment each target looks for new ones too, for N seconds.
 The last line is "N passed, N failed".
 TEXT
 }
@@ -128,6 +129,29 @@ run_layouts_check() {
     if "$build/tests/layouts_check" "$model"; then count 1 0; else echo "FAILED layouts_check" >&2; count 0 1; fi
 }
 
+# One target: new inputs are kept beside the build, so that a second call goes on from them; a crash leaves its input there.
+fuzz_one() {
+    local fuzzer=$1 name
+    name=$(basename "$1" _fuzz)
+    mkdir -p "build-fuzz/found/$name"
+    "$fuzzer" -max_total_time="$FUZZ_SECONDS" -timeout=10 -rss_limit_mb=2048 -verbosity=0 -artifact_prefix="build-fuzz/found/$name-" \
+        "build-fuzz/found/$name" "tests/fuzz/corpus/$name" >"$fuzzer.log" 2>&1
+}
+
+run_fuzzers() {
+    local fuzzer
+    say "each fuzz target for $FUZZ_SECONDS s"
+    rm -f build-fuzz/fuzz/*.passed
+    export -f fuzz_one
+    export FUZZ_SECONDS
+    printf '%s\0' build-fuzz/fuzz/*_fuzz | xargs -0 -n 1 -P "$(nproc)" bash -c 'if fuzz_one "$0"; then touch "$0.passed"; fi'
+    for fuzzer in build-fuzz/fuzz/*_fuzz; do
+        if [ -e "$fuzzer.passed" ]; then count 1 0
+        else tail -n 40 "$fuzzer.log"; echo "FAILED $fuzzer" >&2; count 0 1
+        fi
+    done
+}
+
 run_fuzz_corpora() {
     local fuzzer corpus
     command -v clang >/dev/null 2>&1 || return 0
@@ -142,6 +166,7 @@ run_fuzz_corpora() {
         else tail -n 20 "$fuzzer.log"; echo "FAILED $fuzzer" >&2; count 0 1
         fi
     done
+    if [ "${FUZZ_SECONDS:-0}" -gt 0 ]; then run_fuzzers; fi
 }
 
 install_missing "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"

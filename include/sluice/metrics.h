@@ -50,6 +50,8 @@ enum metric {
     M_STREAM_RESUME,          /* histogram sluice_stream_resume_seconds */
     M_TPOT,                   /* histogram sluice_tpot_seconds: mean gap of a choice's tokens */
     M_STEP_TOKENS,            /* histogram sluice_step_tokens: tokens of an engine's step, as its events say */
+    M_STEP_SEQUENCES,         /* histogram sluice_step_sequences: of those the ones that got a token */
+    M_STEP_STALL,             /* gauge   sluice_step_stall_seconds            replica */
     M_QUEUE_OLDEST,           /* gauge   sluice_queue_oldest_seconds */
     M_INFERENCE, M_PARAMS_N, M_PARAMS_MAX_TOKENS, M_MAX_GENERATION,      /* histograms of vllm: names only */
     METRIC_COUNT

@@ -103,6 +103,7 @@ void exchange_abort(struct exchange *ex, enum cancel_cause cause)
 {
     pthread_mutex_lock(&ex->lock);
     uint64_t id = ex->gone ? 0 : ex->router_id;
+    if (ex->stalled) cause = CANCEL_SLOW_READER;      /* what follows from the cut is not another cause */
     ex->gone = true;
     outbox_release(&ex->outbox);
     exchange_wake(ex);

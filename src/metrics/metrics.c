@@ -82,6 +82,8 @@ static const struct family families[METRIC_COUNT] = {
     [M_REQ_GENERATION_TOKENS] = { "sluice_request_generation_tokens", "Generated tokens of a choice.", .vllm = "request_generation_tokens", .kind = HISTOGRAM, .buckets = B5 },
     [M_TPOT] = { "sluice_tpot_seconds", "Mean gap between the tokens of a choice.", .vllm = "request_time_per_output_token_seconds", .kind = HISTOGRAM, .vllm_buckets = V_ITL, .buckets = B2 },
     [M_STEP_TOKENS] = { "sluice_step_tokens", "Prompt and generated tokens of an engine's step.", .vllm = "iteration_tokens_total", .kind = HISTOGRAM, .vllm_buckets = V_STEP, .buckets = B4 },
+    [M_STEP_SEQUENCES] = { "sluice_step_sequences", "Sequences that a step of an engine gave a token.", .kind = HISTOGRAM, .buckets = B4 },
+    [M_STEP_STALL] = { "sluice_step_stall_seconds", "Time since the last step while work is pending.", .kind = GAUGE, .labels = L_REPLICA },
     [M_QUEUE_OLDEST] = { "sluice_queue_oldest_seconds", "Age of the oldest request without a token.", .kind = GAUGE },
     [M_INFERENCE] = { NULL, "First step to last token.", .vllm = "request_inference_time_seconds", .kind = HISTOGRAM, .buckets = V_E2E },
     [M_PARAMS_N] = { NULL, "Choices asked for.", .vllm = "request_params_n", .kind = HISTOGRAM, .buckets = V_N },

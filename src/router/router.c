@@ -478,7 +478,7 @@ static bool on_events(struct router *router, int replica, const uint8_t *payload
     struct replica_view *view = &router->replicas[replica];
     struct token_logprob top[MAX_TOP_LOGPROBS];
 
-    size_t num_tokens = 0;
+    size_t num_tokens = 0, num_sequences = 0;
 
     if (len % sizeof(struct token_event)) return false;
     router->now_ns = clock_now_ns();
@@ -487,10 +487,14 @@ static bool on_events(struct router *router, int replica, const uint8_t *payload
         struct token_event event;
         memcpy(&event, payload + at, sizeof event);
         if (!take_logprobs(view, &event, top) || !find_choice(router, replica, event.id, event.finish, &choice)) return false;
-        if (choice) num_tokens += tokens_of_step(choice, &event);
+        if (choice) {
+            num_tokens += tokens_of_step(choice, &event);
+            num_sequences += event.token != TOKEN_NONE;
+        }
         if (choice && !choice_token(router, choice, &event, event.num_top ? top : NULL)) return false;
     }
     if (num_tokens) metric_observe(M_STEP_TOKENS, 0, (double)num_tokens);
+    if (num_sequences) metric_observe(M_STEP_SEQUENCES, 0, (double)num_sequences);
     bool all_taken = view->logprobs_pos == view->logprobs_len;
     view->logprobs_len = view->logprobs_pos = 0;
     return all_taken;

@@ -100,6 +100,7 @@ static void replica_down(struct replica *replica, const char *why, bool crashed)
     if (replica->state == REPLICA_DOWN || replica->state == REPLICA_STOPPED) return;
     replica->state = REPLICA_DOWN;
     metric_set(M_REPLICA_UP, replica->index, 0);
+    metric_set(M_STEP_STALL, replica->index, 0);
     if (!was_ready || replica->sup->stopping) return;
     err_set(&err, ERR_REPLICA_LOST, "%s", why);
     log_warn("replica_lost", "replica %d: %s", replica->index, why);
@@ -383,8 +384,10 @@ static bool stalled(struct replica *replica, int64_t now_ms)
     if (!pending || moves != replica->stall_moves || !replica->stall_since_ms) {
         replica->stall_moves = moves;
         replica->stall_since_ms = now_ms;
+        metric_set(M_STEP_STALL, replica->index, 0);
         return false;
     }
+    metric_set(M_STEP_STALL, replica->index, (double)(now_ms - replica->stall_since_ms) / 1e3);
     int64_t limit = (int64_t)(longest_ms < LONGEST_STEP_MS ? longest_ms : LONGEST_STEP_MS) * STALL_FACTOR;
     int64_t least = sup->config->replica_stall_timeout_ms;
     return now_ms - replica->stall_since_ms > (limit > least ? limit : least);

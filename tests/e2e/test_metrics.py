@@ -63,6 +63,8 @@ def test_numbers_add_up(server, client, model, text):
     hits = server.metric("sluice_prefix_cache_hit_tokens_total") - cached
     assert server.metric("sluice_step_tokens_sum") == steps + 7 + prompt - hits
     assert server.metric("vllm:request_success_total", finished_reason="length") == ended + 1
+    assert 0 < server.metric("sluice_step_sequences_count") <= server.metric("sluice_step_sequences_sum") <= server.metric("sluice_step_tokens_sum")
+    server.wait_until(lambda: server.metric("sluice_step_stall_seconds") == 0, 10, "no stall while idle")
     assert server.metric("vllm:iteration_tokens_total_sum") == server.metric("sluice_step_tokens_sum")
     total = sum(server.metric("sluice_kv_blocks", state=state) for state in ("free", "used", "cached"))
     assert total > 0 and server.metric("sluice_kv_usage_ratio") <= 1
