@@ -9,6 +9,8 @@
 /* bias entries of a plan per sequence; rows that ask for more wait for a later step */
 enum { ROW_BIAS_SHARE = 256, PREFETCH = 8 };
 
+static const int64_t RESUMED_TURNS = INT64_MIN / 2, RESUMED_TURNS_END = INT64_MIN / 4;     /* never so many streams */
+
 /* ---- start and end ---- */
 
 static int alloc_batch(struct batch *batch, const struct step_plan_caps *caps)
@@ -69,7 +71,7 @@ static int alloc_tables(struct scheduler *s)
 
 int scheduler_init(struct scheduler *s, const struct scheduler_options *options, struct err *err)
 {
-    *s = (struct scheduler){ .options = *options };
+    *s = (struct scheduler){ .options = *options, .resumed_turn = RESUMED_TURNS };
     struct scheduler_options *o = &s->options;
     int rc;
 
@@ -172,14 +174,28 @@ static void insert_waiting(struct scheduler *s, struct sequence *seq)
     *last = seq;
 }
 
-void turns_enter(struct scheduler *s, struct sequence *seq, bool at_front)
+/* The last of the waiting ones that have a turn of resumed streams, or the head of the list. */
+static struct list *end_of_resumed(struct scheduler *s)
+{
+    struct sequence *last = s->last_resumed;
+    struct list *head = &s->queue.list, *it = head;
+
+    if (last && last->state == SEQ_WAITING && in_turns(last) && last->turn == s->resumed_turn - 1) return &last->ring;
+    while (it->next != head && list_entry(it->next, struct sequence, ring)->turn < RESUMED_TURNS_END) it = it->next;
+    return it;
+}
+
+void turns_enter(struct scheduler *s, struct sequence *seq, enum turn_place place)
 {
     struct turns *turns = seq->state == SEQ_RUNNING ? &s->prefilling : &s->queue;
+    struct list *after = turns->list.prev;
 
     if (s->options.policy != POLICY_FAIR || in_turns(seq)) return;
-    seq->turn = at_front ? --s->first_turn : s->last_turn++;
-    if (at_front) list_push_front(&turns->list, &seq->ring);
-    else list_push_back(&turns->list, &seq->ring);
+    BUG_ON(place != TURN_LAST && turns != &s->queue);
+    if (place != TURN_LAST) after = end_of_resumed(s);
+    seq->turn = place == TURN_RESUMED ? s->resumed_turn++ : place == TURN_FIRST ? --s->first_turn : s->last_turn++;
+    if (place == TURN_RESUMED) s->last_resumed = seq;
+    list_insert_before(after->next, &seq->ring);
     turns->num++;
 }
 
@@ -240,7 +256,7 @@ void scheduler_preempt(struct scheduler *s, struct sequence *seq)
     leave_running(s, seq);
     seq->waiting_since = s->step;
     insert_waiting(s, seq);
-    turns_enter(s, seq, true);
+    turns_enter(s, seq, TURN_FIRST);
     s->stats.preemptions++;
 }
 
@@ -323,7 +339,8 @@ void scheduler_add(struct scheduler *s, struct submission *sub)
     seq->order = s->num_arrivals++;
     seq->waiting_since = s->step;
     insert_waiting(s, seq);
-    turns_enter(s, seq, sub->req.num_output > 0);      /* its replica died: somebody looks at a stream that stands still */
+    /* its replica died: somebody looks at a stream that stands still */
+    turns_enter(s, seq, sub->req.num_output > 0 ? TURN_RESUMED : TURN_LAST);
 }
 
 void scheduler_abort(struct scheduler *s, uint64_t id)

@@ -115,6 +115,8 @@ struct scheduler {
     int32_t num_waiting, num_running, num_ended;
     struct turns prefilling, queue;    /* fair: of the running and of the waiting ones */
     int64_t first_turn, last_turn;     /* numbers given so far, downwards and upwards */
+    int64_t resumed_turn;              /* below all of these, upwards */
+    struct sequence *last_resumed;     /* whose turn this is; a hint: it may be gone */
     struct sequence *reserved;         /* fair: the next room is for this one */
     struct id_map leaders;             /* group -> pool index of the sequence that computes its prompt */
     struct sequence **placed;          /* [max_num_seqs] scratch: seqs of the next batch */

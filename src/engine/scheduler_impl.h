@@ -7,7 +7,8 @@
 
 static inline bool in_turns(const struct sequence *seq) { return !list_empty(&seq->ring); }
 /* fair: into the list of its state, before or behind all others; nothing when it is in one already. */
-void turns_enter(struct scheduler *s, struct sequence *seq, bool at_front);
+enum turn_place { TURN_LAST, TURN_FIRST, TURN_RESUMED };     /* resumed ones stand before all others, in their own order */
+void turns_enter(struct scheduler *s, struct sequence *seq, enum turn_place place);
 void turns_leave(struct scheduler *s, struct sequence *seq);
 void scheduler_start_leading(struct scheduler *s, struct sequence *seq);
 /* Slot and blocks go back; seq waits again, in its old place. */

@@ -310,9 +310,12 @@ static void fair_lets_resumed_streams_go_first(void **state)
     req.num_prompt = 5;
     req.num_output = 3;
     scheduler_add(&bench.s, submission_new(&req, &test_limits));
+    req.id = 4;
+    req.num_prompt = 12;               /* with the other more than a step */
+    scheduler_add(&bench.s, submission_new(&req, &test_limits));
     step(&bench);
     assert_int_equal(bench.s.num_outcomes, 1);
-    assert_int_equal(event(&bench, 0)->id, 3);
+    assert_int_equal(event(&bench, 0)->id, 3);         /* the one that came first of both */
     close_bench(&bench);
 }
 
