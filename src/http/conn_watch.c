@@ -213,13 +213,21 @@ void conn_watch_abort_all(struct conn_watch *watch)
 
 /* ---- the thread ---- */
 
+/* The peer has reset the connection: there is nothing to shut down, and the one event of it may be lost on a library that had the
+ * connection suspended. Dissolving the association reports an error on the socket again, which the library then sees. */
+static void tell_of_reset(int fd)
+{
+    struct sockaddr none = { .sa_family = AF_UNSPEC };
+    (void)!connect(fd, &none, sizeof none);
+}
+
 /* Lock held. libmicrohttpd sees the shutdown and closes; reset: what is unsent is dropped. */
 static void cut(struct conn *conn, bool reset)
 {
     struct linger now = { .l_onoff = 1, .l_linger = 0 };
 
     if (reset) setsockopt(conn->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    shutdown(conn->fd, SHUT_RDWR);
+    if (shutdown(conn->fd, SHUT_RDWR) < 0) tell_of_reset(conn->fd);
     conn->cut = true;
 }
 
