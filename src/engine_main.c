@@ -57,6 +57,7 @@ static int serve(struct engine *engine, const struct config *config, struct err 
     }
 out:
     if (src) model_source_close(src);
+    engine_end_watch(engine);
     if (setup.ranks) ranks_stop(setup.ranks);
     return rc;
 }

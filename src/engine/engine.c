@@ -491,6 +491,12 @@ int engine_run(struct engine *engine)
     return engine->rank_error;
 }
 
+void engine_end_watch(struct engine *engine)
+{
+    headroom_close(engine->headroom);
+    engine->headroom = NULL;
+}
+
 void engine_close(struct engine *engine)
 {
     struct submission *sub;
@@ -501,7 +507,7 @@ void engine_close(struct engine *engine)
     while (engine->give_back.slots && (sub = ring_pop(&engine->give_back))) submission_free(sub);
     ring_release(&engine->inbox);
     ring_release(&engine->give_back);
-    headroom_close(engine->headroom);
+    engine_end_watch(engine);
     trace_close(engine->trace);
     scheduler_release(&engine->scheduler);
     for (int32_t i = 0; engine->results && i < engine->num_slots; i++) free(engine->results[i].rows);

@@ -48,6 +48,8 @@ void engine_fail(struct engine *engine, int exit_code, const char *message);
 int  engine_start(struct engine *engine, const struct engine_setup *setup, struct err *err);
 /* Steps until the gateway stops the engine or goes away (0), or the ranks fail (their error). */
 int  engine_run(struct engine *engine);
+/* Ends the thread that watches the memory of the ranks: before they are stopped. Idempotent. */
+void engine_end_watch(struct engine *engine);
 void engine_close(struct engine *engine);
 
 #endif
