@@ -46,7 +46,7 @@ struct backend_options {
 
 /* KV cache of one layer: k and v are [num_blocks, Hk, block_size, D] of kv_dtype. The order inside one head of one block is the
  * backend's own (cpu-fast keeps K as [D/2, block_size, 2]); whole blocks may be copied. */
-struct kv_layer { void *k, *v; };
+struct kv_layer { void *k, *v; int64_t num_blocks; };
 
 struct matmul_shape { int64_t rows, cols; bool out_f32, silu_mul; };     /* a weight that will be multiplied */
 

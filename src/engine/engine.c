@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/ring.h"
+#include "engine_fit.h"
 #include "headroom.h"
 #include "trace.h"
 
@@ -241,22 +242,17 @@ int engine_start(struct engine *engine, const struct engine_setup *setup, struct
     int rc;
 
     engine->ranks = setup->ranks;
-    engine->num_slots = o.num_plans = ranks_num_slots(setup->ranks);
-    o.overlap = ranks_overlaps(setup->ranks);
-    o.num_blocks = ranks_num_blocks(setup->ranks);
-    if (o.max_model_len > (int64_t)o.num_blocks * o.block_size) {
-        int32_t fits = o.num_blocks * o.block_size;
+    engine_fit_scheduler(&o, setup->ranks);
+    engine->num_slots = o.num_plans;
+    if (o.max_model_len < setup->scheduler.max_model_len) {
         log_warn("context_shrunk", "max_model_len %d does not fit into %d KV blocks of %d tokens: now %d",
-                 o.max_model_len, o.num_blocks, o.block_size, fits);
-        o.max_model_len = fits;
+                 setup->scheduler.max_model_len, o.num_blocks, o.block_size, o.max_model_len);
     }
     if (getrandom(secret, sizeof secret, 0) != sizeof secret) return err_sys(err, ERR_IO, "getrandom");
     if ((rc = scheduler_init(&engine->scheduler, &o, err)) < 0) return rc;
     o = engine->scheduler.options;
     engine->vocab_size = o.vocab_size;
-    engine->limits = (struct submission_limits){ .max_model_len = o.max_model_len, .block_size = o.block_size,
-        .cache_root = prefix_root(secret, setup->model_digest), .hash_prompt = o.enable_prefix_caching,
-        .group_domains = !o.enable_prefix_caching };
+    engine->limits = engine_submission_limits(&o, secret, setup->model_digest);
     /* all that can be alive at once: sequences, inbox, and what is being given back */
     size_t most = (size_t)o.max_sequences + 2 * INBOX_MESSAGES;
     if (alloc_flights(engine, o.max_num_seqs) < 0 || alloc_out(engine, o.max_num_seqs) < 0 ||

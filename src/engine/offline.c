@@ -7,6 +7,7 @@
 #include "base/bug.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "engine_fit.h"
 #include "engine_load.h"
 
 struct flight { const struct step_plan *plan; int64_t began_ns; };
@@ -81,22 +82,16 @@ static int start_scheduler(struct offline *o, int32_t max_sequences, struct err 
 {
     struct scheduler_options options = o->setup.scheduler;
     static const uint8_t no_secret[32];
-    int64_t fits = (int64_t)o->info.num_blocks * options.block_size;
 
-    options.num_plans = o->info.num_slots;
-    options.overlap = ranks_overlaps(o->setup.ranks);
-    options.num_blocks = o->info.num_blocks;
+    engine_fit_scheduler(&options, o->setup.ranks);
     options.max_sequences = max_sequences;
-    if (options.max_model_len > fits) options.max_model_len = (int32_t)fits;
     int rc = scheduler_init(&o->scheduler, &options, err);
     if (rc < 0) return rc;
     options = o->scheduler.options;
     o->info.max_model_len = options.max_model_len;
     o->info.max_num_seqs = options.max_num_seqs;
     o->info.max_num_batched_tokens = options.max_num_batched_tokens;
-    o->limits = (struct submission_limits){ .max_model_len = options.max_model_len, .block_size = options.block_size,
-        .cache_root = prefix_root(no_secret, o->setup.model_digest), .hash_prompt = options.enable_prefix_caching,
-        .group_domains = !options.enable_prefix_caching };
+    o->limits = engine_submission_limits(&options, no_secret, o->setup.model_digest);
     return alloc_flights(o) < 0 ? err_set(err, ERR_NO_MEMORY, "no memory for %d sequences", options.max_num_seqs) : 0;
 }
 

@@ -39,7 +39,8 @@ struct backend_options plan_backend_options(const struct ranks_options *options,
                                      .max_rows = plan_max_rows(options), .vocab_size = config->vocab_size,
                                      .max_model_len = options->max_model_len, .block_size = options->block_size,
                                      .num_heads = (int32_t)range_len(shard->heads),
-                                     .num_kv_heads = (int32_t)range_len(shard->kv_heads), .head_dim = config->head_dim, .sliding_window = config->sliding_window,
+                                     .num_kv_heads = (int32_t)range_len(shard->kv_heads), .head_dim = config->head_dim,
+                                     .sliding_window = config->sliding_window,
                                      .is_last = shard->has_head, .eager = options->eager };
 }
 

@@ -29,6 +29,7 @@ static int carve_kv(struct model_runner *runner, const struct model_runner_args 
     runner->kv = calloc((size_t)layers, sizeof(*runner->kv));
     if (!runner->kv) return err_set(err, ERR_NO_MEMORY, "KV table");
     for (int64_t layer = 0; layer < layers; layer++) {
+        runner->kv[layer].num_blocks = args->plan->num_blocks;
         runner->kv[layer].k = runner->ops->carve(runner->backend, kv_bytes_per_layer(args));
         runner->kv[layer].v = runner->ops->carve(runner->backend, kv_bytes_per_layer(args));
     }

@@ -85,6 +85,11 @@ struct ranks {
 
 /* ---- rank threads ---- */
 
+static struct plan_slot *slot_of(struct ranks *ranks, uint32_t plan)
+{
+    return &ranks->slots[plan % (uint32_t)ranks->num_slots];
+}
+
 static void await_change(const struct ranks *ranks, _Atomic uint32_t *word, uint32_t from)
 {
     while (atomic_load(word) == from) futex_wait(word, from, ranks->spins, SLEEP_NS);
@@ -163,18 +168,13 @@ static int64_t stall_limit_ns(const struct ranks *ranks)
 /* On the engine thread, when the oldest plan did not end in time. */
 static void give_up(struct ranks *ranks)
 {
-    const struct plan_slot *slot = &ranks->slots[ranks->waited % (uint32_t)ranks->num_slots];
+    const struct plan_slot *slot = slot_of(ranks, ranks->waited);
     int stalled = find_stalled(ranks, ranks->waited, NULL);
     if (stalled < 0) return;                        /* just now finished */
     ranks->abandoned = true;
     if (!claim_failure(ranks)) return;
     record_failure(ranks, stalled, slot->step, ERR_ENDED, "stalled");
     set_failed(ranks, ERR_ENDED);
-}
-
-static struct plan_slot *slot_of(struct ranks *ranks, uint32_t plan)
-{
-    return &ranks->slots[plan % (uint32_t)ranks->num_slots];
 }
 
 static void launch_plan(struct rank *rank, uint32_t plan)
@@ -421,7 +421,7 @@ int ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_
     int failed = atomic_load(&ranks->failed);
     if (failed < 0) return failed;
     if (submitted - ranks->waited == (uint32_t)ranks->num_slots) return ERR_QUEUE_FULL;
-    struct plan_slot *slot = &ranks->slots[submitted % (uint32_t)ranks->num_slots];
+    struct plan_slot *slot = slot_of(ranks, submitted);
     slot->plan = plan;
     slot->result = result;
     slot->step = plan->step;
@@ -435,7 +435,7 @@ int ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_
 /* Until the oldest plan is finished, or given up. */
 static void await_finished(struct ranks *ranks)
 {
-    const struct plan_slot *slot = &ranks->slots[ranks->waited % (uint32_t)ranks->num_slots];
+    const struct plan_slot *slot = slot_of(ranks, ranks->waited);
     int64_t moved_ns = clock_now_ns();
     uint64_t seen = 0;
     while (atomic_load(&ranks->finished) == ranks->waited && !ranks->abandoned) {
@@ -455,7 +455,7 @@ int ranks_wait(struct ranks *ranks, struct step_result **result)
 {
     if (atomic_load(&ranks->submitted) == ranks->waited) return ERR_NOT_FOUND;
     await_finished(ranks);
-    *result = ranks->slots[ranks->waited % (uint32_t)ranks->num_slots].result;
+    *result = slot_of(ranks, ranks->waited)->result;
     ranks->waited++;
     int failed = atomic_load(&ranks->failed);
     (*result)->rc = failed;

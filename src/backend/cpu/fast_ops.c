@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/bug.h"
-#include "bf16.h"
+#include "base/bf16.h"
 #include "half.h"
 #include "blocks.h"
 

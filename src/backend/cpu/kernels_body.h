@@ -7,7 +7,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "bf16.h"
+#include "base/bf16.h"
 #include "blocks.h"
 #include "half.h"
 #include "kernels.h"

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/bug.h"
-#include "bf16.h"
+#include "base/bf16.h"
 #include "ref_ops.h"
 
 struct kv_view { const struct kv_layer *kv; enum dtype dtype; int num_kv_heads, block_size, head_dim; };

@@ -21,7 +21,6 @@
 enum {
     CUDA_ALIGN = 256,              /* of carved places: a whole sector row, and what tensor maps ask */
     CUDA_STEPS = 2,                /* in flight */
-    GEMM_WORKSPACE = 64 << 20,
     LOAD_THREADS = 16,
     LOAD_CHUNK = 4 << 20,          /* elements that a load job reads at a time */
 };
@@ -31,7 +30,6 @@ struct stage { char *host, *device; cudaEvent_t copied; };
 
 /* A step that was launched and not collected. */
 struct flight {
-    uint64_t number;               /* this backend's count of steps, from 1 */
     uint64_t step;                 /* the plan's */
     int32_t num_tokens, num_seqs, num_rows, first_slot;
 };

@@ -10,6 +10,7 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
+#include "base/bf16.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "cublaslt.h"
@@ -362,14 +363,6 @@ static float time_candidate(struct gemm *g, struct bench *b, const struct candid
 
 /* ---- an own kernel that disagrees with the library is not taken ---- */
 
-static float of_bf16(uint16_t half)
-{
-    uint32_t bits = (uint32_t)half << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
 /* Columns of one part of out, a matrix of `stride` columns, counted in the `width` columns from `base` on. How many, < 0 on an error. */
 static int read_part(const struct bench *b, const struct candidate *c, int part, int32_t stride, int32_t base, int32_t width, float *to)
 {
@@ -381,7 +374,7 @@ static int read_part(const struct bench *b, const struct candidate *c, int part,
         return cudaMemcpy(to, (const float *)b->out + at, (size_t)n * sizeof *to, cudaMemcpyDeviceToHost) == cudaSuccess ? n : -1;
     }
     if (cudaMemcpy(half, (const uint16_t *)b->out + at, (size_t)n * sizeof *half, cudaMemcpyDeviceToHost) != cudaSuccess) return -1;
-    for (int32_t i = 0; i < n; i++) to[i] = of_bf16(half[i]);
+    for (int32_t i = 0; i < n; i++) to[i] = bf16_to_f32(half[i]);
     return n;
 }
 

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "attn_decode_plan.h"
+#include "base/bf16.h"
 #include "base/bug.h"
 #include "base/log.h"
 
@@ -341,14 +342,6 @@ size_t cuda_weight_bytes(enum weight_kind kind, int64_t rows, int64_t cols)
     return (size_t)rows * (size_t)cols * (kind == WEIGHT_VECTOR ? sizeof(float) : 2);
 }
 
-static uint16_t bf16_of(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof(bits));
-    if ((bits & 0x7FFFFFFF) > 0x7F800000) return (uint16_t)(bits >> 16 | 0x40);     /* stays a NaN */
-    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
 void cuda_weight_store(struct backend *b, struct weight *w, enum weight_kind kind, int64_t row, int64_t n_rows, const float *src)
 {
     struct load_lane *lane = lane_of(b);
@@ -358,7 +351,7 @@ void cuda_weight_store(struct backend *b, struct weight *w, enum weight_kind kin
         int64_t n = elems - at < most ? elems - at : most;
         char *half = next_half(lane);
         if (kind == WEIGHT_VECTOR) memcpy(half, src + at, (size_t)n * sizeof(float));
-        else for (int64_t i = 0; i < n; i++) ((uint16_t *)half)[i] = bf16_of(src[at + i]);
+        else for (int64_t i = 0; i < n; i++) ((uint16_t *)half)[i] = bf16_from_f32(src[at + i]);
         send_half(lane, dst + cuda_weight_bytes(kind, 1, at), half, cuda_weight_bytes(kind, 1, n));
     }
 }

@@ -81,23 +81,13 @@ static void cuda_rope_store(struct backend *b, const struct rope_store_args *arg
         .block_size = args->block_size, .eps = args->eps }, &b->launch), "rope_store");
 }
 
-/* Bytes up to the end of the arena bound the tensor maps of a layer's K and V: nobody asks how many blocks there are. */
-static int64_t blocks_behind(const struct backend *b, const void *kv, int64_t block_bytes)
-{
-    return (b->arena + b->arena_bytes - (const char *)kv) / block_bytes;
-}
-
 static void cuda_attention(struct backend *b, const struct attention_args *args)
 {
     int64_t q_stride = (int64_t)(args->num_heads + 2 * args->num_kv_heads) * args->head_dim;
-    int64_t block_bytes = (int64_t)args->num_kv_heads * args->block_size * args->head_dim * 2;
     struct paged_kv kv = { .k = args->kv.k, .v = args->kv.v, .block_tables = args->block_tables,
                            .max_blocks_per_seq = args->max_blocks_per_seq, .block_size = args->block_size,
-                           .num_blocks = ((const char *)args->kv.v - (const char *)args->kv.k) / block_bytes };
+                           .num_blocks = args->kv.num_blocks };
 
-    if (kv.num_blocks < 1 || kv.num_blocks > blocks_behind(b, args->kv.v, block_bytes)) {
-        kv.num_blocks = blocks_behind(b, args->kv.v, block_bytes);
-    }
     if (args->num_decode_seqs > 0) {
         cuda_check(b, launch_attn_decode(&(struct attn_decode_kernel){
             .q = args->qkv, .q_stride = q_stride, .out = args->out, .kv = kv, .context_lens = args->context_lens,

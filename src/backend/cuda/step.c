@@ -205,7 +205,7 @@ int cuda_step_end(struct backend *b, const struct step_plan *uploaded)
     struct flight *flight = &b->flights[b->launched % CUDA_STEPS];
     bool replayed = graph && graph->exec;
 
-    *flight = (struct flight){ .number = b->launched + 1, .step = b->plan->step, .num_tokens = b->plan->num_tokens,
+    *flight = (struct flight){ .step = b->plan->step, .num_tokens = b->plan->num_tokens,
                                .num_seqs = b->plan->num_seqs, .num_rows = b->plan->num_rows,
                                .first_slot = plan_seq_slots(b->plan)[0] };
     if (!replayed) launch_end(b, uploaded);

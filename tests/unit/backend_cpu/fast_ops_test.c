@@ -2,7 +2,7 @@
  * depend on its neighbours, on the threads, on the tiling or on the block size. */
 #include "fixture.h"
 
-#include "bf16.h"
+#include "base/bf16.h"
 #include "fast_ops.h"
 
 static const struct backend_ops *const FAST = &backend_cpu_fast, *const REF = &backend_cpu_ref;

@@ -1,6 +1,6 @@
 /* bf16.h - bfloat16 = the upper half of a float. To float is exact; from float rounds to nearest, ties to even. */
-#ifndef SLUICE_BACKEND_CPU_BF16_H
-#define SLUICE_BACKEND_CPU_BF16_H
+#ifndef SLUICE_BASE_BF16_H
+#define SLUICE_BASE_BF16_H
 
 #include <stdint.h>
 #include <string.h>
