@@ -5,18 +5,13 @@
 #include <cstring>
 #include <string>
 
-#include "bench.cuh"
-
-#include <cuda_bf16.h>
-
-#include <sluice/kernels.h>
+#include "products.cuh"
 
 extern "C" {
 #include "gemm.h"
 }
 #include "gemm_sm90_plan.h"
 
-struct shape { const char *model, *name; int n, k; bool f32, silu; };
 static const shape shapes[] = {
     { "8b", "qkv", 6144, 4096, false, false }, { "8b", "o", 4096, 4096, false, false }, { "8b", "gate_up", 28672, 4096, false, true },
     { "8b", "down", 4096, 14336, false, false }, { "8b", "head", 128256, 4096, true, false },
@@ -26,41 +21,11 @@ static const shape shapes[] = {
 
 static unsigned char *weights, *inputs, *outputs, *partials;
 static uint32_t *flags;
-static const size_t WEIGHT_BYTES = (size_t)2200 << 20, INPUT_BYTES = (size_t)8192 * 14336 * 2, OUTPUT_BYTES = (size_t)8192 * 28672 * 2, PARTIALS_BYTES = (size_t)32 << 20;
-
-/* About N(0, s): sum of four uniform numbers. */
-__global__ void fill(__nv_bfloat16 *p, size_t n, float s)
-{
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
-        unsigned long long x = (i + 1) * 0x9E3779B97F4A7C15ull;
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-        float sum = (float)(x & 0xFFFF) + (float)(x >> 16 & 0xFFFF) + (float)(x >> 32 & 0xFFFF) + (float)(x >> 48);
-        p[i] = __float2bfloat16((sum / 65536 - 2) * 1.73f * s);
-    }
-}
-
-static launch device_launch()
-{
-    static const launch l = [] {
-        cudaDeviceProp p;
-        launch here = {};
-        BENCH_MUST(cudaGetDeviceProperties(&p, 0));
-        here.sm = p.major * 10 + p.minor;
-        here.num_sms = p.multiProcessorCount;
-        here.pdl = true;
-        return here;
-    }();
-    return l;
-}
-
-static void must(int rc, const char *what) { if (rc < 0) { fprintf(stderr, "%s: error %d\n", what, rc); exit(1); } }
-static size_t weight_bytes(const shape &s) { return (size_t)s.n * s.k * 2; }
-static int copies_of(const shape &s) { return (int)std::max<size_t>(1, std::min<size_t>(WEIGHT_BYTES / weight_bytes(s), ((size_t)300 << 20) / weight_bytes(s) + 1)); }
+static const size_t INPUT_BYTES = (size_t)8192 * 14336 * 2, OUTPUT_BYTES = (size_t)8192 * 28672 * 2, PARTIALS_BYTES = (size_t)32 << 20;
 
 static int own(const shape &s, int T, const gemm_sm90_plan *plan, const void *w, cudaStream_t stream)
 {
-    launch l = device_launch();
+    launch l = device_launch(true);
     gemm_kernel a = { inputs, w, outputs, T, s.n, s.k, s.f32, s.silu, flags, (float *)partials, PARTIALS_BYTES };
     l.stream = stream;
     return plan ? launch_gemm_planned(&a, plan, &l) : launch_gemm(&a, &l);
@@ -68,7 +33,7 @@ static int own(const shape &s, int T, const gemm_sm90_plan *plan, const void *w,
 
 static void library(gemm *g, const shape &s, int T, const void *w, cudaStream_t stream)
 {
-    launch l = device_launch();
+    launch l = device_launch(true);
     gemm_args a = { inputs, w, outputs, T, s.n, s.k, s.f32, false };
     err e = {};
     l.stream = stream;
@@ -88,7 +53,7 @@ static std::vector<tried> time_plans(const shape &s, int T)
     gemm_sm90_plan plan;
     int copies = copies_of(s), most = T >= 1024 ? 16 : 100;
     double work = 2.0 * T * s.n * s.k;
-    for (int i = 0; i < most && gemm_sm90_plan_at(&plan, i, &a, device_launch().num_sms); i++) {
+    for (int i = 0; i < most && gemm_sm90_plan_at(&plan, i, &a, device_launch(true).num_sms); i++) {
         if (own(s, T, &plan, weights, NULL) == ERR_UNSUPPORTED) continue;
         BENCH_MUST(cudaDeviceSynchronize());                 /* two streams must not meet over the same flags */
         double us = bench_us(std::max(2, std::min(copies * 2, (int)(4e11 / work))), 5, [&](int r, cudaStream_t stream) {
@@ -173,7 +138,7 @@ int main(int argc, char **argv)
 {
     std::string model = argc > 1 ? argv[1] : "8b", mode = argc > 2 ? argv[2] : "shapes";
     std::vector<int> rows = { 128, 192, 256, 384, 512, 1024, 2048, 8192 };
-    launch l = device_launch();
+    launch l = device_launch(true);
     void *workspace;
     gemm *g;
     err e = {};

@@ -6,11 +6,7 @@
 #include <cstring>
 #include <string>
 
-#include "bench.cuh"
-
-#include <cuda_bf16.h>
-
-#include <sluice/kernels.h>
+#include "products.cuh"
 
 extern "C" {
 #include "gemm.h"
@@ -18,7 +14,6 @@ extern "C" {
 #include "gemm_skinny_plan.h"
 #include "gemv_plan.h"
 
-struct shape { const char *model, *name; int n, k; bool f32, silu; };
 static const shape shapes[] = {
     { "8b", "qkv", 6144, 4096, false, false },    { "8b", "o", 4096, 4096, false, false },        { "8b", "gate_up", 28672, 4096, false, false },
     { "8b", "gate_up_silu", 28672, 4096, false, true }, { "8b", "down", 4096, 14336, false, false }, { "8b", "head", 128256, 4096, true, false },
@@ -29,19 +24,7 @@ static const shape shapes[] = {
 };
 
 static unsigned char *weights, *inputs, *outputs, *counters, *matmul_workspace;
-static const size_t WEIGHT_BYTES = (size_t)2200 << 20, INPUT_BYTES = (size_t)2 * 256 * 14336 * 2, OUTPUT_BYTES = (size_t)256 * 151936 * 4;
-
-/* About N(0, s): sum of four uniform numbers. */
-__global__ void fill(__nv_bfloat16 *p, size_t n, float s)
-{
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
-        unsigned long long x = (i + 1) * 0x9E3779B97F4A7C15ull;
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-        float sum = (float)(x & 0xFFFF) + (float)(x >> 16 & 0xFFFF) + (float)(x >> 32 & 0xFFFF) + (float)(x >> 48);
-        p[i] = __float2bfloat16((sum / 65536 - 2) * 1.73f * s);
-    }
-}
+static const size_t INPUT_BYTES = (size_t)2 * 256 * 14336 * 2, OUTPUT_BYTES = (size_t)256 * 151936 * 4;
 
 /* The read ceiling: every byte once, nothing else. */
 __global__ void read_all(const uint4 *p, size_t n, unsigned *out)
@@ -67,36 +50,14 @@ static double ceiling_gb_s()
     return bytes / best * 1e-3;
 }
 
-static launch device_launch()
-{
-    static const launch l = [] {
-        cudaDeviceProp p;
-        launch here = {};
-        BENCH_MUST(cudaGetDeviceProperties(&p, 0));
-        here.sm = p.major * 10 + p.minor;
-        here.num_sms = p.multiProcessorCount;
-        return here;
-    }();
-    return l;
-}
-
-static void must(int rc, const char *what) { if (rc < 0) { fprintf(stderr, "%s: error %d\n", what, rc); exit(1); } }
-
-/* Copies of the weight so that a round over them is several L2s. */
-static int copies_of(const shape &s)
-{
-    size_t bytes = (size_t)s.n * s.k * 2;
-    return (int)std::max<size_t>(1, std::min<size_t>(WEIGHT_BYTES / bytes, ((size_t)300 << 20) / bytes + 1));
-}
 
 static double time_gemv(const shape &s, int T, bool pdl, const gemv_plan *plan)
 {
     int copies = copies_of(s), n = std::max(copies, std::min(16, 1 + (int)(((size_t)1 << 30) / ((size_t)s.n * s.k * 2))));
     return bench_us(n, 7, [&](int i, cudaStream_t stream) {
-        launch l = device_launch();
+        launch l = device_launch(pdl);
         gemv_kernel a = { inputs, weights + (size_t)(i % copies) * s.n * s.k * 2, outputs, T, s.n, s.k, s.f32, s.silu, counters, matmul_workspace, 0 };
         l.stream = stream;
-        l.pdl = pdl;
         must(plan ? launch_gemv_planned(&a, plan, &l) : launch_gemv(&a, &l), s.name);
     });
 }
@@ -106,11 +67,10 @@ static double time_gemm(gemm *g, const shape &s, int T, bool tuned)
 {
     int copies = copies_of(s), n = std::max(copies, std::min(16, 1 + (int)(((size_t)1 << 30) / ((size_t)s.n * s.k * 2))));
     return bench_us(n, 7, [&](int i, cudaStream_t stream) {
-        launch l = device_launch();
+        launch l = device_launch(true);
         gemm_args a = { inputs, weights + (size_t)(i % copies) * s.n * s.k * 2, outputs, T, s.n, s.k, s.f32, false };
         err e = {};
         l.stream = stream;
-        l.pdl = true;
         must(tuned ? gemm_run(g, &a, &l, &e) : gemm_run_library(g, &a, &l, &e), e.message);
     });
 }
@@ -127,10 +87,9 @@ static double time_skinny(const shape &s, int T, const gemm_skinny_plan *plan)
 {
     int copies = copies_of(s), n = std::max(copies, std::min(16, 1 + (int)(((size_t)1 << 30) / ((size_t)s.n * s.k * 2))));
     return bench_us(n, 7, [&](int i, cudaStream_t stream) {
-        launch l = device_launch();
+        launch l = device_launch(true);
         gemv_kernel a = { inputs, weights + (size_t)(i % copies) * s.n * s.k * 2, outputs, T, s.n, s.k, s.f32, s.silu, counters, matmul_workspace, 0 };
         l.stream = stream;
-        l.pdl = true;
         must(plan ? launch_gemm_skinny_planned(&a, plan, &l) : launch_gemm_skinny(&a, &l), s.name);
     });
 }
@@ -182,9 +141,8 @@ static double time_layer(gemm *g, int T, way how)
     unsigned char *h = inputs, *q = outputs, *act = outputs + OUTPUT_BYTES / 4, *gate_up = outputs + OUTPUT_BYTES / 8 * 3, *mid = inputs + INPUT_BYTES / 2;
     return bench_us(LAYERS, 9, [&](int i, cudaStream_t stream) {
         unsigned char *w = weights + (size_t)(i % LAYERS) * layer_bytes;
-        launch l = device_launch();
+        launch l = device_launch(true);
         l.stream = stream;
-        l.pdl = true;
         auto product = [&](const void *x, void *out, int n, int k, bool silu) {
             err e = {};
             gemv_kernel v = { x, w, out, T, n, k, false, silu, how == STATIC_GEMV ? NULL : counters, matmul_workspace, 0 };
@@ -233,7 +191,7 @@ int main(int argc, char **argv)
 {
     std::string model = argc > 1 ? argv[1] : "8b", mode = argc > 2 ? argv[2] : "";
     static const int rows[] = { 1, 2, 4, 8, 16, 32, 64, 128, 256 };
-    launch l = device_launch();
+    launch l = device_launch(false);
     void *workspace;
     gemm *g;
     err e = {};
