@@ -329,7 +329,10 @@ int main(int argc, char **argv)
     make_fingerprint(&d);
     struct metrics_info info = { .model_name = config_model_name(&d.config), .num_replicas = (int)d.config.data_parallel_size,
                                  .vllm_aliases = !strcmp(d.config.metrics_compat, "vllm"), .version = SLUICE_VERSION,
-                                 .commit = SLUICE_COMMIT, .max_model_len = d.gateway.max_model_len };
+                                 .commit = SLUICE_COMMIT, .cuda = SLUICE_CUDA_VERSION,
+                                 .kv_cache_dtype = d.config.kv_cache_dtype, .block_size = d.config.block_size,
+                                 .enable_prefix_caching = d.config.enable_prefix_caching,
+                                 .kv_cache_metrics = d.config.kv_cache_metrics, .headroom = d.config.headroom };
     metrics_init(&info);
     rc = serve(&d);
 out:

@@ -54,6 +54,7 @@ struct config {
     char *admin_api_key, *admin_socket;
     char *metrics_auth;                   /* key none */
     char *metrics_compat;                 /* vllm none */
+    bool kv_cache_metrics;
     struct str_list cors_allow_origins, allowed_hosts;
     int64_t http_threads, worker_threads; /* 0 = by cores */
     int64_t max_connections, max_connections_per_address;

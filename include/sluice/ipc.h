@@ -17,7 +17,7 @@
 
 struct buf;
 
-enum { IPC_VERSION = 3, IPC_MAX_PAYLOAD = 64 << 20, IPC_FD = 3, IPC_PAGE_FD = 4 };   /* descriptors an engine inherits */
+enum { IPC_VERSION = 4, IPC_MAX_PAYLOAD = 64 << 20, IPC_FD = 3, IPC_PAGE_FD = 4 };   /* descriptors an engine inherits */
 
 enum msg_type {
     /* gateway -> engine */
@@ -33,11 +33,12 @@ enum msg_type {
     MSG_STATS,              /* engine_stats, at most every 100 ms and when the engine goes idle */
     MSG_BEGUN,              /* uint64_t ids[] of those with start_by_ms whose first step begins: they wait no longer */
     MSG_PROMPT_LOGPROBS,    /* prompt_row_head and its top logprobs, for each prompt token that a step scored */
+    MSG_SAMPLES,            /* engine_sample[]: for histograms; before a MSG_STATS, or when there are many */
 };
 
 struct frame_head { uint32_t len; uint16_t type; uint16_t zero; };
 
-struct msg_abort { uint64_t id; };
+struct msg_abort { uint64_t id; int64_t seen_ns; };    /* seen_ns: when its cause was seen, CLOCK_MONOTONIC; 0 = not to be measured */
 struct msg_progress { float share; };          /* 0..1 */
 struct msg_ready {
     uint32_t version, pid;
@@ -49,6 +50,7 @@ struct msg_failed { int32_t exit_code; char message[512]; };
 
 struct engine_stats {
     uint64_t steps, prompt_tokens, generation_tokens, preemptions, cache_hit_tokens, cache_miss_tokens, aborted;
+    uint64_t corrupted;                        /* sequences that ended because their logits were no numbers */
     uint32_t running, waiting;                 /* sequences */
     uint32_t blocks_total, blocks_used, blocks_cached;   /* cached: unreferenced but reusable; free = total - used - cached */
     float last_step_ms;
@@ -56,6 +58,19 @@ struct engine_stats {
     uint32_t reserved_;
     uint64_t free_bytes, headroom_bytes;       /* memory; below headroom_bytes it is short. 0 = not watched */
 };
+
+/* What an engine measures one by one. Finite and not negative; seconds unless said. */
+enum sample_kind {
+    SAMPLE_STEP_PREFILL, SAMPLE_STEP_DECODE, SAMPLE_STEP_MIXED,     /* a step, by what it held */
+    SAMPLE_STEP_HOST,       /* before a step: the ranks had nothing to do though there was work */
+    SAMPLE_STEP_TOKENS, SAMPLE_STEP_SEQUENCES,                      /* a step's, as counts */
+    SAMPLE_CANCEL,          /* msg_abort.seen_ns to the end of the sequence, its blocks given back */
+    SAMPLE_BLOCK_LIFETIME,  /* of an evicted block: since it was taken for these tokens, */
+    SAMPLE_BLOCK_IDLE,      /* and since a sequence last held it */
+    SAMPLE_BLOCK_REUSE,     /* of a block that is found: since a sequence last took or left it */
+    SAMPLE_KINDS
+};
+struct engine_sample { uint32_t kind; float value; };
 
 /* One token's top logprobs in MSG_LOGPROBS: head, then n token_logprob. */
 struct logprob_row_head { uint64_t id; uint32_t index, n; };

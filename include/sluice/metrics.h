@@ -17,6 +17,7 @@ enum abort_cause { ABORT_CLIENT_GONE, ABORT_SLOW_READER, ABORT_KILLED, ABORT_QUE
 enum finish_label { FINISHED_STOP, FINISHED_LENGTH, FINISHED_TOOL_CALLS, FINISHED_ABORT, FINISHED_ERROR, FINISHED_COUNT };
 enum connection_state { CONN_ACTIVE, CONN_IDLE, CONN_SUSPENDED, CONN_STATE_COUNT };
 enum restart_cause { RESTART_SIGNAL, RESTART_CUDA, RESTART_XID, RESTART_STALL, RESTART_EXIT, RESTART_DRAIN, RESTART_COUNT };
+enum step_phase { PHASE_PREFILL, PHASE_DECODE, PHASE_MIXED, PHASE_COUNT };
 enum reload_result { RELOAD_OK, RELOAD_REJECTED, RELOAD_COUNT };
 
 /*  id                        kind       name */
@@ -49,17 +50,31 @@ enum metric {
     M_REQ_PROMPT_TOKENS, M_REQ_GENERATION_TOKENS,         /* histograms sluice_request_{prompt,generation}_tokens */
     M_STREAM_RESUME,          /* histogram sluice_stream_resume_seconds */
     M_TPOT,                   /* histogram sluice_tpot_seconds: mean gap of a choice's tokens */
-    M_STEP_TOKENS,            /* histogram sluice_step_tokens: tokens of an engine's step, as its events say */
-    M_STEP_SEQUENCES,         /* histogram sluice_step_sequences: of those the ones that got a token */
+    M_STEP,                   /* histogram sluice_step_seconds                replica x enum step_phase: index = replica * PHASE_COUNT + phase */
+    M_STEP_HOST,              /* histogram sluice_step_host_seconds           replica */
+    M_STEP_TOKENS, M_STEP_SEQUENCES,     /* histograms sluice_step_{tokens,sequences}   replica */
     M_STEP_STALL,             /* gauge   sluice_step_stall_seconds            replica */
     M_QUEUE_OLDEST,           /* gauge   sluice_queue_oldest_seconds */
-    M_INFERENCE, M_PARAMS_N, M_PARAMS_MAX_TOKENS, M_MAX_GENERATION,      /* histograms of vllm: names only */
+    M_INFERENCE, M_PARAMS_N, M_PARAMS_MAX_TOKENS, M_MAX_GENERATION, M_PREFILL_COMPUTED,      /* histograms of vllm: names only */
+    M_BLOCK_LIFETIME, M_BLOCK_IDLE, M_BLOCK_REUSE,        /* these too, with kv_cache_metrics; replica */
+    M_CORRUPTED,              /* counter of a vllm: name only                 replica */
+    M_KV_BLOCKS,              /* gauge   label num_gpu_blocks of vllm:cache_config_info    replica */
     METRIC_COUNT
 };
 
 enum { METRICS_MAX_REPLICAS = 8, METRICS_MAX_INDEX = 128 };
 
-struct metrics_info { const char *model_name; int num_replicas; int vllm_aliases; const char *version, *commit; int64_t max_model_len; };
+struct metrics_info {
+    const char *model_name;
+    int num_replicas, vllm_aliases;
+    const char *version, *commit, *cuda;                  /* cuda: "" without */
+    int64_t max_model_len;                                /* largest bucket of token counts; 0 = the largest there is */
+    /* of vllm:cache_config_info */
+    const char *kv_cache_dtype;
+    int64_t block_size;
+    int enable_prefix_caching, kv_cache_metrics;
+    double headroom;
+};
 void metrics_init(const struct metrics_info *info);      /* strings borrowed; once, before threads */
 
 /* index: the label value's number; 0 where the family has none. Out-of-range is a bug. */

@@ -137,6 +137,7 @@ const struct option option_table[] = {
         "silence on a stream before a keepalive comment; 0 = off, else 15 or more"),
 
     ENUM("metrics", metrics_compat, "vllm", "vllm none", START, 0, "also publish vLLM's metric names"),
+    BOOL("metrics", kv_cache_metrics, "false", START, ENGINE, "ages of the prefix cache's blocks, under vLLM's names"),
 };
 const size_t option_count = sizeof option_table / sizeof option_table[0];
 

@@ -521,6 +521,7 @@ const struct step_plan *scheduler_next_step(struct scheduler *s, int64_t now_ns)
 
     if (!batch || !s->pool.num_used) return NULL;
     s->step++;
+    s->kv.now_ns = now_ns;
     begin_draft(s, batch, now_ns);
     push_out_for_urgent(s);
     give_decodes(s);

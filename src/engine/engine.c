@@ -29,7 +29,7 @@ enum {
 };
 
 /* One plan on the ranks. */
-struct flight { const struct step_plan *plan; int64_t began_ns; };
+struct flight { const struct step_plan *plan; int64_t began_ns, host_ns; };   /* host_ns: the ranks had nothing to do before */
 
 struct engine {
     struct channel_fd *channel;
@@ -53,6 +53,8 @@ struct engine {
     uint64_t longest_step_ns;
     int64_t landed_ns;                 /* when the last step ended, */
     double landed_ms;                  /* and what it took */
+    int64_t woken_ns;                  /* when there was work again after there was none */
+    struct samples samples;
     struct buf out;                    /* frames of this step; grown before READY, never after */
     int64_t told_ns;                   /* last MSG_STATS */
     bool stats_stale;                  /* something happened since */
@@ -97,7 +99,9 @@ static struct submission *decode(struct engine *engine, const struct frame_head 
     if (head->type == MSG_SUBMIT) return decode_submit(engine, payload, head->len);
     if (head->type != MSG_ABORT || head->len != sizeof message) return NULL;
     memcpy(&message, payload, sizeof message);
-    return submission_note(SUBMISSION_ABORT, message.id, 0);
+    struct submission *sub = submission_note(SUBMISSION_ABORT, message.id, 0);
+    if (sub) sub->seen_ns = message.seen_ns;
+    return sub;
 }
 
 static int on_frame(void *arg, const struct frame_head *head, const void *payload)
@@ -208,7 +212,8 @@ static int alloc_out(struct engine *engine, int32_t max_num_seqs)
     size_t events = ((size_t)max_num_seqs + SCHEDULER_MAX_NOTES) * sizeof(struct token_event);
     size_t rows =
         (size_t)max_num_seqs * (sizeof(struct prompt_row_head) + MAX_TOP_LOGPROBS * sizeof(struct token_logprob));
-    size_t bytes = events + rows + (size_t)max_num_seqs * sizeof(uint64_t) + sizeof(struct engine_stats) + 64;
+    size_t bytes = events + rows + (size_t)max_num_seqs * sizeof(uint64_t) + sizeof(struct engine_stats) +
+                   sizeof(struct engine_sample) * SAMPLES_MAX + 64;
 
     BUG_ON(bytes > OUTBOX_BYTES);
     buf_init(&engine->out, bytes);
@@ -250,6 +255,7 @@ int engine_start(struct engine *engine, const struct engine_setup *setup, struct
     }
     if (getrandom(secret, sizeof secret, 0) != sizeof secret) return err_sys(err, ERR_IO, "getrandom");
     if ((rc = scheduler_init(&engine->scheduler, &o, err)) < 0) return rc;
+    if ((rc = scheduler_sample(&engine->scheduler, &engine->samples, setup->sample_blocks, err)) < 0) return rc;
     o = engine->scheduler.options;
     engine->vocab_size = o.vocab_size;
     engine->limits = engine_submission_limits(&o, secret, setup->model_digest);
@@ -281,10 +287,19 @@ static void watch_memory(struct engine *engine)
     engine->stats_stale = true;
 }
 
+static void put_samples(struct engine *engine)
+{
+    struct samples *samples = &engine->samples;
+
+    if (samples->num) ipc_put(&engine->out, MSG_SAMPLES, samples->at, (size_t)samples->num * sizeof samples->at[0]);
+    samples->num = 0;
+}
+
 static void put_stats(struct engine *engine)
 {
     struct engine_stats *stats = &engine->scheduler.stats;
 
+    put_samples(engine);
     if (engine->headroom) headroom_gauges(engine->headroom, &stats->free_bytes, &stats->headroom_bytes);
     stats->throttled = engine->scheduler.throttled;
     ipc_put(&engine->out, MSG_STATS, scheduler_stats(&engine->scheduler), sizeof(struct engine_stats));
@@ -352,6 +367,7 @@ static void engine_publish(struct engine *engine)
     put_logprobs(engine);
     put_events(engine);
     scheduler_clear_outcomes(&engine->scheduler);
+    if (engine->samples.num >= SAMPLES_PLENTY) put_samples(engine);
     if (engine->stats_stale && (idle || clock_now_ns() - engine->told_ns >= INTERVAL_NS)) put_stats(engine);
     BUG_ON(engine->out.failed);
     /* ended: the loop sees it */
@@ -366,10 +382,11 @@ static struct submission *await_message(struct engine *engine)
 {
     struct submission *sub;
 
-    if (engine->starved) return ring_pop_within(&engine->inbox, STARVED_MS);
-    if (scheduler_num_sequences(&engine->scheduler) || engine->num_flights) return ring_pop(&engine->inbox);
-    if (!engine->headroom) return ring_pop_wait(&engine->inbox);
-    if (!(sub = ring_pop_within(&engine->inbox, HEADROOM_MS))) engine->stats_stale = true;
+    if (!engine->starved && (scheduler_num_sequences(&engine->scheduler) || engine->num_flights)) return ring_pop(&engine->inbox);
+    if (engine->starved) sub = ring_pop_within(&engine->inbox, STARVED_MS);
+    else if (!engine->headroom) sub = ring_pop_wait(&engine->inbox);
+    else if (!(sub = ring_pop_within(&engine->inbox, HEADROOM_MS))) engine->stats_stale = true;
+    engine->woken_ns = clock_now_ns();
     return sub;
 }
 
@@ -400,10 +417,11 @@ static void tell_begun(struct engine *engine)
 
 static void launch(struct engine *engine, const struct step_plan *plan)
 {
-    int64_t now = clock_now_ns();
+    int64_t now = clock_now_ns(), free_ns = engine->landed_ns > engine->woken_ns ? engine->landed_ns : engine->woken_ns;
+    int64_t host_ns = engine->num_flights ? 0 : now - free_ns;
 
     if (engine->page) __atomic_store_n(&engine->page->step_began_ns, now, __ATOMIC_RELAXED);
-    engine->flights[engine->num_flights++] = (struct flight){ plan, now };
+    engine->flights[engine->num_flights++] = (struct flight){ plan, now, host_ns };
     engine->rank_error = ranks_submit(engine->ranks, plan, &engine->results[plan->micro_batch]);
     tell_begun(engine);
 }
@@ -459,10 +477,25 @@ static const struct step_plan *plan_next(struct engine *engine)
     return plan;
 }
 
-static void commit(struct engine *engine, const struct step_plan *plan, const struct step_result *result)
+/* Of a step that landed, before its plan is given back. */
+static void sample_step(struct engine *engine, const struct flight *flight)
 {
+    const struct step_plan *plan = flight->plan;
+    bool decode = plan->num_decode_seqs == plan->num_seqs;
+    enum sample_kind kind = decode ? SAMPLE_STEP_DECODE : plan->num_decode_seqs ? SAMPLE_STEP_MIXED : SAMPLE_STEP_PREFILL;
+
+    sample_add(&engine->samples, kind, engine->landed_ms / 1e3);
+    sample_add(&engine->samples, SAMPLE_STEP_HOST, (double)flight->host_ns / 1e9);
+    sample_add(&engine->samples, SAMPLE_STEP_TOKENS, plan->num_tokens);
+    sample_add(&engine->samples, SAMPLE_STEP_SEQUENCES, plan->num_seqs);
+}
+
+static void commit(struct engine *engine, const struct flight *flight, const struct step_result *result)
+{
+    const struct step_plan *plan = flight->plan;
     int64_t now_ns = clock_now_ns();
 
+    sample_step(engine, flight);
     trace_result(engine->trace, plan, result, engine->landed_ms, now_ns);
     scheduler_measured(&engine->scheduler, plan, engine->landed_ms);
     scheduler_commit(&engine->scheduler, plan, result, now_ns);
@@ -477,7 +510,7 @@ int engine_run(struct engine *engine)
         watch_memory(engine);
         const struct step_plan *plan = plan_next(engine);
         const struct step_result *result = execute(engine, plan, &flight);
-        if (result) commit(engine, flight.plan, result);
+        if (result) commit(engine, &flight, result);
         engine_publish(engine);
     }
     pthread_setname_np(pthread_self(), "engine-end");

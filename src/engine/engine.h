@@ -9,6 +9,7 @@
 #ifndef SLUICE_ENGINE_H
 #define SLUICE_ENGINE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include <sluice/err.h>
@@ -28,6 +29,7 @@ struct engine_setup {
     uint64_t (*free_memory)(void *arg);
     void *free_memory_arg;
     uint64_t headroom_bytes;
+    bool sample_blocks;                /* ages of KV blocks are told */
     char trace_path[4096];             /* "": no trace */
     uint64_t trace_bytes;
     int64_t load_ms;

@@ -38,6 +38,7 @@ static void setup_of(struct engine_setup *setup, const struct config *config, co
         .enable_prefix_caching = config->enable_prefix_caching,
         .eos.num = model->num_eos_token_ids,
     };
+    setup->sample_blocks = config->kv_cache_metrics;
     memcpy(setup->scheduler.eos.ids, model->eos_token_ids, sizeof setup->scheduler.eos.ids);
     model_source_digest(src, setup->model_digest);
 }

@@ -20,6 +20,46 @@ int kv_cache_init(struct kv_cache *kv, int32_t num_blocks, int32_t block_size, b
     return 0;
 }
 
+int kv_cache_measure(struct kv_cache *kv, struct samples *samples, struct err *err)
+{
+    kv->ages.taken_ns = calloc((size_t)kv->num_blocks, sizeof *kv->ages.taken_ns);
+    kv->ages.held_ns = calloc((size_t)kv->num_blocks, sizeof *kv->ages.held_ns);
+    if (!kv->ages.taken_ns || !kv->ages.held_ns)
+        return err_set(err, ERR_NO_MEMORY, "kv cache: no memory for the ages of %d blocks", kv->num_blocks);
+    kv->ages.samples = samples;
+    return 0;
+}
+
+/* ---- ages ---- */
+
+static double seconds_since(const struct kv_cache *kv, int64_t ns) { return (double)(kv->now_ns - ns) / 1e9; }
+
+static void age_taken(struct kv_cache *kv, block_id block)
+{
+    if (kv->ages.samples) kv->ages.taken_ns[block] = kv->ages.held_ns[block] = kv->now_ns;
+}
+
+static void age_left(struct kv_cache *kv, block_id block)
+{
+    if (kv->ages.samples) kv->ages.held_ns[block] = kv->now_ns;
+}
+
+static void age_found(struct kv_cache *kv, block_id block)
+{
+    if (!kv->ages.samples) return;
+    sample_add(kv->ages.samples, SAMPLE_BLOCK_REUSE, seconds_since(kv, kv->ages.held_ns[block]));
+    kv->ages.held_ns[block] = kv->now_ns;
+}
+
+static void age_evicted(struct kv_cache *kv, block_id block)
+{
+    if (!kv->ages.samples) return;
+    sample_add(kv->ages.samples, SAMPLE_BLOCK_LIFETIME, seconds_since(kv, kv->ages.taken_ns[block]));
+    sample_add(kv->ages.samples, SAMPLE_BLOCK_IDLE, seconds_since(kv, kv->ages.held_ns[block]));
+}
+
+/* ---- blocks ---- */
+
 /* Key of full block i of seq; the chain is extended as tokens come. Idempotent, so const for the cache. */
 static const struct sha256 *key_of(const struct kv_cache *kv, struct sequence *seq, int32_t i)
 {
@@ -64,10 +104,21 @@ void kv_cache_adopt(struct kv_cache *kv, struct sequence *seq, const struct kv_m
             prefix_cache_unpark(&kv->prefix, block);
             kv->num_used++;
         }
+        age_found(kv, block);
         seq->blocks[seq->num_blocks++] = block;
     }
     seq->num_computed = match->num_hits * kv->block_size;
     seq->num_shared = seq->num_published = match->num_hits;
+}
+
+/* A block to write to; there is one. */
+static block_id take_block(struct kv_cache *kv)
+{
+    if (kv->num_free) return kv->free_stack[--kv->num_free];
+    block_id block = prefix_cache_evict(&kv->prefix);
+    BUG_ON(block == BLOCK_NONE);
+    age_evicted(kv, block);
+    return block;
 }
 
 int kv_cache_reserve(struct kv_cache *kv, struct sequence *seq, int32_t num_tokens)
@@ -76,9 +127,10 @@ int kv_cache_reserve(struct kv_cache *kv, struct sequence *seq, int32_t num_toke
 
     if (want > kv_cache_available(kv)) return ERR_NO_BLOCKS;
     for (; want > 0; want--) {
-        block_id block = kv->num_free ? kv->free_stack[--kv->num_free] : prefix_cache_evict(&kv->prefix);
-        BUG_ON(block == BLOCK_NONE || kv->ref_counts[block]);
+        block_id block = take_block(kv);
+        BUG_ON(kv->ref_counts[block]);
         kv->ref_counts[block] = 1;
+        age_taken(kv, block);
         kv->num_used++;
         seq->blocks[seq->num_blocks++] = block;
     }
@@ -112,6 +164,7 @@ void kv_cache_drop(struct kv_cache *kv, struct sequence *seq)
         block_id block = seq->blocks[--seq->num_blocks];
         seq->blocks[seq->num_blocks] = BLOCK_NONE;
         BUG_ON(kv->ref_counts[block] < 1);
+        age_left(kv, block);
         if (--kv->ref_counts[block]) continue;
         kv->num_used--;
         if (!kv->prefix_caching) prefix_cache_remove(&kv->prefix, block);
@@ -162,6 +215,8 @@ void kv_cache_release(struct kv_cache *kv)
 {
     free(kv->free_stack);
     free(kv->ref_counts);
+    free(kv->ages.taken_ns);
+    free(kv->ages.held_ns);
     prefix_cache_release(&kv->prefix);
     *kv = (struct kv_cache){ 0 };
 }

@@ -7,7 +7,7 @@
  *   num_free + num_used + num_cached == num_blocks
  *   ref_count of a block == number of sequences whose table holds it
  *   ref_count >= 2  =>  the block is full and read-only; only blocks that no other sequence holds are written
- * Never allocates after init. */
+ * Never allocates after init and measure. */
 #ifndef SLUICE_ENGINE_KV_CACHE_H
 #define SLUICE_ENGINE_KV_CACHE_H
 
@@ -18,7 +18,14 @@
 #include <sluice/types.h>
 
 #include "prefix_cache.h"
+#include "samples.h"
 #include "sequence.h"
+
+/* When blocks were used, for histograms. */
+struct kv_ages {
+    struct samples *samples;           /* NULL: not measured */
+    int64_t *taken_ns, *held_ns;       /* [num_blocks] for its tokens; by a sequence, last */
+};
 
 struct kv_cache {
     int32_t num_blocks, block_size;    /* tokens per block */
@@ -27,6 +34,8 @@ struct kv_cache {
     block_id *free_stack;              /* [num_blocks], the first num_free are free */
     int32_t *ref_counts;               /* [num_blocks] */
     struct prefix_cache prefix;
+    struct kv_ages ages;
+    int64_t now_ns;                    /* the scheduler's clock */
 };
 
 /* What an admission would find: blocks that are there already, and how many blocks it has to take from free +
@@ -34,6 +43,8 @@ struct kv_cache {
 struct kv_match { int32_t num_hits, num_parked_hits; };
 
 int  kv_cache_init(struct kv_cache *kv, int32_t num_blocks, int32_t block_size, bool prefix_caching, struct err *err);
+/* From now on ages of blocks are sampled. ERR_NO_MEMORY. */
+int  kv_cache_measure(struct kv_cache *kv, struct samples *samples, struct err *err);
 static inline int32_t kv_cache_available(const struct kv_cache *kv) { return kv->num_free + kv->prefix.num_lru; }
 static inline int32_t kv_blocks_for(const struct kv_cache *kv, int32_t num_tokens)
 {

@@ -155,7 +155,7 @@ int offline_add(struct offline *o, const struct offline_request *request)
 void offline_abort(struct offline *o, uint64_t id)
 {
     scheduler_clear_outcomes(&o->scheduler);
-    scheduler_abort(&o->scheduler, id);
+    scheduler_abort(&o->scheduler, id, 0);
     scheduler_clear_outcomes(&o->scheduler);
     free_finished(o);
 }

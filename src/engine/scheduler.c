@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/bug.h"
+#include "base/clock.h"
 #include "scheduler_impl.h"
 
 /* bias entries of a plan per sequence; rows that ask for more wait for a later step */
@@ -94,6 +95,12 @@ int scheduler_init(struct scheduler *s, const struct scheduler_options *options,
         return err_set(err, ERR_NO_MEMORY, "scheduler: no memory for %d sequences", o->max_sequences);
     }
     return 0;
+}
+
+int scheduler_sample(struct scheduler *s, struct samples *samples, bool blocks, struct err *err)
+{
+    s->samples = samples;
+    return blocks ? kv_cache_measure(&s->kv, samples, err) : 0;
 }
 
 void scheduler_release(struct scheduler *s)
@@ -263,6 +270,8 @@ void scheduler_preempt(struct scheduler *s, struct sequence *seq)
 /* Nobody holds it any more. */
 static void forget_sequence(struct scheduler *s, struct sequence *seq)
 {
+    if (seq->cancel_seen_ns && s->samples)
+        sample_add(s->samples, SAMPLE_CANCEL, (double)(clock_now_ns() - seq->cancel_seen_ns) / 1e9);
     hand_back(s, seq->sub);
     sequence_pool_give(&s->pool, seq);
 }
@@ -325,7 +334,7 @@ void scheduler_add(struct scheduler *s, struct submission *sub)
         return;
     }
     if (sub->kind == SUBMISSION_ABORT) {
-        scheduler_abort(s, sub->id);
+        scheduler_abort(s, sub->id, sub->seen_ns);
         hand_back(s, sub);
         return;
     }
@@ -343,11 +352,13 @@ void scheduler_add(struct scheduler *s, struct submission *sub)
     turns_enter(s, seq, sub->req.num_output > 0 ? TURN_RESUMED : TURN_LAST);
 }
 
-void scheduler_abort(struct scheduler *s, uint64_t id)
+void scheduler_abort(struct scheduler *s, uint64_t id, int64_t seen_ns)
 {
     struct sequence *seq = sequence_pool_find(&s->pool, id);
 
-    if (seq && seq->state != SEQ_ENDED) end_without_token(s, seq, FINISH_ABORTED, 0);
+    if (!seq || seq->state == SEQ_ENDED) return;
+    seq->cancel_seen_ns = seen_ns;
+    end_without_token(s, seq, FINISH_ABORTED, 0);
 }
 
 /* ---- commit ---- */
@@ -416,6 +427,12 @@ static void end_scored(struct scheduler *s, struct sequence *seq, int64_t now_ns
     end_sequence(s, seq);
 }
 
+static void end_corrupted(struct scheduler *s, struct sequence *seq)
+{
+    s->stats.corrupted++;
+    end_without_token(s, seq, FINISH_ERROR, ERR_INTERNAL);
+}
+
 /* seq after q_len more tokens. scores: the first of num_scores rows; row: the drawn one, or NULL. */
 static void commit_sequence(struct scheduler *s, struct sequence *seq, int32_t q_len, const struct result_row *scores,
                             int32_t num_scores, const struct result_row *row, int64_t now_ns)
@@ -429,7 +446,7 @@ static void commit_sequence(struct scheduler *s, struct sequence *seq, int32_t q
     else if (seq->num_computed >= (seq->num_published + 1) * s->kv.block_size) kv_cache_publish(&s->kv, seq);
     if (seq->num_computed >= seq->num_prompt) stop_leading(s, seq);
     if (ended) release_ended(s, seq);
-    else if (bad) end_without_token(s, seq, FINISH_ERROR, ERR_INTERNAL);
+    else if (bad) end_corrupted(s, seq);
     else if (row) commit_token(s, seq, row, now_ns);
     else if (seq->only_scores && seq->num_computed == seq->num_tokens) end_scored(s, seq, now_ns);
 }
@@ -454,6 +471,7 @@ void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const s
     const int32_t *cu = plan_cu_seqlens_q(plan), *contexts = plan_context_lens(plan);
     int32_t next_row = 0;
 
+    s->kv.now_ns = now_ns;
     BUG_ON(!batch->in_flight || batch->plan != plan || result->num_rows != plan->num_rows);
     for (int32_t b = 0; b < batch->num_seqs; b++) {
         struct sequence *seq = batch->seqs[b];

@@ -126,6 +126,7 @@ struct scheduler {
     struct batch *batches;             /* [num_plans] */
     struct step_draft draft;
     struct step_time step_time;
+    struct samples *samples;           /* NULL: nobody wants them */
     bool throttled;
     uint64_t step, num_arrivals, num_admissions;
     struct step_outcome *outcomes;     /* [max_num_seqs + SCHEDULER_MAX_NOTES] */
@@ -143,6 +144,8 @@ struct scheduler {
  * ERR_NO_MEMORY. */
 int  scheduler_init(struct scheduler *s, const struct scheduler_options *options, struct err *err);
 void scheduler_release(struct scheduler *s);
+/* Cancels, and with blocks the ages of blocks, go to samples (borrowed) from now on. ERR_NO_MEMORY. */
+int  scheduler_sample(struct scheduler *s, struct samples *samples, bool blocks, struct err *err);
 /* As after init, but for the count of steps: nothing cached, nothing measured. Only without sequences. */
 void scheduler_forget(struct scheduler *s);
 
@@ -150,8 +153,8 @@ void scheduler_forget(struct scheduler *s);
  * ERR_INTERNAL. */
 void scheduler_add(struct scheduler *s, struct submission *sub);
 /* O(1). The outcome is there at once; blocks and slot follow with the commit of the last plan that holds the sequence.
- * Unknown ids are ignored. */
-void scheduler_abort(struct scheduler *s, uint64_t id);
+ * Unknown ids are ignored. seen_ns: as in msg_abort. */
+void scheduler_abort(struct scheduler *s, uint64_t id, int64_t seen_ns);
 /* Ended ones that a plan in flight holds are among them. */
 static inline int32_t scheduler_num_sequences(const struct scheduler *s) { return s->pool.num_used; }
 

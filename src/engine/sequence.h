@@ -29,6 +29,7 @@ struct submission {
     enum submission_kind kind;
     uint64_t id;
     int err_code;                      /* REFUSED: why */
+    int64_t seen_ns;                   /* ABORT: as in msg_abort */
     struct submission *next;           /* scheduler's list of those to hand back */
     /* START only: */
     struct engine_request req;         /* arrays point behind the struct */
@@ -92,6 +93,7 @@ struct sequence {
     bool has_penalties;
     bool history_sent;                 /* penalty counts of this slot are on the device */
     bool leads_group;                  /* others of its group wait until its prompt is computed */
+    int64_t cancel_seen_ns;            /* its abort's seen_ns; 0 = none */
     bool publish_off;                  /* its numbers were bad: its blocks must not be reused */
 };
 

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/bug.h"
@@ -10,7 +11,7 @@
 #include "base/log.h"
 
 enum kind { COUNTER, GAUGE, HISTOGRAM };
-enum labels { L_NONE, L_REPLICA, L_REPLICA_CAUSE, L_CONNECTION, L_FINISH, L_ABORT, L_ROUTE, L_ROUTE_STATUS, L_CODE, L_RELOAD };
+enum labels { L_NONE, L_REPLICA, L_REPLICA_CAUSE, L_REPLICA_PHASE, L_CONNECTION, L_FINISH, L_ABORT, L_ROUTE, L_ROUTE_STATUS, L_CODE, L_RELOAD };
 
 /* api-contract 7.1: b1 short host work, b2 steps and token gaps, b3 = vLLM's time-to-first-token buckets, b5 token counts */
 static const double b1[] = { .00001, .00005, .0001, .0005, .001, .005, .01, .05, .1, .5, 1, 5 };
@@ -24,13 +25,14 @@ static const double v_itl[] = { .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .
 static const double v_e2e[] = { .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680 };
 static const double v_n[] = { 1, 2, 5, 10, 20 };
 static const double v_step[] = { 1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384 };
+static const double v_block[] = { .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800 };
 enum { MAX_BUCKETS = 24 };
 
 struct buckets { const double *bounds; int n; };
 #define BUCKETS(b) { b, (int)(sizeof b / sizeof b[0]) }
 static const struct buckets bucket_rows[] = { BUCKETS(b1), BUCKETS(b2), BUCKETS(b3), BUCKETS(b4), BUCKETS(b5),
-                                             BUCKETS(v_itl), BUCKETS(v_e2e), BUCKETS(v_n), BUCKETS(v_step) };
-enum { B1, B2, B3, B4, B5, V_ITL, V_E2E, V_N, V_STEP };
+                                             BUCKETS(v_itl), BUCKETS(v_e2e), BUCKETS(v_n), BUCKETS(v_step), BUCKETS(v_block) };
+enum { B1, B2, B3, B4, B5, V_ITL, V_E2E, V_N, V_STEP, V_BLOCK };
 
 struct family {
     const char *name, *help;       /* name NULL: known to vLLM's clients only */
@@ -40,7 +42,7 @@ struct family {
     uint8_t vllm_buckets;          /* of the alias; 0: those of buckets */
 };
 
-/* Rows of one name stand together: HELP and TYPE are printed when the name changes. */
+/* Rows of one name stand together: HELP and TYPE are printed when the name changes. docs/metrics.md says the same for readers. */
 static const struct family families[METRIC_COUNT] = {
     [M_HTTP_REQUESTS] = { "sluice_http_requests_total", "Answers sent, by route and status.", .kind = COUNTER, .labels = L_ROUTE_STATUS },
     [M_HTTP_REJECTED] = { "sluice_http_rejected_total", "Requests refused before execution, by error code.", .kind = COUNTER, .labels = L_CODE },
@@ -81,14 +83,22 @@ static const struct family families[METRIC_COUNT] = {
     [M_REQ_PROMPT_TOKENS] = { "sluice_request_prompt_tokens", "Prompt tokens of a request.", .vllm = "request_prompt_tokens", .kind = HISTOGRAM, .buckets = B5 },
     [M_REQ_GENERATION_TOKENS] = { "sluice_request_generation_tokens", "Generated tokens of a choice.", .vllm = "request_generation_tokens", .kind = HISTOGRAM, .buckets = B5 },
     [M_TPOT] = { "sluice_tpot_seconds", "Mean gap between the tokens of a choice.", .vllm = "request_time_per_output_token_seconds", .kind = HISTOGRAM, .vllm_buckets = V_ITL, .buckets = B2 },
-    [M_STEP_TOKENS] = { "sluice_step_tokens", "Prompt and generated tokens of an engine's step.", .vllm = "iteration_tokens_total", .kind = HISTOGRAM, .vllm_buckets = V_STEP, .buckets = B4 },
-    [M_STEP_SEQUENCES] = { "sluice_step_sequences", "Sequences that a step of an engine gave a token.", .kind = HISTOGRAM, .buckets = B4 },
+    [M_STEP] = { "sluice_step_seconds", "One step of an engine, by what it held.", .kind = HISTOGRAM, .labels = L_REPLICA_PHASE, .buckets = B2 },
+    [M_STEP_HOST] = { "sluice_step_host_seconds", "Before a step: the device had nothing to do though there was work.", .kind = HISTOGRAM, .labels = L_REPLICA, .buckets = B1 },
+    [M_STEP_TOKENS] = { "sluice_step_tokens", "Tokens that a step of an engine computed.", .vllm = "iteration_tokens_total", .kind = HISTOGRAM, .labels = L_REPLICA, .vllm_buckets = V_STEP, .buckets = B4 },
+    [M_STEP_SEQUENCES] = { "sluice_step_sequences", "Sequences in a step of an engine.", .kind = HISTOGRAM, .labels = L_REPLICA, .buckets = B4 },
     [M_STEP_STALL] = { "sluice_step_stall_seconds", "Time since the last step while work is pending.", .kind = GAUGE, .labels = L_REPLICA },
     [M_QUEUE_OLDEST] = { "sluice_queue_oldest_seconds", "Age of the oldest request without a token.", .kind = GAUGE },
     [M_INFERENCE] = { NULL, "First step to last token.", .vllm = "request_inference_time_seconds", .kind = HISTOGRAM, .buckets = V_E2E },
     [M_PARAMS_N] = { NULL, "Choices asked for.", .vllm = "request_params_n", .kind = HISTOGRAM, .buckets = V_N },
     [M_PARAMS_MAX_TOKENS] = { NULL, "max_tokens after the context was applied.", .vllm = "request_params_max_tokens", .kind = HISTOGRAM, .buckets = B5 },
     [M_MAX_GENERATION] = { NULL, "Tokens of the longest choice of a request.", .vllm = "request_max_num_generation_tokens", .kind = HISTOGRAM, .buckets = B5 },
+    [M_PREFILL_COMPUTED] = { NULL, "Prompt tokens computed for a choice, not found in the prefix cache.", .vllm = "request_prefill_kv_computed_tokens", .kind = HISTOGRAM, .buckets = B5 },
+    [M_BLOCK_LIFETIME] = { NULL, "Age of a KV block when the prefix cache forgets it.", .vllm = "kv_block_lifetime_seconds", .kind = HISTOGRAM, .labels = L_REPLICA, .buckets = V_BLOCK },
+    [M_BLOCK_IDLE] = { NULL, "Since a sequence last held a KV block that the prefix cache forgets.", .vllm = "kv_block_idle_before_evict_seconds", .kind = HISTOGRAM, .labels = L_REPLICA, .buckets = V_BLOCK },
+    [M_BLOCK_REUSE] = { NULL, "Since a sequence last took or left a KV block that is found again.", .vllm = "kv_block_reuse_gap_seconds", .kind = HISTOGRAM, .labels = L_REPLICA, .buckets = V_BLOCK },
+    [M_CORRUPTED] = { NULL, "Choices that ended because their logits were no numbers.", .vllm = "corrupted_requests_total", .kind = COUNTER, .labels = L_REPLICA },
+    [M_KV_BLOCKS] = { NULL, "", .kind = GAUGE, .labels = L_REPLICA },
     [M_STREAM_RESUME] = { "sluice_stream_resume_seconds", "Pause of a stream whose replica was lost.", .kind = HISTOGRAM, .buckets = B3 },
 };
 
@@ -99,8 +109,12 @@ static const char *const abort_names[ABORT_COUNT] = { "client_gone",  "slow_read
                                                       "ttft_timeout", "total_timeout", "drain",  "replica_lost" };
 static const char *const connection_names[CONN_STATE_COUNT] = { "active", "idle", "suspended" };
 static const char *const restart_names[RESTART_COUNT] = { "signal", "cuda", "xid", "stall", "exit", "drain" };
+static const char *const phase_names[PHASE_COUNT] = { "prefill", "decode", "mixed" };
 static const int statuses[] = { 200, 204, 400, 401, 404, 405, 408, 411, 413, 414, 415, 429, 431, 500, 503, 505 };
 enum { NUM_STATUSES = sizeof statuses / sizeof statuses[0] };
+
+/* One or two of a family (its alias may have one of its own); of a replica its phases and six more. */
+enum { MAX_HISTOGRAMS = METRIC_COUNT * 2 + METRICS_MAX_REPLICAS * (PHASE_COUNT + 2 * 6) };
 
 struct histogram {
     uint64_t counts[MAX_BUCKETS + 1];
@@ -112,7 +126,9 @@ static struct {
     struct metrics_info info;
     int64_t start_s;
     uint64_t cells[METRIC_COUNT][METRICS_MAX_INDEX];    /* counters: int64; gauges: bits of a double */
-    struct histogram histograms[METRIC_COUNT], aliases[METRIC_COUNT];    /* aliases: those with buckets of their own */
+    struct histogram histograms[MAX_HISTOGRAMS];        /* of a family by index; its alias with buckets of its own follows */
+    int16_t first_histogram[METRIC_COUNT];
+    struct buckets buckets[sizeof bucket_rows / sizeof bucket_rows[0]];    /* bucket_rows, those of token counts up to the context */
 } metrics;
 
 static double bits_to_double(uint64_t bits)
@@ -131,11 +147,44 @@ static uint64_t double_to_bits(double value)
     return bits;
 }
 
+static int num_indexes(uint8_t labels)
+{
+    switch (labels) {
+    case L_REPLICA: return metrics.info.num_replicas;
+    case L_REPLICA_CAUSE: return metrics.info.num_replicas * RESTART_COUNT;
+    case L_REPLICA_PHASE: return metrics.info.num_replicas * PHASE_COUNT;
+    case L_CONNECTION: return CONN_STATE_COUNT;
+    case L_FINISH: return FINISHED_COUNT;
+    case L_ABORT: return ABORT_COUNT;
+    case L_ROUTE: return ROUTE_COUNT;
+    case L_ROUTE_STATUS: return ROUTE_COUNT * NUM_STATUSES;
+    case L_CODE: return ERR_ORDINAL_END_;
+    case L_RELOAD: return RELOAD_COUNT;
+    default: return 1;
+    }
+}
+
 void metrics_init(const struct metrics_info *info)
 {
     memset(&metrics, 0, sizeof metrics);
     metrics.info = *info;
     metrics.start_s = clock_wall_s();
+    memcpy(metrics.buckets, bucket_rows, sizeof bucket_rows);
+    while (info->max_model_len && metrics.buckets[B5].n > 1 && b5[metrics.buckets[B5].n - 1] > (double)info->max_model_len) metrics.buckets[B5].n--;
+    for (int m = 0, next = 0; m < METRIC_COUNT; m++) {
+        if (families[m].kind != HISTOGRAM) continue;
+        metrics.first_histogram[m] = (int16_t)next;
+        next += num_indexes(families[m].labels) * (families[m].vllm_buckets ? 2 : 1);
+        BUG_ON(next > MAX_HISTOGRAMS);
+    }
+}
+
+static struct histogram *histogram_of(enum metric metric, int index, bool alias)
+{
+    int n = num_indexes(families[metric].labels);
+
+    BUG_ON(families[metric].kind != HISTOGRAM || (unsigned)index >= (unsigned)n);
+    return &metrics.histograms[metrics.first_histogram[metric] + index + (alias ? n : 0)];
 }
 
 static uint64_t *cell(enum metric metric, int index)
@@ -180,10 +229,9 @@ void metric_observe(enum metric metric, int index, double value)
 {
     const struct family *f = &families[metric];
 
-    BUG_ON(f->kind != HISTOGRAM || index != 0);
     if (!(value >= 0)) value = 0;
-    observe(&metrics.histograms[metric], &bucket_rows[f->buckets], value);
-    if (f->vllm_buckets) observe(&metrics.aliases[metric], &bucket_rows[f->vllm_buckets], value);
+    observe(histogram_of(metric, index, false), &metrics.buckets[f->buckets], value);
+    if (f->vllm_buckets) observe(histogram_of(metric, index, true), &metrics.buckets[f->vllm_buckets], value);
 }
 
 void metrics_http_request(enum metric_route route, int status)
@@ -217,28 +265,15 @@ static void put_label_value(struct buf *out, const char *text)
     }
 }
 
-static int num_indexes(uint8_t labels)
-{
-    switch (labels) {
-    case L_REPLICA: return metrics.info.num_replicas;
-    case L_REPLICA_CAUSE: return metrics.info.num_replicas * RESTART_COUNT;
-    case L_CONNECTION: return CONN_STATE_COUNT;
-    case L_FINISH: return FINISHED_COUNT;
-    case L_ABORT: return ABORT_COUNT;
-    case L_ROUTE: return ROUTE_COUNT;
-    case L_ROUTE_STATUS: return ROUTE_COUNT * NUM_STATUSES;
-    case L_CODE: return ERR_ORDINAL_END_;
-    case L_RELOAD: return RELOAD_COUNT;
-    default: return 1;
-    }
-}
-
 static void put_index_labels(struct buf *out, uint8_t labels, int index, bool vllm)
 {
     switch (labels) {
     case L_REPLICA: buf_printf(out, ",%s=\"%d\"", vllm ? "engine" : "replica", index); break;
     case L_REPLICA_CAUSE:
         buf_printf(out, ",replica=\"%d\",cause=\"%s\"", index / RESTART_COUNT, restart_names[index % RESTART_COUNT]);
+        break;
+    case L_REPLICA_PHASE:
+        buf_printf(out, ",replica=\"%d\",phase=\"%s\"", index / PHASE_COUNT, phase_names[index % PHASE_COUNT]);
         break;
     case L_CONNECTION: buf_printf(out, ",state=\"%s\"", connection_names[index]); break;
     case L_FINISH: buf_printf(out, ",reason=\"%s\"", finish_names[index]); break;
@@ -264,23 +299,23 @@ static void put_series(struct buf *out, const char *prefix, const char *name, co
     if (f->extra) buf_printf(out, ",%s", f->extra);
 }
 
-static void put_histogram(struct buf *out, const char *prefix, const char *name, enum metric metric, bool vllm)
+static void put_histogram(struct buf *out, const char *prefix, const char *name, enum metric metric, int index, bool vllm)
 {
     const struct family *f = &families[metric];
     bool own = vllm && f->vllm_buckets;
-    const struct buckets *buckets = &bucket_rows[own ? f->vllm_buckets : f->buckets];
-    struct histogram *histogram = own ? &metrics.aliases[metric] : &metrics.histograms[metric];
+    const struct buckets *buckets = &metrics.buckets[own ? f->vllm_buckets : f->buckets];
+    struct histogram *histogram = histogram_of(metric, index, own);
     uint64_t total = 0;
 
     for (int i = 0; i <= buckets->n; i++) {
         total += __atomic_load_n(&histogram->counts[i], __ATOMIC_RELAXED);
-        put_series(out, prefix, name, "_bucket", f, 0, vllm);
+        put_series(out, prefix, name, "_bucket", f, index, vllm);
         if (i < buckets->n) buf_printf(out, ",le=\"%.10g\"} %llu\n", buckets->bounds[i], (unsigned long long)total);
         else buf_printf(out, ",le=\"+Inf\"} %llu\n", (unsigned long long)total);
     }
-    put_series(out, prefix, name, "_sum", f, 0, vllm);
+    put_series(out, prefix, name, "_sum", f, index, vllm);
     buf_printf(out, "} %.9g\n", bits_to_double(__atomic_load_n(&histogram->sum_bits, __ATOMIC_RELAXED)));
-    put_series(out, prefix, name, "_count", f, 0, vllm);
+    put_series(out, prefix, name, "_count", f, index, vllm);
     buf_printf(out, "} %llu\n", (unsigned long long)total);
 }
 
@@ -290,11 +325,11 @@ static void put_family(struct buf *out, const char *prefix, const char *name, en
     /* series of these appear with their first count: the product of their labels is large and mostly zero */
     bool sparse = f->labels == L_ROUTE_STATUS || f->labels == L_CODE;
 
-    if (f->kind == HISTOGRAM) {
-        put_histogram(out, prefix, name, metric, vllm);
-        return;
-    }
     for (int i = 0; i < num_indexes(f->labels); i++) {
+        if (f->kind == HISTOGRAM) {
+            put_histogram(out, prefix, name, metric, i, vllm);
+            continue;
+        }
         uint64_t bits = __atomic_load_n(cell(metric, i), __ATOMIC_RELAXED);
         if (sparse && !bits) continue;
         put_series(out, prefix, name, "", f, i, vllm);
@@ -304,6 +339,8 @@ static void put_family(struct buf *out, const char *prefix, const char *name, en
 }
 
 static int64_t counted(enum metric metric, int index) { return (int64_t)__atomic_load_n(cell(metric, index), __ATOMIC_RELAXED); }
+
+static double gauge(enum metric metric, int index) { return bits_to_double(__atomic_load_n(cell(metric, index), __ATOMIC_RELAXED)); }
 
 static void open_vllm(struct buf *out, const char *name, const char *kind, const char *help)
 {
@@ -353,9 +390,18 @@ static void put_vllm_only(struct buf *out)
     put_vllm(out, "request_success_total", 0, ",finished_reason=\"repetition\"", 0);
     open_vllm(out, "num_requests_waiting_by_reason", "gauge", "Sequences queued, by what they wait for.");
     for (int i = 0; i < n; i++) {
-        int64_t waiting = (int64_t)bits_to_double(__atomic_load_n(cell(M_WAITING, i), __ATOMIC_RELAXED));
+        int64_t waiting = (int64_t)gauge(M_WAITING, i);
         put_vllm(out, "num_requests_waiting_by_reason", i, ",reason=\"capacity\"", waiting);
         put_vllm(out, "num_requests_waiting_by_reason", i, ",reason=\"deferred\"", 0);
+    }
+    open_vllm(out, "cache_config_info", "gauge", "Shape of the KV cache.");
+    for (int i = 0; i < n; i++) {
+        char more[256];
+        snprintf(more, sizeof more, ",block_size=\"%lld\",num_gpu_blocks=\"%.0f\",cache_dtype=\"%s\",enable_prefix_caching=\"%s\","
+                 "gpu_memory_utilization=\"%.6g\"", (long long)metrics.info.block_size, gauge(M_KV_BLOCKS, i),
+                 metrics.info.kv_cache_dtype ? metrics.info.kv_cache_dtype : "auto",
+                 metrics.info.enable_prefix_caching ? "True" : "False", 1 - metrics.info.headroom);
+        put_vllm(out, "cache_config_info", i, more, 1);
     }
     open_vllm(out, "engine_sleep_state", "gauge", "Engines never sleep.");
     for (int i = 0; i < n; i++) {
@@ -382,11 +428,12 @@ void metrics_write(struct buf *out)
     buf_printf(out, "# HELP sluice_start_time_seconds Unix time of the start.\n"
                     "# TYPE sluice_start_time_seconds gauge\nsluice_start_time_seconds %lld\n", (long long)metrics.start_s);
     buf_printf(out, "# HELP sluice_build_info Version of this build.\n# TYPE sluice_build_info gauge\n"
-                    "sluice_build_info{version=\"%s\",commit=\"%s\"} 1\n", metrics.info.version, metrics.info.commit);
+                    "sluice_build_info{version=\"%s\",commit=\"%s\",cuda=\"%s\"} 1\n", metrics.info.version, metrics.info.commit,
+               metrics.info.cuda ? metrics.info.cuda : "");
     if (!metrics.info.vllm_aliases) return;
     for (int m = 0; m < METRIC_COUNT; m++) {
         const struct family *f = &families[m];
-        if (!f->vllm) continue;
+        if (!f->vllm || (f->buckets == V_BLOCK && !metrics.info.kv_cache_metrics)) continue;
         buf_printf(out, "# HELP vllm:%s %s\n# TYPE vllm:%s %s\n", f->vllm, f->help, f->vllm, kinds[f->kind]);
         put_family(out, "vllm:", f->vllm, (enum metric)m, true);
     }

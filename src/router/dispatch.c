@@ -136,7 +136,7 @@ void dispatch_release(struct router *router, struct choice *choice)
 
 void dispatch_abort(struct router *router, struct choice *choice)
 {
-    struct msg_abort abort_msg = { .id = choice->gen->id << CHOICE_BITS | (uint64_t)choice->index };
+    struct msg_abort abort_msg = { .id = choice->gen->id << CHOICE_BITS | (uint64_t)choice->index, .seen_ns = choice->gen->cancel_seen_ns };
 
     if (choice->state == CHOICE_SENT) ipc_put(&router->replicas[choice->replica].out, MSG_ABORT, &abort_msg, sizeof abort_msg);
 }

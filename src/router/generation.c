@@ -157,11 +157,13 @@ static void observe_times(struct router *router, struct choice *choice, const st
 
     if (!choice->first_ns) {
         int64_t scheduled_ns = within(event->scheduled_ns, arrival_ns, step_ns);
+        size_t prompt_len = choice->gen->spec.prompts[choice->prompt].n;
         choice->first_ns = step_ns;
         choice->scheduled_ns = scheduled_ns;
         metric_observe(M_TTFT, 0, (double)(step_ns - arrival_ns) / 1e9);
         metric_observe(M_QUEUE, 0, (double)(scheduled_ns - arrival_ns) / 1e9);
         metric_observe(M_PREFILL, 0, (double)(step_ns - scheduled_ns) / 1e9);
+        metric_observe(M_PREFILL_COMPUTED, 0, prompt_len > event->num_cached ? (double)(prompt_len - event->num_cached) : 0);
     } else {
         metric_observe(M_ITL, 0, (double)(step_ns - choice->last_ns) / 1e9);
     }

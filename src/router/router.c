@@ -11,6 +11,8 @@
 #include "base/log.h"
 
 enum { TICK_MS = 20, INBOX_SLACK = 4096 };
+static const float MAX_SAMPLE = 1e9f;        /* an engine's seconds or tokens: more is not believed */
+_Static_assert((int)SAMPLE_STEP_PREFILL == (int)PHASE_PREFILL && (int)SAMPLE_STEP_MIXED == (int)PHASE_MIXED, "samples of steps are phases");
 
 enum inbox_kind { INBOX_SUBMIT, INBOX_CANCEL, INBOX_DRAIN_END, INBOX_STOP };
 
@@ -19,6 +21,7 @@ struct inbox_message {
     struct generation *gen;          /* SUBMIT */
     uint64_t id;                     /* CANCEL */
     enum cancel_cause cause;
+    int64_t at_ns;
 };
 
 /* ---- snapshots any thread may read ---- */
@@ -257,7 +260,7 @@ static void admit(struct router *router, struct generation *gen)
     if (gen->num_finished == gen->num_choices) generation_finish(router, gen);
 }
 
-static void cancel(struct router *router, uint64_t id, enum cancel_cause cause)
+static void cancel(struct router *router, uint64_t id, enum cancel_cause cause, int64_t seen_ns)
 {
     static const enum abort_cause causes[] = { [CANCEL_CLIENT_GONE] = ABORT_CLIENT_GONE, [CANCEL_SLOW_READER] = ABORT_SLOW_READER,
                                                [CANCEL_KILLED] = ABORT_KILLED, [CANCEL_DRAIN] = ABORT_DRAIN };
@@ -265,6 +268,7 @@ static void cancel(struct router *router, uint64_t id, enum cancel_cause cause)
     struct err err = { 0 };
 
     if (!gen) return;
+    gen->cancel_seen_ns = seen_ns;
     metric_add(M_REQUESTS_ABORTED, causes[cause], 1);
     if (cause == CANCEL_KILLED) err_set(&err, ERR_KILLED, "The request was killed by the operator.");
     else if (cause == CANCEL_DRAIN) err_set(&err, ERR_DRAINING, "The server is shutting down.");
@@ -309,7 +313,7 @@ static void on_wake(uv_async_t *wake)
     while ((message = ring_pop(&router->inbox))) {
         switch (message->kind) {
         case INBOX_SUBMIT: admit(router, message->gen); break;
-        case INBOX_CANCEL: cancel(router, message->id, message->cause); break;
+        case INBOX_CANCEL: cancel(router, message->id, message->cause, message->at_ns); break;
         case INBOX_DRAIN_END: fail_all(router); break;
         case INBOX_STOP:
             if (!router->stopping) begin_stop(router);
@@ -339,6 +343,7 @@ static void on_ready(void *arg, int replica, const struct msg_ready *info)
     view->max_num_seqs = info->max_num_seqs < router->config->max_num_seqs ? info->max_num_seqs : (int32_t)router->config->max_num_seqs;
     view->vocab_size = info->vocab_size;
     view->stats = (struct engine_stats){ .blocks_total = (uint32_t)info->num_blocks };
+    metric_set(M_KV_BLOCKS, replica, info->num_blocks);
     metric_set(M_KV_FREE, replica, info->num_blocks);
     router_set_state(router, ROUTER_READY);
     dispatch_rebalance(router);
@@ -395,6 +400,7 @@ static void mirror_stats(struct router *router, int replica, const struct engine
     metric_set(M_CACHE_HIT, replica, (double)stats->cache_hit_tokens);
     metric_set(M_CACHE_MISS, replica, (double)stats->cache_miss_tokens);
     metric_set(M_PREEMPTIONS, replica, (double)stats->preemptions);
+    metric_set(M_CORRUPTED, replica, (double)stats->corrupted);
     metric_set(M_MEMORY_FREE, replica, (double)stats->free_bytes);
     metric_set(M_MEMORY_HEADROOM, replica, (double)stats->free_bytes - (double)stats->headroom_bytes);
     metric_set(M_THROTTLED, replica, stats->throttled);
@@ -463,22 +469,10 @@ static bool find_choice(const struct router *router, int replica, uint64_t id, u
     return true;
 }
 
-/* With its first token a choice's prompt counts too, but for what was cached: chunks that were computed in earlier steps are not
- * told one by one. */
-static size_t tokens_of_step(const struct choice *choice, const struct token_event *event)
-{
-    size_t prompt = choice->gen->spec.prompts[choice->prompt].n;
-
-    if (event->token == TOKEN_NONE) return 0;
-    return 1 + (choice->num_log || event->num_cached > prompt ? 0 : prompt - event->num_cached);
-}
-
 static bool on_events(struct router *router, int replica, const uint8_t *payload, size_t len)
 {
     struct replica_view *view = &router->replicas[replica];
     struct token_logprob top[MAX_TOP_LOGPROBS];
-
-    size_t num_tokens = 0, num_sequences = 0;
 
     if (len % sizeof(struct token_event)) return false;
     router->now_ns = clock_now_ns();
@@ -487,14 +481,8 @@ static bool on_events(struct router *router, int replica, const uint8_t *payload
         struct token_event event;
         memcpy(&event, payload + at, sizeof event);
         if (!take_logprobs(view, &event, top) || !find_choice(router, replica, event.id, event.finish, &choice)) return false;
-        if (choice) {
-            num_tokens += tokens_of_step(choice, &event);
-            num_sequences += event.token != TOKEN_NONE;
-        }
         if (choice && !choice_token(router, choice, &event, event.num_top ? top : NULL)) return false;
     }
-    if (num_tokens) metric_observe(M_STEP_TOKENS, 0, (double)num_tokens);
-    if (num_sequences) metric_observe(M_STEP_SEQUENCES, 0, (double)num_sequences);
     bool all_taken = view->logprobs_pos == view->logprobs_len;
     view->logprobs_len = view->logprobs_pos = 0;
     return all_taken;
@@ -542,6 +530,29 @@ static bool on_prompt_logprobs(struct router *router, int replica, const uint8_t
     return pass_scored(router, replica, scored, n);
 }
 
+/* Into the histograms, once all of them are sane. */
+static bool on_samples(int replica, const uint8_t *payload, size_t len)
+{
+    static const enum metric metrics[SAMPLE_KINDS] = {
+        [SAMPLE_STEP_PREFILL] = M_STEP, [SAMPLE_STEP_DECODE] = M_STEP, [SAMPLE_STEP_MIXED] = M_STEP, [SAMPLE_STEP_HOST] = M_STEP_HOST,
+        [SAMPLE_STEP_TOKENS] = M_STEP_TOKENS, [SAMPLE_STEP_SEQUENCES] = M_STEP_SEQUENCES, [SAMPLE_CANCEL] = M_CANCEL_LATENCY,
+        [SAMPLE_BLOCK_LIFETIME] = M_BLOCK_LIFETIME, [SAMPLE_BLOCK_IDLE] = M_BLOCK_IDLE, [SAMPLE_BLOCK_REUSE] = M_BLOCK_REUSE,
+    };
+    struct engine_sample sample;
+
+    if (len % sizeof sample) return false;
+    for (size_t at = 0; at < len; at += sizeof sample) {
+        memcpy(&sample, payload + at, sizeof sample);
+        if (sample.kind >= SAMPLE_KINDS || !(sample.value >= 0 && sample.value <= MAX_SAMPLE)) return false;
+    }
+    for (size_t at = 0; at < len; at += sizeof sample) {
+        memcpy(&sample, payload + at, sizeof sample);
+        int index = sample.kind <= SAMPLE_STEP_MIXED ? replica * PHASE_COUNT + (int)sample.kind : sample.kind == SAMPLE_CANCEL ? 0 : replica;
+        metric_observe(metrics[sample.kind], index, sample.value);
+    }
+    return true;
+}
+
 static bool on_begun(struct router *router, int replica, const uint8_t *payload, size_t len)
 {
     if (len % sizeof(uint64_t)) return false;
@@ -565,6 +576,7 @@ static void on_frame(void *arg, int replica, const struct frame_head *head, cons
     case MSG_LOGPROBS: ok = keep_logprobs(&router->replicas[replica], payload, head->len); break;
     case MSG_EVENTS: ok = on_events(router, replica, payload, head->len); break;
     case MSG_BEGUN: ok = on_begun(router, replica, payload, head->len); break;
+    case MSG_SAMPLES: ok = on_samples(replica, payload, head->len); break;
     case MSG_PROMPT_LOGPROBS: ok = on_prompt_logprobs(router, replica, payload, head->len); break;
     case MSG_STATS:
         ok = head->len == sizeof stats;
@@ -605,6 +617,7 @@ static void fail_expired(struct router *router, struct generation *gen, enum abo
         err_set(&err, ERR_REPLICA_LOST, "The replica that served this request was lost and none took over in time.");
         break;
     }
+    gen->cancel_seen_ns = clock_now_ns();
     metric_add(M_REQUESTS_ABORTED, cause, 1);
     generation_fail(router, gen, &err);
 }
@@ -701,6 +714,7 @@ static void push_control(struct router *router, enum inbox_kind kind, uint64_t i
     while (!(message = message_new(kind))) sched_yield();
     message->id = id;
     message->cause = cause;
+    message->at_ns = clock_now_ns();
     int rc;
     while ((rc = ring_push(&router->inbox, message)) == ERR_QUEUE_FULL) {
         uv_async_send(&router->wake);

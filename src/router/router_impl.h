@@ -60,6 +60,7 @@ struct choice {
 struct generation {
     struct list link;              /* router->generations */
     uint64_t id;
+    int64_t cancel_seen_ns;        /* when the reason to abort it was seen; 0 = none */
     struct generation_spec spec;
     struct stop_set *stop_set;     /* NULL: none */
     struct choice *choices;

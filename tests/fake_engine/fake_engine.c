@@ -18,7 +18,7 @@
  *   step N
  *   deaf_at=N           stops reading and writing at step N, but lives
  *   evil_at=N,evil=NAME     at step N breaks the first event or its frame: token index finish choice future_id top nan row half
- *                       extra_row type stats
+ *                       extra_row type stats sample sample_nan
  *   version=N           what READY says (default IPC_VERSION)
  *   once=PATH           the faults of the two lines above and `fail` only if PATH does not exist yet; the fault creates
  *   it
@@ -431,6 +431,7 @@ static void corrupt(struct fake *fake, struct buf *events, struct buf *rows)
     struct token_event *first = (struct token_event *)events->data;
     struct logprob_row_head extra = { .id = first->id, .index = first->index };
     const char *evil = fake->script.evil;
+    struct engine_sample unknown = { SAMPLE_KINDS, 0 }, nan = { SAMPLE_CANCEL, __builtin_nanf("") };
 
     if (!strcmp(evil, "token")) first->token = (token_id)fake->script.vocab;
     if (!strcmp(evil, "index")) first->index++;
@@ -442,6 +443,8 @@ static void corrupt(struct fake *fake, struct buf *events, struct buf *rows)
     if (!strcmp(evil, "row") && rows->len) ((struct logprob_row_head *)rows->data)->index++;
     if (!strcmp(evil, "extra_row")) buf_append(rows, &extra, sizeof extra);
     if (!strcmp(evil, "half")) events->len -= 8;
+    if (!strcmp(evil, "sample")) ipc_put(&fake->out, MSG_SAMPLES, &unknown, sizeof unknown);
+    if (!strcmp(evil, "sample_nan")) ipc_put(&fake->out, MSG_SAMPLES, &nan, sizeof nan);
     if (!strcmp(evil, "type")) ipc_put(&fake->out, MSG_SUBMIT, NULL, 0);
     if (!strcmp(evil, "stats")) ipc_put(&fake->out, MSG_STATS, &fake->step, sizeof fake->step);
 }

@@ -126,7 +126,7 @@ static void note_outcomes(struct run *run)
 static void abort_some(struct run *run)
 {
     for (uint64_t id = 1; id <= REQUESTS; id++)
-        if (run->answers[id - 1].num_events == abort_after(id)) scheduler_abort(&run->s, id);
+        if (run->answers[id - 1].num_events == abort_after(id)) scheduler_abort(&run->s, id, 0);
 }
 
 static void land(struct run *run)

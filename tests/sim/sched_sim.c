@@ -117,9 +117,9 @@ static void abort_some(struct sim *sim)
         if (!r->live || !sim_chance(&sim->random, is_late(sim, r) ? 30 : sim->abort_percent)) continue;
         sim->late += is_late(sim, r);
         r->abort_sent = true;
-        scheduler_abort(&sim->scheduler, r->req.id);
+        scheduler_abort(&sim->scheduler, r->req.id, 0);
     }
-    scheduler_abort(&sim->scheduler, UINT64_MAX - 1);          /* unknown: ignored */
+    scheduler_abort(&sim->scheduler, UINT64_MAX - 1, 0);          /* unknown: ignored */
 }
 
 /* What a client receives must be what the truth says, in order, ending once. */

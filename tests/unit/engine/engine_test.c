@@ -91,6 +91,8 @@ struct bench {
     struct ipc_reader reader;
     struct engine_page *page;
     struct engine_stats stats;
+    int num_samples[SAMPLE_KINDS];
+    double sum_samples[SAMPLE_KINDS];
     bool watch;                        /* headroom of 1000 bytes, */
     _Atomic uint64_t free_bytes;       /* and what is free */
 };
@@ -146,14 +148,27 @@ static void *read_frame(struct bench *bench, struct frame_head *head)
     return copy;
 }
 
-/* Skips MSG_STATS (kept in bench->stats). */
+static void keep_samples(struct bench *bench, const struct frame_head *head, const void *payload)
+{
+    const struct engine_sample *samples = payload;
+
+    assert_int_equal(head->len % sizeof samples[0], 0);
+    for (size_t i = 0; i < head->len / sizeof samples[0]; i++) {
+        assert_true(samples[i].kind < SAMPLE_KINDS && samples[i].value >= 0);
+        bench->num_samples[samples[i].kind]++;
+        bench->sum_samples[samples[i].kind] += samples[i].value;
+    }
+}
+
+/* Skips MSG_STATS (kept in bench->stats) and MSG_SAMPLES (counted). */
 static void *expect_frame(struct bench *bench, enum msg_type type, size_t *len)
 {
     struct frame_head head;
     void *payload;
 
-    while ((payload = read_frame(bench, &head)) && head.type == MSG_STATS && type != MSG_STATS) {
-        memcpy(&bench->stats, payload, sizeof bench->stats);
+    while ((payload = read_frame(bench, &head)) && head.type != type && (head.type == MSG_STATS || head.type == MSG_SAMPLES)) {
+        if (head.type == MSG_STATS) memcpy(&bench->stats, payload, sizeof bench->stats);
+        else keep_samples(bench, &head, payload);
         free(payload);
     }
     assert_non_null(payload);
@@ -336,7 +351,7 @@ static void an_abort_ends_with_an_event(void **state)
 {
     struct bench *bench = *state;
     struct engine_request req = test_request(1, 10, 4, 120);
-    struct msg_abort message = { 1 }, unknown = { 77 };
+    struct msg_abort message = { .id = 1, .seen_ns = clock_now_ns() }, unknown = { .id = 77, .seen_ns = 1 };
     uint8_t finish = FINISH_NONE;
     int unread = 1, tokens = 0;
     size_t len;
@@ -357,6 +372,29 @@ static void an_abort_ends_with_an_event(void **state)
     }
     assert_int_equal(finish, FINISH_ABORTED);
     assert_true(tokens < 120);
+    bench->ranks.credits = 1;                          /* a plan may still hold it */
+    while (!bench->num_samples[SAMPLE_CANCEL]) free(expect_frame(bench, MSG_STATS, &len));
+    assert_int_equal(bench->num_samples[SAMPLE_CANCEL], 1);
+    assert_true(bench->sum_samples[SAMPLE_CANCEL] > 0 && bench->sum_samples[SAMPLE_CANCEL] < 600);
+}
+
+/* 10 tokens of a prompt and 3 of the 4 generated ones are computed. */
+static void steps_are_sampled(void **state)
+{
+    struct bench *bench = *state;
+    struct engine_request req = test_request(1, 10, 10, 4);
+    size_t len;
+
+    submit(bench, &req);
+    for (int i = 0; i < 4; i++) free(expect_frame(bench, MSG_EVENTS, &len));
+    while (bench->num_samples[SAMPLE_STEP_TOKENS] < 4) free(expect_frame(bench, MSG_STATS, &len));
+    assert_int_equal(bench->num_samples[SAMPLE_STEP_TOKENS], 4);
+    assert_true(bench->sum_samples[SAMPLE_STEP_TOKENS] == 13 && bench->sum_samples[SAMPLE_STEP_SEQUENCES] == 4);
+    assert_int_equal(bench->num_samples[SAMPLE_STEP_PREFILL], 1);
+    assert_int_equal(bench->num_samples[SAMPLE_STEP_DECODE], 3);
+    assert_int_equal(bench->num_samples[SAMPLE_STEP_MIXED], 0);
+    assert_int_equal(bench->num_samples[SAMPLE_STEP_HOST], 4);
+    assert_true(bench->sum_samples[SAMPLE_STEP_HOST] > 0);
 }
 
 static void stop_ends_a_busy_engine(void **state)
@@ -456,7 +494,7 @@ static void too_late_costs_no_step(void **state)
 {
     struct bench *bench = *state;
     struct engine_request req = test_request(1, 10, 4, 5);
-    struct msg_abort message = { 1 };
+    struct msg_abort message = { .id = 1 };
     size_t len;
 
     req.start_by_ms = 1;
@@ -547,6 +585,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(logprobs_come_just_before_their_events, setup, teardown),
         cmocka_unit_test_setup_teardown(a_bad_request_harms_no_other, setup, teardown),
         cmocka_unit_test_setup_teardown(an_abort_ends_with_an_event, setup, teardown),
+        cmocka_unit_test_setup_teardown(steps_are_sampled, setup, teardown),
         cmocka_unit_test_setup_teardown(stop_ends_a_busy_engine, setup, teardown),
         cmocka_unit_test_setup_teardown(a_hang_up_ends_an_idle_engine, setup, teardown),
         cmocka_unit_test_setup_teardown(failing_ranks_end_the_run_with_their_error, setup, teardown),

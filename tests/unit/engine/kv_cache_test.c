@@ -164,6 +164,48 @@ static void without_prefix_caching_nothing_is_kept(void **state)
     check(bench);
 }
 
+static double value_of(struct samples *samples, enum sample_kind kind)
+{
+    double value = -1;
+
+    for (int32_t i = 0; i < samples->num; i++) {
+        if (samples->at[i].kind == (uint32_t)kind) value = samples->at[i].value;
+    }
+    return value;
+}
+
+static void ages_of_blocks_are_sampled(void **state)
+{
+    struct bench *bench = *state;
+    static struct samples samples;
+    const int64_t second_ns = 1000000000;
+
+    samples.num = 0;
+    assert_int_equal(kv_cache_measure(&bench->kv, &samples, NULL), 0);
+    bench->kv.now_ns = second_ns;
+    struct sequence *seq = start(bench, 0, 0, 5);
+    compute_all(bench, seq);
+    bench->kv.now_ns = 2 * second_ns;
+    kv_cache_drop(&bench->kv, seq);
+    assert_int_equal(samples.num, 0);
+    bench->kv.now_ns = 5 * second_ns;                          /* its full block is found 3 s after it was left */
+    seq = start(bench, 0, 0, 5);
+    struct kv_match match = kv_cache_match(&bench->kv, seq);
+    kv_cache_adopt(&bench->kv, seq, &match);
+    assert_int_equal(samples.num, 1);
+    assert_true(value_of(&samples, SAMPLE_BLOCK_REUSE) == 3);
+    bench->kv.now_ns = 6 * second_ns;
+    kv_cache_drop(&bench->kv, seq);
+    bench->kv.now_ns = 10 * second_ns;                         /* all others are taken first */
+    seq = start(bench, 1, 100, NUM_BLOCKS * TEST_BLOCK_SIZE);
+    compute_all(bench, seq);
+    assert_int_equal(samples.num, 3);
+    assert_true(value_of(&samples, SAMPLE_BLOCK_LIFETIME) == 9 && value_of(&samples, SAMPLE_BLOCK_IDLE) == 4);
+    for (int i = 0; i < 2 * SAMPLES_MAX; i++) sample_add(&samples, SAMPLE_CANCEL, i - 5.0);
+    assert_int_equal(samples.num, SAMPLES_MAX);                /* the rest is left out */
+    assert_true(samples.at[3].value == 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -173,6 +215,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(only_full_computed_blocks_are_published, setup, teardown),
         cmocka_unit_test_setup_teardown(distrusted_blocks_are_not_found_again, setup, teardown),
         cmocka_unit_test_setup_teardown(without_prefix_caching_nothing_is_kept, setup, teardown),
+        cmocka_unit_test_setup_teardown(ages_of_blocks_are_sampled, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

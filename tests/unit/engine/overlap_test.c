@@ -198,7 +198,7 @@ static void a_late_end_costs_a_row_that_nobody_sees(void **state)
     assert_int_equal(seq(&bench, 1)->state, SEQ_ENDED);
     assert_true(bench.s.kv.num_used > 0);              /* its blocks are still written */
     assert_int_equal(scheduler_stats(&bench.s)->running, 0);
-    scheduler_abort(&bench.s, 1);
+    scheduler_abort(&bench.s, 1, 0);
     assert_int_equal(bench.s.num_outcomes, 1);
     assert_null(launch(&bench));
     land(&bench);
@@ -218,7 +218,7 @@ static void an_abort_is_told_at_once_and_holds_its_blocks(void **state)
     add(&bench, 1, 10, 40, 20);                        /* in the middle of its prompt */
     launch(&bench);
     launch(&bench);
-    scheduler_abort(&bench.s, 1);
+    scheduler_abort(&bench.s, 1, 0);
     assert_int_equal(only_event(&bench)->finish, FINISH_ABORTED);
     scheduler_check(&bench.s);
     assert_null(launch(&bench));
@@ -409,8 +409,8 @@ static void ended_ones_take_no_place_from_new_requests(void **state)
     add(&bench, 2, 20, 4, 20);
     launch(&bench);
     launch(&bench);
-    scheduler_abort(&bench.s, 1);
-    scheduler_abort(&bench.s, 2);
+    scheduler_abort(&bench.s, 1, 0);
+    scheduler_abort(&bench.s, 2, 0);
     add(&bench, 3, 30, 4, 2);
     add(&bench, 4, 40, 4, 2);
     assert_int_equal(bench.s.num_outcomes, 2);         /* the aborts: nobody was refused */
@@ -447,7 +447,7 @@ static void too_late_nobody_begins(void **state)
     assert_int_equal(plan->num_seqs, 1);
     assert_int_equal(plan_input_ids(plan)[0], 70);
     assert_int_equal(seq(&bench, 2)->state, SEQ_WAITING);
-    scheduler_abort(&bench.s, 2);
+    scheduler_abort(&bench.s, 2, 0);
     assert_null(seq(&bench, 2));                       /* no plan holds it: it is gone at once */
     close_bench(&bench);
 }

@@ -439,7 +439,7 @@ static void priority_pushes_out_only_when_that_makes_room(void **state)
     step(&bench);
     assert_int_equal(seq(&bench, 2)->state, SEQ_RUNNING);
     assert_int_equal(seq(&bench, 3)->state, SEQ_WAITING);
-    scheduler_abort(&bench.s, 3);
+    scheduler_abort(&bench.s, 3, 0);
     req = urgent_request(4, 200, 4, 1);                /* fits when the second goes */
     scheduler_add(&bench.s, submission_new(&req, &test_limits));
     step(&bench);
@@ -472,7 +472,7 @@ static void a_low_priority_ages(void **state)
     step(&bench);
     assert_int_equal(seq(&bench, 1)->state, SEQ_WAITING);      /* but for less than two */
     assert_int_equal(seq(&bench, 3)->state, SEQ_RUNNING);
-    scheduler_abort(&bench.s, 3);
+    scheduler_abort(&bench.s, 3, 0);
     step(&bench);
     assert_int_equal(seq(&bench, 1)->state, SEQ_RUNNING);      /* before 2, whose value is better */
     close_bench(&bench);
@@ -563,8 +563,8 @@ static void run_too_late(enum scheduler_policy policy)
     bench.now = 4000000;                               /* what has begun goes on */
     while (seq(&bench, 5)) step(&bench);
     assert_null(next(&bench));
-    scheduler_abort(&bench.s, 2);
-    scheduler_abort(&bench.s, 3);
+    scheduler_abort(&bench.s, 2, 0);
+    scheduler_abort(&bench.s, 3, 0);
     assert_int_equal(event(&bench, 1)->finish, FINISH_ABORTED);
     assert_int_equal(scheduler_num_sequences(&bench.s), 0);
     close_bench(&bench);
@@ -632,17 +632,17 @@ static void aborts_are_told_at_once_and_free_with_the_plan(void **state)
     open_bench(&bench, options());
     add(&bench, 1, 10, 8, 20);
     add(&bench, 2, 100, 8, 20);
-    scheduler_abort(&bench.s, 2);                      /* waiting */
+    scheduler_abort(&bench.s, 2, 0);                      /* waiting */
     assert_int_equal(event(&bench, 0)->finish, FINISH_ABORTED);
-    scheduler_abort(&bench.s, 2);                      /* unknown by now */
+    scheduler_abort(&bench.s, 2, 0);                      /* unknown by now */
     assert_int_equal(bench.s.num_outcomes, 1);
     const struct step_plan *plan = next(&bench);
-    scheduler_abort(&bench.s, 1);                      /* in a plan: its blocks are being written */
+    scheduler_abort(&bench.s, 1, 0);                      /* in a plan: its blocks are being written */
     assert_int_equal(bench.s.num_outcomes, 1);
     assert_int_equal(event(&bench, 0)->finish, FINISH_ABORTED);
     assert_true(bench.s.kv.num_used > 0);
     scheduler_check(&bench.s);
-    scheduler_abort(&bench.s, 1);
+    scheduler_abort(&bench.s, 1, 0);
     assert_int_equal(bench.s.num_outcomes, 1);         /* told once */
     assert_int_equal(scheduler_stats(&bench.s)->running, 0);
     run_plan(&bench, plan);

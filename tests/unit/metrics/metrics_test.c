@@ -60,6 +60,42 @@ static void histogram_buckets_are_cumulative(void **state)
     buf_release(&out);
 }
 
+static void histograms_of_replicas_and_phases(void **state)
+{
+    struct buf out = BUF_INIT;
+
+    (void)state;
+    start(1);
+    metric_observe(M_STEP, 1 * PHASE_COUNT + PHASE_MIXED, 0.02);
+    metric_observe(M_STEP_TOKENS, 0, 3);
+    metric_observe(M_STEP_TOKENS, 1, 9);
+    metric_observe(M_TTFT, 0, 0.5);                         /* its neighbour in memory is not touched */
+    metrics_write(&out);
+    expect(out.data, "sluice_step_seconds_count{model_name=\"a\\\"b\",replica=\"1\",phase=\"mixed\"} 1\n");
+    expect(out.data, "sluice_step_seconds_count{model_name=\"a\\\"b\",replica=\"1\",phase=\"decode\"} 0\n");
+    expect(out.data, "sluice_step_seconds_count{model_name=\"a\\\"b\",replica=\"0\",phase=\"mixed\"} 0\n");
+    expect(out.data, "sluice_step_tokens_bucket{model_name=\"a\\\"b\",replica=\"0\",le=\"4\"} 1\n");
+    expect(out.data, "vllm:iteration_tokens_total_sum{model_name=\"a\\\"b\",engine=\"1\"} 9\n");
+    expect(out.data, "vllm:iteration_tokens_total_bucket{model_name=\"a\\\"b\",engine=\"1\",le=\"8\"} 0\n");
+    expect(out.data, "sluice_ttft_seconds_count{model_name=\"a\\\"b\"} 1\n");
+    buf_release(&out);
+}
+
+static void buckets_of_token_counts_end_with_the_context(void **state)
+{
+    struct metrics_info info = { .model_name = "m", .num_replicas = 1, .version = "9", .commit = "c", .max_model_len = 2048 };
+    struct buf out = BUF_INIT;
+
+    (void)state;
+    metrics_init(&info);
+    metric_observe(M_REQ_PROMPT_TOKENS, 0, 2040);
+    metrics_write(&out);
+    expect(out.data, "sluice_request_prompt_tokens_bucket{model_name=\"m\",le=\"2000\"} 0\n");
+    assert_null(strstr(out.data, "le=\"5000\""));
+    expect(out.data, "sluice_request_prompt_tokens_bucket{model_name=\"m\",le=\"+Inf\"} 1\n");
+    buf_release(&out);
+}
+
 static void every_family_has_help_and_type_once(void **state)
 {
     struct buf out = BUF_INIT;
@@ -79,6 +115,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(counters_gauges_and_labels),
         cmocka_unit_test(histogram_buckets_are_cumulative),
+        cmocka_unit_test(histograms_of_replicas_and_phases),
+        cmocka_unit_test(buckets_of_token_counts_end_with_the_context),
         cmocka_unit_test(every_family_has_help_and_type_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -740,7 +740,8 @@ static void test_hostile_frames(void **state)
     static const char *const evils[] = {
         "garbage_at=5", "evil_at=5,evil=token", "evil_at=5,evil=index", "evil_at=5,evil=finish", "evil_at=5,evil=choice",
         "evil_at=5,evil=future_id", "evil_at=5,evil=top", "evil_at=5,evil=nan", "evil_at=5,evil=row", "evil_at=5,evil=extra_row",
-        "evil_at=5,evil=half", "evil_at=5,evil=type", "evil_at=5,evil=stats", "die_at=5", "exit_at=5",
+        "evil_at=5,evil=half", "evil_at=5,evil=type", "evil_at=5,evil=stats", "evil_at=5,evil=sample", "evil_at=5,evil=sample_nan",
+        "die_at=5", "exit_at=5",
     };
 
     (void)state;
