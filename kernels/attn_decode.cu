@@ -1,6 +1,6 @@
 /* attn_decode.cu - out[b, h, :] = softmax(q[b, h, :] . K[b, h / G, :, :] * scale) V[b, h / G, :, :], one query per sequence, paged KV
- * Shapes    q rows of qkv (bf16, stride q_stride), K, V [num_blocks, Hk, block_size, D] bf16, out [B, H, D] bf16; D in {64, 80, 96, 128,
- *           256}; G = H / Hk any; block_size a multiple of 16; scores, softmax and sums in fp32, probabilities bf16.
+ * Shapes    q rows of qkv (elements, stride q_stride), K, V [num_blocks, Hk, block_size, D] elem, out [B, H, D] elem; D in {64, 80, 96, 128,
+ *           256}; G = H / Hk any; block_size a multiple of 16; scores, softmax and sums in fp32, probabilities elements.
  * Traffic   sum(len) * Hk * D * 4 bytes of KV, each once; q, out and parts are below 2 %. 8B, B=64, 4k: 1.07 GB a layer.
  * Roofline  memory bound, G flops a byte: 241 us at 4.45 TB/s (H200 read ceiling) for that case, 250 us at the 4.3 TB/s that reads of
  *           random 16 KB blocks reach.
@@ -46,8 +46,8 @@ template <int D> struct dims {
 };
 
 struct args {
-    const bf16 *q, *k, *v;
-    bf16 *out;
+    const elem *q, *k, *v;
+    elem *out;
     const block_id *tables;
     const int32_t *lens;
     const struct attn_decode_cut *cuts;
@@ -96,11 +96,6 @@ __device__ __forceinline__ uint32_t transposed(uint32_t x)
     uint32_t y;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
     return y;
-}
-__device__ __forceinline__ uint32_t packed(float lo, float hi)
-{
-    bf162 h = __floats2bfloat162_rn(lo, hi);
-    return *reinterpret_cast<uint32_t *>(&h);
 }
 
 /* ---- the walk over a cta's range: producer and consumers each do it, and see the same pieces ---- */
@@ -204,7 +199,7 @@ template <int D> __device__ __forceinline__ block_id chunk_block(const chunk &c,
 }
 
 /* The query heads of a chunk's item: where they are, and how many. */
-template <int D> __device__ __forceinline__ const bf16 *chunk_q(const chunk &c, const args &a, int &heads)
+template <int D> __device__ __forceinline__ const elem *chunk_q(const chunk &c, const args &a, int &heads)
 {
     int kv_head = c.p.item / a.passes, from = c.p.item % a.passes * HEADS;
     heads = min(HEADS, a.group - from);
@@ -212,7 +207,7 @@ template <int D> __device__ __forceinline__ const bf16 *chunk_q(const chunk &c, 
 }
 
 /* One head a lane, counted by the barrier of the stage's K. */
-template <int D> __device__ __forceinline__ void load_q_tma(const shared_parts<D> &s, int stage, const bf16 *q, int heads, int lane)
+template <int D> __device__ __forceinline__ void load_q_tma(const shared_parts<D> &s, int stage, const elem *q, int heads, int lane)
 {
 #ifdef HOPPER_CODE
     if (lane < heads)
@@ -230,7 +225,7 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
     uint32_t phase = 0;
     walk w = walk_begin(a);
     chunk c = {};
-    const bf16 *first_q = nullptr;
+    const elem *first_q = nullptr;
     bool waited = false;
     /* Until here the predecessors may still run. The first Q follows what was issued without it. */
     auto wait_once = [&] {
@@ -249,7 +244,7 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
         block_id block_ahead = chunk_block<D>(ahead, a);
 
         int item_heads, kv_head = c.p.item / a.passes, in_block = ((c.tile * boxes + lane) << a.box_shift) % a.block_size;
-        const bf16 *q = chunk_q<D>(c, a, item_heads);
+        const elem *q = chunk_q<D>(c, a, item_heads);
         int row = block < 0 ? -1 : (block * a.num_kv_heads + kv_head) * a.block_size + in_block;
         uint32_t there = __ballot_sync(~0u, row >= 0);
 
@@ -279,7 +274,7 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
 #endif
                 } else {
                     constexpr int VECS = D / 8;                /* 16-byte pieces of a row */
-                    const bf16 *src = kv ? a.v : a.k;
+                    const elem *src = kv ? a.v : a.k;
 #pragma unroll 4
                     for (int i = lane; i < d::TILE * VECS; i += WARP) {
                         int r = i / VECS, vec = i % VECS, y = __shfl_sync(~0u, row, t * boxes + (r >> a.box_shift));
@@ -334,7 +329,7 @@ template <int D> __device__ __forceinline__ void scores(float (&s)[dims<D>::SUBS
         for (int k = 0; k < D / 16; k++) {
             uint32_t fragment[4];
             load_matrices(fragment, at + k / 4 * d::PANEL_BYTES + sub * 16 * PANEL_ROW_BYTES + (((k % 4 * 2 + (lane >> 4)) ^ (lane & 7)) * 16));
-            mma_bf16(k % 2 ? odd : s[sub], fragment, q[k]);
+            mma_elem(k % 2 ? odd : s[sub], fragment, q[k]);
         }
 #pragma unroll
         for (int i = 0; i < 4; i++) s[sub][i] += odd[i];
@@ -385,7 +380,7 @@ template <int D> __device__ __forceinline__ void add_values(const float (&s)[dim
     int row = (lane & 7) + (lane >> 4) * 8;
 #pragma unroll
     for (int sub = 0; sub < d::SUBS; sub++) {
-        uint32_t p[2] = { transposed(packed(s[sub][0], s[sub][1])), transposed(packed(s[sub][2], s[sub][3])) };
+        uint32_t p[2] = { transposed(pack_elem(s[sub][0], s[sub][1])), transposed(pack_elem(s[sub][2], s[sub][3])) };
         uint32_t keep[2] = { ~0u, ~0u };
         if (ragged)
 #pragma unroll
@@ -400,7 +395,7 @@ template <int D> __device__ __forceinline__ void add_values(const float (&s)[dim
                                                    (((i % 4 * 2 + (lane >> 3 & 1)) ^ (lane & 7)) * 16));
 #pragma unroll
             for (int j = 0; j < 4; j++) fragment[j] &= keep[j >> 1];
-            mma_bf16(x.o[i], fragment, p);
+            mma_elem(x.o[i], fragment, p);
         }
     }
 }
@@ -586,14 +581,14 @@ template <int D> __device__ __forceinline__ void consume(const args &a, const sh
         if ((p.tile > p.first_tile || p.end < p.last_tile) && !merge_parts<D>(p, x, kept, a, s, column0, warp, lane)) continue;
 
         int from_head = p.item % a.passes * HEADS, heads = min(HEADS, a.group - from_head), head = (lane & 3) * 2;
-        bf16 *out = a.out + ((int64_t)p.seq * a.num_heads + p.item / a.passes * a.group + from_head + head) * D;
+        elem *out = a.out + ((int64_t)p.seq * a.num_heads + p.item / a.passes * a.group + from_head + head) * D;
         float inverse[2] = { 1.0f / x.l[0], 1.0f / x.l[1] };
 #pragma unroll
         for (int i = 0; i < d::KEEP; i++)
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 int column = (column0 + i) * 16 + (lane >> 2) + (j >> 1) * 8;
-                if (column < D && head + (j & 1) < heads) out[(j & 1) * D + column] = __float2bfloat16(kept[i][j] * inverse[j & 1]);
+                if (column < D && head + (j & 1) < heads) out[(j & 1) * D + column] = to_elem(kept[i][j] * inverse[j & 1]);
             }
     }
 }
@@ -631,7 +626,7 @@ attn_decode(const args a, const __grid_constant__ CUtensorMap k_map, const __gri
 /* Shared memory of one SM, as the programming guide lists it. */
 int sm_shared_bytes(int sm) { return 1024 * (sm == 80 || sm == 87 ? 164 : sm >= 90 && sm < 120 ? 228 : 100); }
 
-template <int D> int launch_dim(const struct attn_decode_kernel *k, const struct launch *l)
+template <int D> static int launch_dim(const struct attn_decode_kernel *k, const struct launch *l)
 {
     const bool tma = l->sm == 90;
     int passes = (k->num_heads / k->num_kv_heads + HEADS - 1) / HEADS, ranges = attn_decode_grid(D, l->num_sms);
@@ -645,10 +640,10 @@ template <int D> int launch_dim(const struct attn_decode_kernel *k, const struct
     while (stages > 0 && shared_bytes<D>(stages) > room) stages--;
     if (stages == 0) return ERR_UNSUPPORTED;
 
-    a.q = (const bf16 *)k->q;
-    a.k = (const bf16 *)k->kv.k;
-    a.v = (const bf16 *)k->kv.v;
-    a.out = (bf16 *)k->out;
+    a.q = (const elem *)k->q;
+    a.k = (const elem *)k->kv.k;
+    a.v = (const elem *)k->kv.v;
+    a.out = (elem *)k->out;
     a.tables = k->kv.block_tables;
     a.lens = k->context_lens;
     a.cuts = (const struct attn_decode_cut *)k->plan;
@@ -672,7 +667,7 @@ template <int D> int launch_dim(const struct attn_decode_kernel *k, const struct
     for (int kv = 0; tma && kv < 2; kv++) {
         uint64_t sizes[2] = { D, (uint64_t)k->kv.num_blocks * k->num_kv_heads * k->kv.block_size }, stride = D * 2;
         uint32_t box[2] = { PANEL, (uint32_t)box_rows };
-        if (tensor_map_bf16(&maps[kv], kv ? k->kv.v : k->kv.k, 2, sizes, &stride, box) < 0) return ERR_INTERNAL;
+        if (tensor_map_elem(&maps[kv], kv ? k->kv.v : k->kv.k, 2, sizes, &stride, box) < 0) return ERR_INTERNAL;
     }
     auto *kernel = tma ? attn_decode<D, true> : attn_decode<D, false>;
     int bytes = shared_bytes<D>(stages);
@@ -682,7 +677,7 @@ template <int D> int launch_dim(const struct attn_decode_kernel *k, const struct
 
 } // namespace
 
-extern "C" int launch_attn_decode(const struct attn_decode_kernel *a, const struct launch *l)
+extern "C" int ELEM_NAME(launch_attn_decode)(const struct attn_decode_kernel *a, const struct launch *l)
 {
     if (l->sm < 80 || a->num_kv_heads < 1 || a->num_heads % a->num_kv_heads || a->kv.block_size < 16 || a->kv.block_size > 256 ||
         a->kv.block_size % 16 || a->q_stride % 8)

@@ -1,6 +1,6 @@
 /* attn_prefill.cu - out[t, h] = sum over visible p of softmax_p(scale * q[t, h] . k[p]) * v[p], causal, paged KV   op: attn_prefill
  * Shapes    kernels.h, struct attn_prefill_kernel. D in {64, 80, 96, 128, 256}, any H / Hk, any block size that is a multiple of 16.
- *           bf16 in and out; scores, softmax and sums in fp32; probabilities rounded to bf16 for the second product.
+ *           Elements in and out; scores, softmax and sums in fp32; probabilities rounded to elements for the second product.
  * Work      4 H D (sum of visible keys) operations: T = 8192, H = 32, D = 128: 550 G. Bytes do not matter at that size.
  * Roofline  matrix bound. This version is for every GPU from sm_80 on (mma.sync); on sm_90 the shapes that attn_prefill_sm90.cu
  *           knows go there, which is about twice as fast.
@@ -13,21 +13,23 @@
  *           bytes: 2 D + 16 is an odd multiple of 16, so the eight rows of an ldmatrix fall into different banks. */
 #include "attn_prefill.cuh"
 
+namespace {
+
 constexpr int ROWS = 64, KEYS = 64, THREADS = 128;
 
-__device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], const bf16 *row)
+__device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], const elem *row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((uint32_t)__cvta_generic_to_shared(row)) : "memory");
 }
-__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&r)[4], const bf16 *row)
+__device__ __forceinline__ void ldmatrix_transposed(uint32_t (&r)[4], const elem *row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((uint32_t)__cvta_generic_to_shared(row)) : "memory");
 }
 
 /* 16 bytes to shared memory in the background; zeros where !valid. */
-__device__ __forceinline__ void copy_async(bf16 *smem, const bf16 *global, bool valid)
+__device__ __forceinline__ void copy_async(elem *smem, const elem *global, bool valid)
 {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
                  :: "r"((uint32_t)__cvta_generic_to_shared(smem)), "l"(global), "r"(valid ? 16 : 0) : "memory");
@@ -37,14 +39,14 @@ template <int N> __device__ __forceinline__ void copy_wait() { asm volatile("cp.
 
 /* Keys first .. first + 63 of one sequence and KV head; those past the context are zeros, not what lies in the block (0 * NaN). */
 template <int D>
-__device__ __forceinline__ void fetch_keys(bf16 *tile, const bf16 *pool, const block_id *table, const struct paged_kv &kv, int num_kv_heads,
+__device__ __forceinline__ void fetch_keys(elem *tile, const elem *pool, const block_id *table, const struct paged_kv &kv, int num_kv_heads,
                                            int kv_head, int first, int context)
 {
     for (int i = threadIdx.x / 8; i < KEYS; i += THREADS / 8) {
         int position = first + i;
         bool valid = position < context;
         int block = valid ? position / kv.block_size : 0;
-        const bf16 *row = pool;
+        const elem *row = pool;
         if (valid) row += (((int64_t)table[block] * num_kv_heads + kv_head) * kv.block_size + position - block * kv.block_size) * D;
         for (int c = threadIdx.x % 8; c < D / 8; c += 8) copy_async(tile + i * (D + 8) + c * 8, row + c * 8, valid);
     }
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(THREADS) attn_prefill_mma(const __grid_constan
 {
     constexpr int STRIDE = D + 8;
     extern __shared__ __align__(16) unsigned char shared[];
-    bf16 *q_tile = (bf16 *)shared, *k_tile = q_tile + ROWS * STRIDE, *v_tile = k_tile + KEYS * STRIDE;
+    elem *q_tile = (elem *)shared, *k_tile = q_tile + ROWS * STRIDE, *v_tile = k_tile + KEYS * STRIDE;
     int kv_head = blockIdx.x, seq = a.first_seq + blockIdx.y, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     int group = a.num_heads / a.num_kv_heads;
 
@@ -68,12 +70,12 @@ __global__ void __launch_bounds__(THREADS) attn_prefill_mma(const __grid_constan
     int offset = context - q_len;
     struct key_range keys = visible_keys(offset, first_row / group, (first_row + num_rows - 1) / group, a.sliding_window);
     const block_id *table = a.kv.block_tables + (int64_t)seq * a.kv.max_blocks_per_seq;
-    const bf16 *k_pool = (const bf16 *)a.kv.k, *v_pool = (const bf16 *)a.kv.v;
+    const elem *k_pool = (const elem *)a.kv.k, *v_pool = (const elem *)a.kv.v;
     int first = keys.begin / KEYS * KEYS;
 
     for (int i = threadIdx.x / 8; i < ROWS; i += THREADS / 8) {
         int row = min(first_row + i, first_row + num_rows - 1);
-        const bf16 *q = (const bf16 *)a.q + (int64_t)(q_begin + row / group) * a.q_stride + (kv_head * group + row % group) * D;
+        const elem *q = (const elem *)a.q + (int64_t)(q_begin + row / group) * a.q_stride + (kv_head * group + row % group) * D;
         for (int c = threadIdx.x % 8; c < D / 8; c += 8) copy_async(q_tile + i * STRIDE + c * 8, q + c * 8, true);
     }
     if (first < keys.end) fetch_keys<D>(k_tile, k_pool, table, a.kv, a.num_kv_heads, kv_head, first, context);
@@ -100,8 +102,8 @@ __global__ void __launch_bounds__(THREADS) attn_prefill_mma(const __grid_constan
             for (int n = 0; n < KEYS / 16; n++) {
                 uint32_t kb[4];
                 ldmatrix(kb, k_tile + (n * 16 + lane / 16 * 8 + lane % 8) * STRIDE + k + lane / 8 % 2 * 8);
-                mma_bf16(s[2 * n], qa, kb);
-                mma_bf16(s[2 * n + 1], qa, kb + 2);
+                mma_elem(s[2 * n], qa, kb);
+                mma_elem(s[2 * n + 1], qa, kb + 2);
             }
         }
         __syncthreads();
@@ -140,14 +142,14 @@ __global__ void __launch_bounds__(THREADS) attn_prefill_mma(const __grid_constan
         __syncthreads();
 #pragma unroll
         for (int n = 0; n < KEYS / 16; n++) {
-            uint32_t p[4] = { pack_bf16(s[2 * n][0], s[2 * n][1]), pack_bf16(s[2 * n][2], s[2 * n][3]),
-                              pack_bf16(s[2 * n + 1][0], s[2 * n + 1][1]), pack_bf16(s[2 * n + 1][2], s[2 * n + 1][3]) };
+            uint32_t p[4] = { pack_elem(s[2 * n][0], s[2 * n][1]), pack_elem(s[2 * n][2], s[2 * n][3]),
+                              pack_elem(s[2 * n + 1][0], s[2 * n + 1][1]), pack_elem(s[2 * n + 1][2], s[2 * n + 1][3]) };
 #pragma unroll
             for (int d = 0; d < D / 16; d++) {
                 uint32_t vb[4];
                 ldmatrix_transposed(vb, v_tile + (n * 16 + lane % 16) * STRIDE + d * 16 + lane / 16 * 8);
-                mma_bf16(o[2 * d], p, vb);
-                mma_bf16(o[2 * d + 1], p, vb + 2);
+                mma_elem(o[2 * d], p, vb);
+                mma_elem(o[2 * d + 1], p, vb + 2);
             }
         }
         __syncthreads();
@@ -158,16 +160,16 @@ __global__ void __launch_bounds__(THREADS) attn_prefill_mma(const __grid_constan
     for (int r = 0; r < 2; r++) {
         float total = quad_sum(sum[r]), inverse = total > 0 ? 1.0f / total : 0.0f;
         if (row[r] >= first_row + num_rows) continue;
-        bf16 *out = (bf16 *)a.out + ((int64_t)(q_begin + row[r] / group) * a.num_heads + kv_head * group + row[r] % group) * D;
+        elem *out = (elem *)a.out + ((int64_t)(q_begin + row[r] / group) * a.num_heads + kv_head * group + row[r] % group) * D;
 #pragma unroll
         for (int d = 0; d < D / 8; d++)
-            *(uint32_t *)(out + d * 8 + lane % 4 * 2) = pack_bf16(o[d][2 * r] * inverse, o[d][2 * r + 1] * inverse);
+            *(uint32_t *)(out + d * 8 + lane % 4 * 2) = pack_elem(o[d][2 * r] * inverse, o[d][2 * r + 1] * inverse);
     }
 }
 
 template <int D> static int launch_mma(const struct attn_prefill_kernel *a, const struct launch *l)
 {
-    constexpr int bytes = 3 * ROWS * (D + 8) * (int)sizeof(bf16);
+    constexpr int bytes = 3 * ROWS * (D + 8) * (int)sizeof(elem);
     int group = a->num_heads / a->num_kv_heads;
     dim3 grid(a->num_kv_heads, a->num_seqs - a->first_seq, (int)(((int64_t)a->max_q_len * group + ROWS - 1) / ROWS));
 
@@ -175,7 +177,9 @@ template <int D> static int launch_mma(const struct attn_prefill_kernel *a, cons
     return launch_kernel(l, attn_prefill_mma<D>, grid, dim3(THREADS), bytes, *a);
 }
 
-extern "C" int launch_attn_prefill(const struct attn_prefill_kernel *a, const struct launch *l)
+} // namespace
+
+extern "C" int ELEM_NAME(launch_attn_prefill)(const struct attn_prefill_kernel *a, const struct launch *l)
 {
     const struct paged_kv *kv = &a->kv;
 
@@ -183,7 +187,7 @@ extern "C" int launch_attn_prefill(const struct attn_prefill_kernel *a, const st
     if (a->q_stride % 8) return ERR_UNSUPPORTED;
     if (a->num_seqs <= a->first_seq || a->max_q_len <= 0) return 0;
     if (l->sm == 90) {
-        int rc = launch_attn_prefill_sm90(a, l);
+        int rc = ELEM_NAME(launch_attn_prefill_sm90)(a, l);
         if (rc != ERR_UNSUPPORTED) return rc;
     }
     switch (a->head_dim) {

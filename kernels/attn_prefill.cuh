@@ -17,12 +17,6 @@ __device__ __forceinline__ struct key_range visible_keys(int offset, int first, 
     return { window > 0 ? max(0, offset + first - window + 1) : 0, offset + last + 1 };
 }
 
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high)
-{
-    bf162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<uint32_t *>(&pair);
-}
-
 /* 2^x by the special-function unit; results below 2^-126 are zero. */
 __device__ __forceinline__ float exp2_fast(float x)
 {
@@ -44,6 +38,6 @@ __device__ __forceinline__ float quad_sum(float x)
 }
 
 /* The wgmma version, attn_prefill_sm90.cu. ERR_UNSUPPORTED: the shape is not one of its own. */
-int launch_attn_prefill_sm90(const struct attn_prefill_kernel *a, const struct launch *l);
+int ELEM_NAME(launch_attn_prefill_sm90)(const struct attn_prefill_kernel *a, const struct launch *l);
 
 #endif

@@ -21,6 +21,8 @@
 #include <algorithm>
 #include <numeric>
 
+namespace {
+
 constexpr int PRODUCER_BARRIER = 15;     /* named barriers: 1 .. 2 GROUPS are the consumers' */
 constexpr int LEVELS = 64;               /* tiles are ordered by ceil(end of their keys / level width), longest first */
 
@@ -42,8 +44,8 @@ struct tile {
 };
 
 template <class C> struct shared_memory {
-    bf16 q[C::Q_STAGES][C::ROWS * C::D];
-    bf16 k[C::STAGES][C::KEYS * C::D], v[C::STAGES][C::KEYS * C::D];
+    elem q[C::Q_STAGES][C::ROWS * C::D];
+    elem k[C::STAGES][C::KEYS * C::D], v[C::STAGES][C::KEYS * C::D];
     uint64_t tile_full[TILES], tile_empty[TILES];
     uint64_t q_full[C::Q_STAGES], q_empty[C::Q_STAGES], k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
     struct tile tile[TILES];
@@ -178,7 +180,7 @@ template <class C> __device__ __forceinline__ void deal_tiles(shared_memory<C> &
 
 /* KEYS keys from position `key` on into a stage of K or V. Each lane has at most one box; lane 0 announces the bytes. The block table
  * is read before the wait. */
-template <class C> __device__ __forceinline__ void fetch_keys(bf16 *stage, uint64_t *full, uint64_t *empty, uint32_t phase, const CUtensorMap *map,
+template <class C> __device__ __forceinline__ void fetch_keys(elem *stage, uint64_t *full, uint64_t *empty, uint32_t phase, const CUtensorMap *map,
                                                               const struct params &p, const struct tile &t, const block_id *table, int key)
 {
     static_assert(C::KEYS / 16 * C::PANELS <= WARP, "a box a lane");
@@ -189,7 +191,7 @@ template <class C> __device__ __forceinline__ void fetch_keys(bf16 *stage, uint6
         row = (table[block] * p.a.num_kv_heads + t.kv_head) * p.a.kv.block_size + position - block * p.a.kv.block_size;
     }
     mbar_wait(empty, phase ^ 1);
-    if (lane == 0) mbar_expect(full, C::KEYS * C::D * sizeof(bf16));
+    if (lane == 0) mbar_expect(full, C::KEYS * C::D * sizeof(elem));
     if (first < C::KEYS) tma_load_2d(stage + panel * C::KV_PANEL + first * PANEL, map, panel * PANEL, row, full);
 }
 
@@ -200,14 +202,14 @@ template <class C> __device__ __forceinline__ void fetch_queries(shared_memory<C
 
     mbar_wait(&s.q_empty[stage], q_it / C::Q_STAGES % 2 ^ 1);
     if (threadIdx.x % WARP == 0) {
-        mbar_expect(&s.q_full[stage], p.tile_queries * p.group * C::D * (uint32_t)sizeof(bf16));
+        mbar_expect(&s.q_full[stage], p.tile_queries * p.group * C::D * (uint32_t)sizeof(elem));
         for (int panel = 0; panel < C::PANELS; panel++)
             tma_load_3d(s.q[stage] + panel * C::Q_PANEL, map, panel * PANEL, t.kv_head * p.group, t.token, &s.q_full[stage]);
     }
 }
 
 /* One warp: all stages of K, and Q (q_map not NULL), or all stages of V. */
-template <class C> __device__ __forceinline__ void fetch(shared_memory<C> &s, const struct params &p, bf16 (*ring)[C::KEYS * C::D], uint64_t *full, uint64_t *empty,
+template <class C> __device__ __forceinline__ void fetch(shared_memory<C> &s, const struct params &p, elem (*ring)[C::KEYS * C::D], uint64_t *full, uint64_t *empty,
                                                          const CUtensorMap *map, const CUtensorMap *q_map)
 {
     unsigned it = 0, q_it = 0;
@@ -240,20 +242,20 @@ __device__ __forceinline__ int packed_row(int row)           /* opaque: unpacked
 __device__ __forceinline__ int query_of(const struct rows &rows, int r) { return packed_row(rows.row[r]) / 256; }
 __device__ __forceinline__ int head_of(const struct rows &rows, int r) { return packed_row(rows.row[r]) % 256; }
 
-template <class C> __device__ __forceinline__ void issue_scores(float (&scores)[C::KEYS / 2], uint64_t q, const bf16 *k)
+template <class C> __device__ __forceinline__ void issue_scores(float (&scores)[C::KEYS / 2], uint64_t q, const elem *k)
 {
     uint64_t b = wgmma_desc_k(k);
 #pragma unroll
     for (int d = 0; d < C::D; d += 16) {
-        uint32_t q_step = d / PANEL * (C::Q_PANEL * sizeof(bf16) / 16) + d % PANEL / 8, k_step = d / PANEL * (C::KV_PANEL * sizeof(bf16) / 16) + d % PANEL / 8;
+        uint32_t q_step = d / PANEL * (C::Q_PANEL * sizeof(elem) / 16) + d % PANEL / 8, k_step = d / PANEL * (C::KV_PANEL * sizeof(elem) / 16) + d % PANEL / 8;
         wgmma_shape<C::KEYS>::template ss<0>(scores, wgmma_desc_at(q, q_step), wgmma_desc_at(b, k_step), d > 0);
     }
     wgmma_commit();
 }
 
-template <class C> __device__ __forceinline__ void issue_output(float (&o)[C::D / 2], const uint32_t (&weights)[C::KEYS / 16][4], const bf16 *v, bool accumulate)
+template <class C> __device__ __forceinline__ void issue_output(float (&o)[C::D / 2], const uint32_t (&weights)[C::KEYS / 16][4], const elem *v, bool accumulate)
 {
-    uint64_t b = wgmma_desc_n(v, C::KV_PANEL * sizeof(bf16));
+    uint64_t b = wgmma_desc_n(v, C::KV_PANEL * sizeof(elem));
 #pragma unroll
     for (int k = 0; k < C::KEYS / 16; k++) wgmma_shape<C::D>::template rs<1>(o, weights[k], wgmma_desc_at(b, k * (16 * PANEL_ROW_BYTES / 16)), accumulate || k > 0);
     wgmma_commit();
@@ -297,12 +299,12 @@ template <int N> __device__ __forceinline__ void softmax_step(float (&scores)[N]
 template <int N> __device__ __forceinline__ void pack_weights(uint32_t (&weights)[N / 8][4], const float (&scores)[N])
 {
 #pragma unroll
-    for (int i = 0; i < N / 2; i++) weights[i / 4][i % 4] = pack_bf16(scores[2 * i], scores[2 * i + 1]);
+    for (int i = 0; i < N / 2; i++) weights[i / 4][i % 4] = pack_elem(scores[2 * i], scores[2 * i + 1]);
 }
 
 /* The block holds other data after the last key of the context; zero weight times NaN would be NaN. Whole rows: the swizzle
  * does not matter. Every warpgroup clears for itself, so none waits for another. */
-template <class C> __device__ __forceinline__ void clear_rows(bf16 *v, int first)
+template <class C> __device__ __forceinline__ void clear_rows(elem *v, int first)
 {
     for (int i = threadIdx.x % WARPGROUP; i < (C::KEYS - first) * (C::D / 8); i += WARPGROUP) {
         int row = first + i / (C::D / 8), piece = i % (C::D / 8);
@@ -312,7 +314,7 @@ template <class C> __device__ __forceinline__ void clear_rows(bf16 *v, int first
     named_sync(C::GROUPS + threadIdx.x / WARPGROUP, WARPGROUP);
 }
 
-/* o / sum as bf16 to out. The four lanes of a row exchange pairs, so that each stores 16 bytes of it. */
+/* o / sum as elem to out. The four lanes of a row exchange pairs, so that each stores 16 bytes of it. */
 template <class C> __device__ __forceinline__ void store_output(const float (&o)[C::D / 2], const float (&sum)[2], const struct rows &rows,
                                                                 const struct tile &t, const struct params &p)
 {
@@ -321,12 +323,12 @@ template <class C> __device__ __forceinline__ void store_output(const float (&o)
     for (int r = 0; r < 2; r++) {
         float total = quad_sum(sum[r]), inverse = total > 0 ? 1.0f / total : 0.0f;
         bool mine = query_of(rows, r) < t.num_queries;
-        bf16 *out = (bf16 *)p.a.out + ((int64_t)(t.token + query_of(rows, r)) * p.a.num_heads + t.kv_head * p.group + head_of(rows, r)) * C::D;
+        elem *out = (elem *)p.a.out + ((int64_t)(t.token + query_of(rows, r)) * p.a.num_heads + t.kv_head * p.group + head_of(rows, r)) * C::D;
 #pragma unroll
         for (int j = 0; j < C::D / 8; j += 4) {              /* lane q of the four ends with columns 8 (j + q) .. + 7 */
             uint32_t x[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) x[i] = pack_bf16(o[4 * (j + i) + 2 * r] * inverse, o[4 * (j + i) + 2 * r + 1] * inverse);
+            for (int i = 0; i < 4; i++) x[i] = pack_elem(o[4 * (j + i) + 2 * r] * inverse, o[4 * (j + i) + 2 * r + 1] * inverse);
 #pragma unroll
             for (int bit = 1; bit < 4; bit *= 2)
 #pragma unroll
@@ -433,7 +435,7 @@ template <class C> __device__ __forceinline__ void end_tile(shared_memory<C> &s,
 /* Scores of the keys ahead and output of those whose weights are ready, both in flight when it returns. first: a tile's first. */
 template <class C> __device__ __forceinline__ void issue_both(shared_memory<C> &s, struct state<C> &x, uint64_t q, bool first)
 {
-    constexpr uint32_t Q_STEP = C::ROWS * C::D * sizeof(bf16) / 16;
+    constexpr uint32_t Q_STEP = C::ROWS * C::D * sizeof(elem) / 16;
     unsigned stage = x.it % C::STAGES, ahead = (x.it + 1) % C::STAGES;
 
     mbar_wait(&s.k_full[ahead], (x.it + 1) / C::STAGES % 2);
@@ -576,12 +578,12 @@ template <class C> static int launch_wgmma(const struct attn_prefill_kernel *a, 
     CUtensorMap q_map, k_map, v_map;
 
     if (tile_queries < 1 || num_kv_rows + 2 * C::KEYS > INT32_MAX) return ERR_UNSUPPORTED;
-    uint64_t q_dims[3] = { (uint64_t)C::D, (uint64_t)a->num_heads, (uint64_t)a->num_tokens }, q_strides[2] = { C::D * sizeof(bf16), a->q_stride * sizeof(bf16) };
+    uint64_t q_dims[3] = { (uint64_t)C::D, (uint64_t)a->num_heads, (uint64_t)a->num_tokens }, q_strides[2] = { C::D * sizeof(elem), a->q_stride * sizeof(elem) };
     uint32_t q_box[3] = { PANEL, (uint32_t)group, (uint32_t)tile_queries };
-    uint64_t kv_dims[2] = { (uint64_t)C::D, (uint64_t)num_kv_rows }, kv_strides[1] = { C::D * sizeof(bf16) };
+    uint64_t kv_dims[2] = { (uint64_t)C::D, (uint64_t)num_kv_rows }, kv_strides[1] = { C::D * sizeof(elem) };
     uint32_t kv_box[2] = { PANEL, (uint32_t)box_rows };
-    if (tensor_map_bf16(&q_map, a->q, 3, q_dims, q_strides, q_box) < 0 || tensor_map_bf16(&k_map, a->kv.k, 2, kv_dims, kv_strides, kv_box) < 0 ||
-        tensor_map_bf16(&v_map, a->kv.v, 2, kv_dims, kv_strides, kv_box) < 0) return ERR_INTERNAL;
+    if (tensor_map_elem(&q_map, a->q, 3, q_dims, q_strides, q_box) < 0 || tensor_map_elem(&k_map, a->kv.k, 2, kv_dims, kv_strides, kv_box) < 0 ||
+        tensor_map_elem(&v_map, a->kv.v, 2, kv_dims, kv_strides, kv_box) < 0) return ERR_INTERNAL;
 
     struct params p = { *a, group, tile_queries, box_rows, (int)num_kv_rows };
     int bytes = (int)sizeof(shared_memory<C>);
@@ -589,7 +591,9 @@ template <class C> static int launch_wgmma(const struct attn_prefill_kernel *a, 
     return launch_kernel(l, attn_prefill_wgmma<C>, dim3((unsigned)std::min<int64_t>(most, l->num_sms)), dim3(C::THREADS), bytes, p, q_map, k_map, v_map);
 }
 
-int launch_attn_prefill_sm90(const struct attn_prefill_kernel *a, const struct launch *l)
+} // namespace
+
+int ELEM_NAME(launch_attn_prefill_sm90)(const struct attn_prefill_kernel *a, const struct launch *l)
 {
     switch (a->head_dim) {
     case 64: return launch_wgmma<config<64, 128, 3, 3, 2>>(a, l);

@@ -1,18 +1,59 @@
-/* common.cuh - what the kernels share: dependent launch, 16-byte loads, bf16 pairs, reductions, mma. Each with its why.
- * Private to kernels/. */
+/* common.cuh - what the kernels share: the element type, dependent launch, 16-byte loads, reductions, mma. Each with its
+ * why. Private to kernels/. */
 #ifndef SLUICE_KERNELS_COMMON_CUH
 #define SLUICE_KERNELS_COMMON_CUH
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
 
 #include <sluice/kernels.h>
 
-using bf16 = __nv_bfloat16;
-using bf162 = __nv_bfloat162;
-
 constexpr int WARP = 32;
+
+/* ---- the element type: what matrices, activations, K and V are made of ----
+ * A file that touches elements is compiled twice, the second time with SLUICE_ELEM_F16, and names its doors with ELEM_NAME();
+ * launch.cu chooses between the two. Everything but the doors is in an unnamed namespace, so that the two do not meet. */
+
+#ifndef SLUICE_ELEM_F16
+using elem = __nv_bfloat16;
+using elem2 = __nv_bfloat162;
+#define ELEM_NAME(name) name##_bf16
+#define ELEM_PTX "bf16"
+#define ELEM_TENSOR_MAP CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+
+__device__ __forceinline__ elem to_elem(float x) { return __float2bfloat16(x); }
+__device__ __forceinline__ elem2 to_elem2(float low, float high) { return __floats2bfloat162_rn(low, high); }
+__device__ __forceinline__ float2 to_float2(elem2 x) { return __bfloat1622float2(x); }
+#else
+using elem = __half;
+using elem2 = __half2;
+#define ELEM_NAME(name) name##_f16
+#define ELEM_PTX "f16"
+#define ELEM_TENSOR_MAP CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+
+/* What is beyond +-65504 becomes +-65504: an infinity would come back as NaN from the next product. NaN stays NaN. */
+__device__ __forceinline__ elem to_elem(float x)
+{
+    __half_raw y;
+    asm("cvt.rn.satfinite.f16.f32 %0, %1;" : "=h"(y.x) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ elem2 to_elem2(float low, float high)
+{
+    uint32_t y;
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return *reinterpret_cast<elem2 *>(&y);
+}
+__device__ __forceinline__ float2 to_float2(elem2 x) { return __half22float2(x); }
+#endif
+
+__device__ __forceinline__ uint32_t pack_elem(float low, float high)
+{
+    elem2 pair = to_elem2(low, high);
+    return *reinterpret_cast<uint32_t *>(&pair);
+}
 
 /* ---- programmatic dependent launch (kernels.h says the rule) ---- */
 
@@ -49,8 +90,8 @@ static int launch_kernel(const struct launch *l, void (*kernel)(Params...), dim3
 
 /* ---- loads ---- */
 
-/* Eight bf16 in one 16-byte access: the widest a thread can do. */
-union bf16x8 { uint4 raw; bf162 pair[4]; };
+/* Eight elements in one 16-byte access: the widest a thread can do. */
+union elem8 { uint4 raw; elem2 pair[4]; };
 
 /* Data that is read once by this kernel and by nobody soon after (weights): does not push others out of L1. */
 __device__ __forceinline__ uint4 load_once(const void *p)
@@ -87,11 +128,11 @@ __device__ __forceinline__ float block_sum(float x, float *scratch)
     return warp_sum(x);
 }
 
-/* ---- tensor cores of sm_80 and newer: D[16,8] += A[16,16] * B[16,8], bf16 in, fp32 sums ---- */
+/* ---- tensor cores of sm_80 and newer: D[16,8] += A[16,16] * B[16,8], elements in, fp32 sums ---- */
 
-__device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2])
+__device__ __forceinline__ void mma_elem(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." ELEM_PTX "." ELEM_PTX ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }

@@ -1,6 +1,6 @@
 /* dummy.cu - random weights near N(0, 0.02) made where they are needed: element (row, col) is a function of its arguments alone, the
- * same as dummy_row() of model/weights.c, rounded to bf16.                                                        op: store_dummy
- * Shapes      out [R, C] bf16.
+ * same as dummy_row() of model/weights.c, rounded to an element.                                                      op: store_dummy
+ * Shapes      out [R, C] elem.
  * Traffic     R*C*2 written; 16 GB (8B): 3.7 ms at 4.4 TB/s. About 60 integer operations an element: 35 ms for 8B.
  * Launch      grid-stride, 256 threads, two elements a thread and step.
  * Oracle      dummy_row(), tests/kernels/step_test.c. */
@@ -24,17 +24,17 @@ __device__ float dummy_value(uint64_t row_key, int64_t col)
 
 __global__ void __launch_bounds__(THREADS) dummy(struct dummy_kernel a)
 {
-    bf16 *out = (bf16 *)a.out;
+    elem *out = (elem *)a.out;
     for (int64_t row = blockIdx.y; row < a.num_rows; row += gridDim.y) {
         uint64_t key = a.key + (uint64_t)(a.first_row + row) * 0x9E3779B97F4A7C15u;
         for (int64_t col = blockIdx.x * THREADS + threadIdx.x; col < a.num_cols; col += (int64_t)gridDim.x * THREADS)
-            out[row * a.num_cols + col] = __float2bfloat16(dummy_value(key, a.first_col + col));
+            out[row * a.num_cols + col] = to_elem(dummy_value(key, a.first_col + col));
     }
 }
 
 } // namespace
 
-extern "C" int launch_dummy(const struct dummy_kernel *a, const struct launch *l)
+extern "C" int ELEM_NAME(launch_dummy)(const struct dummy_kernel *a, const struct launch *l)
 {
     if (a->num_rows < 1 || a->num_cols < 1) return 0;
     struct launch plain = *l;

@@ -1,5 +1,5 @@
 /* gemm_skinny.cu - out[t,:] = w x[t,:] for 9..128 rows t, operands swapped                op: backend.matmul, T <= 128, sm_90a
- * Shapes    as gemv.cu: x [T, K] bf16, w [N, K] bf16, out [T, N] bf16 or f32, or silu_mul with w [2F, K], F % 8 == 0; K % 8 == 0.
+ * Shapes    as gemv.cu: x [T, K] elem, w [N, K] elem, out [T, N] elem or f32, or silu_mul with w [2F, K], F % 8 == 0; K % 8 == 0.
  *           Sums in fp32.
  * Traffic   N*K*2 read once from memory; x comes from the L2, T / (64 groups) times the bytes of w; partial sums of
  *           groups * 64 * T floats go through the L2 where a tile is shared.
@@ -17,6 +17,8 @@
 #include "hopper.cuh"
 #include "gemm_skinny_plan.h"
 
+namespace {
+
 constexpr int GROUP_ROWS = 64;     /* weight rows of a warpgroup */
 constexpr int RING_MAX = 16;
 
@@ -33,7 +35,7 @@ __device__ __forceinline__ void store(const skinny_params &p, int t, int n, floa
 {
     if (n >= p.N || t >= p.T) return;
     if (p.out_f32) ((float *)p.out)[(size_t)t * p.N + n] = y;
-    else ((bf16 *)p.out)[(size_t)t * p.N + n] = __float2bfloat16(y);
+    else ((elem *)p.out)[(size_t)t * p.N + n] = to_elem(y);
 }
 
 __device__ __forceinline__ float silu_mul(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
@@ -209,14 +211,16 @@ static int map_weights(CUtensorMap *map, const struct gemv_kernel *a)
     if (a->silu_mul) {
         uint64_t dims[4] = { k, 8, 2, f / 8 }, strides[3] = { 2 * k, 2 * k * f, 16 * k };
         uint32_t box[4] = { PANEL, 8, 2, GROUP_ROWS / 16 };
-        return tensor_map_bf16(map, a->w, 4, dims, strides, box);
+        return tensor_map_elem(map, a->w, 4, dims, strides, box);
     }
     uint64_t dims[2] = { k, (uint64_t)a->n }, strides[1] = { 2 * k };
     uint32_t box[2] = { PANEL, GROUP_ROWS };
-    return tensor_map_bf16(map, a->w, 2, dims, strides, box);
+    return tensor_map_elem(map, a->w, 2, dims, strides, box);
 }
 
-extern "C" int launch_gemm_skinny_planned(const struct gemv_kernel *a, const struct gemm_skinny_plan *plan, const struct launch *l)
+} // namespace
+
+extern "C" int ELEM_NAME(launch_gemm_skinny_planned)(const struct gemv_kernel *a, const struct gemm_skinny_plan *plan, const struct launch *l)
 {
     CUtensorMap w_map, x_map;
     uint64_t x_dims[2] = { (uint64_t)a->k, (uint64_t)a->num_tokens }, x_strides[1] = { (uint64_t)a->k * 2 };
@@ -225,7 +229,7 @@ extern "C" int launch_gemm_skinny_planned(const struct gemv_kernel *a, const str
 
     if (plan->stages < 2 || plan->stages > RING_MAX || plan->ctas * 4 + 64 > MATMUL_COUNTER_BYTES ||
         (size_t)plan->ctas * plan->groups * GROUP_ROWS * plan->rows * sizeof(float) > GEMM_SKINNY_WORKSPACE_BYTES) return ERR_UNSUPPORTED;
-    if (map_weights(&w_map, a) < 0 || tensor_map_bf16(&x_map, a->x, 2, x_dims, x_strides, x_box) < 0) return ERR_INTERNAL;
+    if (map_weights(&w_map, a) < 0 || tensor_map_elem(&x_map, a->x, 2, x_dims, x_strides, x_box) < 0) return ERR_INTERNAL;
     p.out = a->out;
     p.partial = (float4 *)a->workspace;
     p.ready = (unsigned *)a->counters + 16;
@@ -247,12 +251,12 @@ extern "C" int launch_gemm_skinny_planned(const struct gemv_kernel *a, const str
     return ERR_UNSUPPORTED;
 }
 
-extern "C" int launch_gemm_skinny(const struct gemv_kernel *a, const struct launch *l)
+extern "C" int ELEM_NAME(launch_gemm_skinny)(const struct gemv_kernel *a, const struct launch *l)
 {
     struct gemm_skinny_plan plan;
 
     if (l->sm != 90 || a->num_tokens < 1 || a->num_tokens > GEMM_SKINNY_MAX_ROWS || a->n < 1 || a->k < 8 || a->k % 8 != 0) return ERR_UNSUPPORTED;
     if (!a->counters || !a->workspace || (a->silu_mul && (a->out_f32 || a->n % 16 != 0))) return ERR_UNSUPPORTED;
     plan = gemm_skinny_plan_for(a->num_tokens, a->n, a->k, a->groups, l->num_sms);
-    return launch_gemm_skinny_planned(a, &plan, l);
+    return ELEM_NAME(launch_gemm_skinny_planned)(a, &plan, l);
 }

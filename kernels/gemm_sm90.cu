@@ -18,6 +18,8 @@
 
 #include <algorithm>
 
+namespace {
+
 constexpr int SMEM_MAX = 227 << 10;
 constexpr int BLOCK_K = PANEL;           /* a stage's share of K: one panel */
 constexpr int WGMMA_ROWS = 64;
@@ -31,7 +33,7 @@ template <int GROUPS_, int TALL_, int COLS_> struct config {
 };
 
 template <class C> struct shared_memory {
-    struct { bf16 x[C::ROWS * PANEL], w[C::COLS * PANEL]; } stage[C::STAGES];
+    struct { elem x[C::ROWS * PANEL], w[C::COLS * PANEL]; } stage[C::STAGES];
     uint64_t full[C::STAGES], empty[C::STAGES];
 };
 
@@ -72,7 +74,7 @@ __device__ __forceinline__ bool find_work(const params &p, int round, uint32_t r
 /* An operand's tile comes as two halves of its rows. In a cluster that shares it each of two blocks loads one half, for both. */
 struct operand { const CUtensorMap *map; int row, second, half; uint32_t blocks; };      /* first rows; half: the one to load, -1: both and alone */
 
-template <int HALF_ROWS> __device__ __forceinline__ void load(const operand &o, bf16 *tile, int k, uint64_t *full)
+template <int HALF_ROWS> __device__ __forceinline__ void load(const operand &o, elem *tile, int k, uint64_t *full)
 {
     if (o.half >= 0) {
         tma_load_2d_multicast(tile + o.half * HALF_ROWS * PANEL, o.map, k, o.half ? o.second : o.row, full, o.blocks);
@@ -125,12 +127,6 @@ template <class C> __device__ __forceinline__ void produce(shared_memory<C> &s, 
 
 /* ---- consumers: a warpgroup has 64 TALL rows of the tile, 64 to a set of sums ---- */
 
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high)
-{
-    bf162 pair = __floats2bfloat162_rn(low, high);
-    return *(uint32_t *)&pair;
-}
-
 /* Groups of eight columns as they lie in the sums, to out. Where four groups are left the four lanes of a row exchange pairs, so that
  * each stores 16 bytes. row: of this thread's first; the other one is 8 below. */
 template <int GROUPS> __device__ __forceinline__ void store_groups(const float (&v)[4 * GROUPS], const params &p, int row, int col)
@@ -150,7 +146,7 @@ template <int GROUPS> __device__ __forceinline__ void store_groups(const float (
         for (int j = 0; j < GROUPS / 4 * 4; j += 4) {        /* lane q of the four ends with columns 8 (j + q) .. + 7 */
             uint32_t x[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) x[i] = pack_bf16(v[4 * (j + i) + 2 * r], v[4 * (j + i) + 2 * r + 1]);
+            for (int i = 0; i < 4; i++) x[i] = pack_elem(v[4 * (j + i) + 2 * r], v[4 * (j + i) + 2 * r + 1]);
 #pragma unroll
             for (int bit = 1; bit < 4; bit *= 2)
 #pragma unroll
@@ -159,11 +155,11 @@ template <int GROUPS> __device__ __forceinline__ void store_groups(const float (
                     uint32_t give = quad & bit ? x[i] : x[i | bit], got = __shfl_xor_sync(0xffffffffu, give, bit);
                     if (quad & bit) x[i] = got; else x[i | bit] = got;
                 }
-            if (mine && col + 8 * (j + quad) < p.width) *(uint4 *)((bf16 *)p.out + at + 8 * (j + quad)) = make_uint4(x[0], x[1], x[2], x[3]);
+            if (mine && col + 8 * (j + quad) < p.width) *(uint4 *)((elem *)p.out + at + 8 * (j + quad)) = make_uint4(x[0], x[1], x[2], x[3]);
         }
 #pragma unroll
         for (int j = GROUPS / 4 * 4; j < GROUPS; j++)
-            if (mine && col + 8 * j < p.width) *(uint32_t *)((bf16 *)p.out + at + 8 * j + 2 * quad) = pack_bf16(v[4 * j + 2 * r], v[4 * j + 2 * r + 1]);
+            if (mine && col + 8 * j < p.width) *(uint32_t *)((elem *)p.out + at + 8 * j + 2 * quad) = pack_elem(v[4 * j + 2 * r], v[4 * j + 2 * r + 1]);
     }
 }
 
@@ -364,12 +360,12 @@ template <class C> static int launch_config(const struct gemm_kernel *a, const s
 {
     int rows = a->num_tokens, width = a->silu_mul ? a->n / 2 : a->n, tile_width = a->silu_mul ? C::COLS / 2 : C::COLS;
     int cluster = plan->cluster_m * plan->cluster_n, smem = (int)sizeof(shared_memory<C>);
-    uint64_t x_dims[2] = { (uint64_t)a->k, (uint64_t)rows }, w_dims[2] = { (uint64_t)a->k, (uint64_t)a->n }, strides[1] = { (uint64_t)a->k * sizeof(bf16) };
+    uint64_t x_dims[2] = { (uint64_t)a->k, (uint64_t)rows }, w_dims[2] = { (uint64_t)a->k, (uint64_t)a->n }, strides[1] = { (uint64_t)a->k * sizeof(elem) };
     uint32_t x_box[2] = { PANEL, C::ROWS / 2 }, w_box[2] = { PANEL, C::COLS / 2 };
     CUtensorMap x_map, w_map;
     struct params p = {};
 
-    if (tensor_map_bf16(&x_map, a->x, 2, x_dims, strides, x_box) < 0 || tensor_map_bf16(&w_map, a->w, 2, w_dims, strides, w_box) < 0) return ERR_INTERNAL;
+    if (tensor_map_elem(&x_map, a->x, 2, x_dims, strides, x_box) < 0 || tensor_map_elem(&w_map, a->w, 2, w_dims, strides, w_box) < 0) return ERR_INTERNAL;
     p.out = a->out;
     p.partials = a->partials;
     p.flags = a->flags;
@@ -407,7 +403,9 @@ template <class C> static int launch_config(const struct gemm_kernel *a, const s
     return cudaLaunchKernelEx(&config, gemm_wgmma<C>, p, x_map, w_map) == cudaSuccess ? 0 : ERR_INTERNAL;
 }
 
-int launch_gemm_planned(const struct gemm_kernel *a, const struct gemm_sm90_plan *plan, const struct launch *l)
+} // namespace
+
+extern "C" int ELEM_NAME(launch_gemm_planned)(const struct gemm_kernel *a, const struct gemm_sm90_plan *plan, const struct launch *l)
 {
     if (l->sm != 90 || !gemm_sm90_plan_valid(plan, a, l->num_sms)) return ERR_UNSUPPORTED;
     switch (plan->rows << 16 | plan->cols) {
@@ -423,10 +421,10 @@ int launch_gemm_planned(const struct gemm_kernel *a, const struct gemm_sm90_plan
     }
 }
 
-int launch_gemm(const struct gemm_kernel *a, const struct launch *l)
+extern "C" int ELEM_NAME(launch_gemm)(const struct gemm_kernel *a, const struct launch *l)
 {
     struct gemm_sm90_plan plan;
 
     if (l->sm != 90 || !gemm_sm90_plan_at(&plan, 0, a, l->num_sms)) return ERR_UNSUPPORTED;
-    return launch_gemm_planned(a, &plan, l);
+    return ELEM_NAME(launch_gemm_planned)(a, &plan, l);
 }

@@ -1,5 +1,5 @@
 /* gemv.cu - out[t,:] = w x[t,:] for few rows t: one path for 1..16                        op: backend.matmul, T <= 16
- * Shapes    x [T, K] bf16, w [N, K] bf16, out [T, N] bf16 or f32; K % 8 == 0, any N. silu_mul: w [2F, K] (gate rows, then up rows),
+ * Shapes    x [T, K] elem, w [N, K] elem, out [T, N] elem or f32; K % 8 == 0, any N. silu_mul: w [2F, K] (gate rows, then up rows),
  *           out [T, F] = silu(gate) * up. Sums in fp32.
  * Traffic   N*K*2 read once; x and out are small beside it.  N=4096 K=4096: 33.6 MB.
  * Roofline  memory bound, T flop/byte: 7.5 us for that shape at 4.45 TB/s (H200).
@@ -19,6 +19,8 @@
 
 namespace cg = cooperative_groups;
 
+namespace {
+
 constexpr int TILE = 8;            /* weight rows of one mma */
 constexpr int NT = 2;              /* tiles of a warp: 16 rows, or 8 gate rows and their 8 up rows */
 constexpr int STEP = 32;           /* k of one 16-byte load per lane: 4 lanes x 8 */
@@ -26,7 +28,7 @@ constexpr int MAX_THREADS = 512;
 constexpr int FLUSH_UNITS = 16;    /* partial sums of this many units are kept until the ctas of a cluster add them up */
 
 struct gemv_params {
-    const bf16 *x, *w;
+    const elem *x, *w;
     void *out;
     int T, N, K;                   /* N: outputs (F with silu_mul) */
     int k_cta, k_warp, x_pitch;    /* x_pitch: elements between rows of x in shared memory */
@@ -36,7 +38,7 @@ struct gemv_params {
 };
 
 /* 16 bytes of a weight row, zeros where ok is false. */
-__device__ __forceinline__ uint4 load_weight(const bf16 *p, bool ok)
+__device__ __forceinline__ uint4 load_weight(const elem *p, bool ok)
 {
     uint4 v;
     asm volatile("{.reg .pred q; setp.ne.s32 q, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
@@ -54,7 +56,7 @@ __device__ __forceinline__ void store_out(const gemv_params &p, int row, int n, 
 {
     if (n >= p.N) return;
     if (p.out_f32) ((float *)p.out)[(size_t)row * p.N + n] = y;
-    else ((bf16 *)p.out)[(size_t)row * p.N + n] = __float2bfloat16(y);
+    else ((elem *)p.out)[(size_t)row * p.N + n] = to_elem(y);
 }
 
 __device__ __forceinline__ float silu_mul(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
@@ -87,8 +89,8 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
     const size_t tile_stride = SILU ? (size_t)p.N * p.K : (size_t)TILE * p.K;
     constexpr int UNIT = SILU ? TILE : NT * TILE;          /* outputs of a unit */
 
-    bf16 *const xs = (bf16 *)smem;
-    float *const sums = (float *)(smem + (STAGED ? (size_t)p.T * p.x_pitch * sizeof(bf16) : 0));    /* [2][warp][NT][8 * HALVES][TILE] */
+    elem *const xs = (elem *)smem;
+    float *const sums = (float *)(smem + (STAGED ? (size_t)p.T * p.x_pitch * sizeof(elem) : 0));    /* [2][warp][NT][8 * HALVES][TILE] */
     float *const part = sums + 2 * warps * NT * 8 * HALVES * TILE;      /* [FLUSH_UNITS][NT][T][TILE] */
 
     pdl_trigger();
@@ -97,7 +99,7 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
     auto has = [&](int u, int tile) { return u < p.units && u * UNIT + row8 + (SILU ? 0 : tile * TILE) < p.N; };
 
     uint4 w[NT][KS];
-    const bf16 *at = p.w + (size_t)(first * UNIT + row8) * p.K + k_begin + quad * 8;
+    const elem *at = p.w + (size_t)(first * UNIT + row8) * p.K + k_begin + quad * 8;
     int k = k_begin + quad * 8;
     for (int s = 0; s < KS; s++)
         for (int t = 0; t < NT; t++)
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
             asm volatile("cp.async.commit_group;" ::: "memory");
         }
     }
-    const bf16 *const x_lane = STAGED ? xs + (size_t)row8 * p.x_pitch - k_base : p.x + (size_t)row8 * p.K;
+    const elem *const x_lane = STAGED ? xs + (size_t)row8 * p.x_pitch - k_base : p.x + (size_t)row8 * p.K;
     const size_t x_half = (size_t)8 * (STAGED ? p.x_pitch : p.K);
 
     /* The first two units are a cta's own; it claims further ones two ahead, because the loads of the next are under way early. */
@@ -132,11 +134,11 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
             }
             const bool last = b + 1 == batches;
             const int next_u = last ? after : u, next_k = last ? k_begin + quad * 8 : k + KS * STEP;
-            const bf16 *next = last ? p.w + (size_t)(next_u * UNIT + row8) * p.K + next_k : at + KS * STEP;
+            const elem *next = last ? p.w + (size_t)(next_u * UNIT + row8) * p.K + next_k : at + KS * STEP;
             const bool has0 = has(next_u, 0), has1 = has(next_u, 1);
 #pragma unroll
             for (int s = 0; s < KS; s++) {
-                bf16x8 x[2] = {};
+                elem8 x[2] = {};
                 const bool inside = k + s * STEP < k_end;
                 if (inside && row8 < p.T) x[0].raw = *(const uint4 *)(x_lane + k + s * STEP);
                 if (HALVES == 2 && inside && row8 + 8 < p.T) x[1].raw = *(const uint4 *)(x_lane + x_half + k + s * STEP);
@@ -145,8 +147,8 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
 #pragma unroll
                 for (int t = 0; t < NT; t++) {
                     const uint32_t b0[2] = { w[t][s].x, w[t][s].y }, b1[2] = { w[t][s].z, w[t][s].w };
-                    mma_bf16(acc[t], a0, b0);
-                    mma_bf16(acc[t], a1, b1);
+                    mma_elem(acc[t], a0, b0);
+                    mma_elem(acc[t], a1, b1);
                     w[t][s] = load_weight(next + t * tile_stride + s * STEP, (t ? has1 : has0) && next_k + s * STEP < k_end);
                 }
             }
@@ -248,7 +250,7 @@ static int launch_staged(gemv_params &p, const struct gemv_plan &plan, const str
 
     /* Rows of x half a cycle of the banks apart: the eight rows an mma reads then do not collide. */
     p.x_pitch = p.k_cta % 64 ? p.k_cta : p.k_cta + 32;
-    xs = (size_t)p.T * p.x_pitch * sizeof(bf16);
+    xs = (size_t)p.T * p.x_pitch * sizeof(elem);
     if (xs + sums + parts <= (size_t)(l->sm >= 90 ? 226 << 10 : 98 << 10))
         return launch_one<KS, HALVES, SILU, true>(p, plan, xs + sums + parts, l);
     return launch_one<KS, HALVES, SILU, false>(p, plan, sums + parts, l);
@@ -261,12 +263,14 @@ static int launch_halves(gemv_params &p, const struct gemv_plan &plan, bool silu
     return p.T <= 8 ? launch_staged<KS, 1, false>(p, plan, l) : launch_staged<KS, 2, false>(p, plan, l);
 }
 
-extern "C" int launch_gemv_planned(const struct gemv_kernel *a, const struct gemv_plan *plan, const struct launch *l)
+} // namespace
+
+extern "C" int ELEM_NAME(launch_gemv_planned)(const struct gemv_kernel *a, const struct gemv_plan *plan, const struct launch *l)
 {
     gemv_params p = {};
 
-    p.x = (const bf16 *)a->x;
-    p.w = (const bf16 *)a->w;
+    p.x = (const elem *)a->x;
+    p.w = (const elem *)a->w;
     p.out = a->out;
     p.T = a->num_tokens;
     p.N = a->silu_mul ? a->n / 2 : a->n;
@@ -280,12 +284,12 @@ extern "C" int launch_gemv_planned(const struct gemv_kernel *a, const struct gem
     return plan->deep == 16 ? launch_halves<8>(p, *plan, a->silu_mul, l) : launch_halves<4>(p, *plan, a->silu_mul, l);
 }
 
-extern "C" int launch_gemv(const struct gemv_kernel *a, const struct launch *l)
+extern "C" int ELEM_NAME(launch_gemv)(const struct gemv_kernel *a, const struct launch *l)
 {
     struct gemv_plan plan;
 
     if (a->num_tokens < 1 || a->num_tokens > GEMV_MAX_ROWS || a->n < 1 || a->k < 8 || a->k % 8 != 0) return ERR_UNSUPPORTED;
     if (a->silu_mul && (a->out_f32 || a->n % 2 != 0)) return ERR_UNSUPPORTED;
     plan = gemv_plan_for(a->silu_mul ? a->n / 2 : a->n, a->k, a->silu_mul, l->sm, l->num_sms);
-    return launch_gemv_planned(a, &plan, l);
+    return ELEM_NAME(launch_gemv_planned)(a, &plan, l);
 }

@@ -3,7 +3,7 @@
  *
  * Device code that uses this sits inside #ifdef HOPPER_CODE: the other architectures compile an empty kernel.
  *
- * Tiles in shared memory: a tensor map's box is 64 bf16 wide (one 128-byte row) and R rows high, with the 128-byte swizzle. A tile of
+ * Tiles in shared memory: a tensor map's box is 64 elements wide (one 128-byte row) and R rows high, with the 128-byte swizzle. A tile of
  * C columns is C / 64 such panels one behind the other, each [R][64], each aligned to 1024 bytes. The swizzle permutes the
  * eight 16-byte pieces inside a row: piece c of row r lies at c ^ (r % 8). Copy engine and matrix unit undo it on both sides;
  * only code that reads a tile by ordinary loads has to know. Rows may come from several boxes of a multiple of 8 rows.
@@ -19,12 +19,14 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "common.cuh"
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define HOPPER_CODE 1
 #endif
 
 constexpr int WARPGROUP = 128;           /* threads that issue one wgmma together; the first one's index is a multiple of it */
-constexpr int PANEL = 64;                /* bf16 columns of a swizzled panel */
+constexpr int PANEL = 64;                /* columns of a swizzled panel */
 constexpr int PANEL_ROW_BYTES = 128;
 constexpr int TILE_ALIGN = 1024;         /* eight rows: the period of the swizzle */
 
@@ -148,11 +150,11 @@ __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.
 template <int N> __device__ __forceinline__ void registers_up() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
 template <int N> __device__ __forceinline__ void registers_down() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
 
-/* ---- wgmma: D[64, N] (+)= A[64, 16] * B[N, 16]^T for one warpgroup, bf16 in, fp32 sums ----
+/* ---- wgmma: D[64, N] (+)= A[64, 16] * B[N, 16]^T for one warpgroup, elements in, fp32 sums ----
  * Warp w of the group holds rows 16 w .. 16 w + 15. Lane l, row r = l / 4 (and r + 8): D is laid out as with mma.m16n8k16:
  *   d[4 j + 0, 1] = row r,     columns 8 j + 2 (l % 4) + 0, 1
  *   d[4 j + 2, 3] = row r + 8, the same columns          j = 0 .. N / 8 - 1
- * A in registers: a[0..3] are that layout of two neighbouring 8-column groups packed to bf16 pairs: (r, j), (r + 8, j),
+ * A in registers: a[0..3] are that layout of two neighbouring 8-column groups packed to pairs of elements: (r, j), (r + 8, j),
  * (r, j + 1), (r + 8, j + 1). So D of one product becomes A of the next without a shuffle. */
 
 /* Descriptor of a panel with K contiguous (rows of the panel = rows of the operand). A step of 16 along K adds 2, eight rows 64. */
@@ -215,13 +217,13 @@ template <int N> struct wgmma_shape;
         template <int TRANSPOSED> static __device__ __forceinline__ void ss(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) \
         { \
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" n2 ", 0;\n" \
-                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" TEXT "}, %" n0 ", %" n1 ", p, 1, 1, 0, %" n3 ";\n}" \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." ELEM_PTX "." ELEM_PTX " {" TEXT "}, %" n0 ", %" n1 ", p, 1, 1, 0, %" n3 ";\n}" \
                          : REGS : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSED)); \
         } \
         template <int TRANSPOSED> static __device__ __forceinline__ void rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, int accumulate) \
         { \
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" n5 ", 0;\n" \
-                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" TEXT "}, {%" n0 ", %" n1 ", %" n2 ", %" n3 "}, %" n4 ", p, 1, 1, %" n6 ";\n}" \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." ELEM_PTX "." ELEM_PTX " {" TEXT "}, {%" n0 ", %" n1 ", %" n2 ", %" n3 "}, %" n4 ", p, 1, 1, %" n6 ";\n}" \
                          : REGS : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TRANSPOSED)); \
         } \
     }
@@ -243,10 +245,10 @@ WGMMA_SHAPE(256, WG_T128, WG_R64(d, 0) WG_COMMA WG_R64(d, 64), "128", "129", "13
 
 /* ---- host: tensor maps ---- */
 
-/* A bf16 tensor of 2 to 4 dimensions, innermost first; strides[i] is bytes from one index of dimension i + 1 to the next (multiples of
+/* A tensor of elements of 2 to 4 dimensions, innermost first; strides[i] is bytes from one index of dimension i + 1 to the next (multiples of
  * 16). box[0] is 64 for the 128-byte swizzle above. Returns 0, or -1 where the driver has no such call or refuses the shape.
  * Fills the 128 bytes at map on the host; under a microsecond. The map goes to the kernel as a const __grid_constant__ parameter. */
-static inline int tensor_map_bf16(CUtensorMap *map, const void *base, int rank, const uint64_t *dims, const uint64_t *strides, const uint32_t *box)
+static inline int tensor_map_elem(CUtensorMap *map, const void *base, int rank, const uint64_t *dims, const uint64_t *strides, const uint32_t *box)
 {
     typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
                                   const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
@@ -259,7 +261,7 @@ static inline int tensor_map_bf16(CUtensorMap *map, const void *base, int rank, 
     cuuint32_t steps[4] = { 1, 1, 1, 1 };
 
     if (!encode) return -1;
-    return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)rank, const_cast<void *>(base), (const cuuint64_t *)dims, (const cuuint64_t *)strides,
+    return encode(map, ELEM_TENSOR_MAP, (cuuint32_t)rank, const_cast<void *>(base), (const cuuint64_t *)dims, (const cuuint64_t *)strides,
                   (const cuuint32_t *)box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS ? 0 : -1;
 }

@@ -1,5 +1,5 @@
 /* rmsnorm.cu - r[t,:] += x[t,:];  out[t,:] = r[t,:] * rsqrt(mean(r[t,:]^2) + eps) * w                op: backend.rmsnorm
- * Shapes    x, out [T, C] bf16, r [T, C] f32, w [C] f32, row-major; C % 8 == 0, C <= 16384; x may be NULL; out == x allowed.
+ * Shapes    x, out [T, C] elem, r [T, C] f32, w [C] f32, row-major; C % 8 == 0, C <= 16384; x may be NULL; out == x allowed.
  *           With rows: out [R, C], row r from token rows[r].token, r is only read.
  * Traffic   T*C*(2 + 4) read + T*C*(4 + 2) written + w.  T=8192 C=4096: 403 MB.
  * Roofline  memory bound: 94 us at 4.27 TB/s (H200 copy); at T <= 64 the launch and one trip to L2.
@@ -10,10 +10,12 @@
  *           wait, so that it arrives while the predecessor drains. */
 #include "common.cuh"
 
+namespace {
+
 constexpr int RMSNORM_MAX_HIDDEN = 16384;
 
 template <int UNITS>
-__global__ void rmsnorm_row(const bf16 *x, float *residual, const float *weight, bf16 *out, const struct sampling_row *rows,
+__global__ void rmsnorm_row(const elem *x, float *residual, const float *weight, elem *out, const struct sampling_row *rows,
                             int hidden, float eps)
 {
     __shared__ float scratch[WARP];
@@ -44,7 +46,7 @@ __global__ void rmsnorm_row(const bf16 *x, float *residual, const float *weight,
 #pragma unroll
     for (int u = 0; u < UNITS; u++) {
         int at = threadIdx.x + u * blockDim.x;
-        float2 low = __bfloat1622float2(*(const bf162 *)&add[u].x), high = __bfloat1622float2(*(const bf162 *)&add[u].y);
+        float2 low = to_float2(*(const elem2 *)&add[u].x), high = to_float2(*(const elem2 *)&add[u].y);
         r[u] = make_float4(r[u].x + low.x, r[u].y + low.y, r[u].z + high.x, r[u].w + high.y);
         sum += (r[u].x * r[u].x + r[u].y * r[u].y) + (r[u].z * r[u].z + r[u].w * r[u].w);
         if (x && !rows && at < units) residual_row[at] = r[u];
@@ -53,8 +55,8 @@ __global__ void rmsnorm_row(const bf16 *x, float *residual, const float *weight,
 #pragma unroll
     for (int u = 0; u < UNITS; u++) {
         int at = threadIdx.x + u * blockDim.x;
-        bf162 low = __floats2bfloat162_rn(r[u].x * scale * w[u].x, r[u].y * scale * w[u].y);
-        bf162 high = __floats2bfloat162_rn(r[u].z * scale * w[u].z, r[u].w * scale * w[u].w);
+        elem2 low = to_elem2(r[u].x * scale * w[u].x, r[u].y * scale * w[u].y);
+        elem2 high = to_elem2(r[u].z * scale * w[u].z, r[u].w * scale * w[u].w);
         if (at < units) out_row[at] = make_uint2(*(const uint32_t *)&low, *(const uint32_t *)&high);
     }
 }
@@ -64,10 +66,12 @@ static int launch_rows(const struct rmsnorm_kernel *a, const struct launch *l)
 {
     int threads = (a->hidden / 4 + UNITS - 1) / UNITS;
     return launch_kernel(l, rmsnorm_row<UNITS>, dim3(a->num_tokens), dim3((threads + WARP - 1) / WARP * WARP), 0,
-                         (const bf16 *)a->x, a->residual, a->weight, (bf16 *)a->out, a->rows, a->hidden, a->eps);
+                         (const elem *)a->x, a->residual, a->weight, (elem *)a->out, a->rows, a->hidden, a->eps);
 }
 
-extern "C" int launch_rmsnorm(const struct rmsnorm_kernel *a, const struct launch *l)
+} // namespace
+
+extern "C" int ELEM_NAME(launch_rmsnorm)(const struct rmsnorm_kernel *a, const struct launch *l)
 {
     if (a->num_tokens < 1 || a->hidden < 8 || a->hidden % 8 != 0 || a->hidden > RMSNORM_MAX_HIDDEN) return ERR_UNSUPPORTED;
     if (a->hidden <= 1024) return launch_rows<1>(a, l);

@@ -1,6 +1,6 @@
 /* rope_store.cu - qkv += bias; q, k normed per head; q, k rotated; k, v into the paged cache      op: backend.rope_store
- * Shapes    qkv [T, (H + 2 Hk) D] bf16, q in place; bias [(H + 2 Hk) D], q_norm, k_norm [D] f32; cos_sin [positions, D] f32: D/2
- *           cosines, D/2 sines; k, v [num_blocks, Hk, block_size, D] bf16. D in {64, 80, 96, 128, 256}; fp32 inside.
+ * Shapes    qkv [T, (H + 2 Hk) D] elem, q in place; bias [(H + 2 Hk) D], q_norm, k_norm [D] f32; cos_sin [positions, D] f32: D/2
+ *           cosines, D/2 sines; k, v [num_blocks, Hk, block_size, D] elem. D in {64, 80, 96, 128, 256}; fp32 inside.
  * Traffic   T*(H + 2 Hk)*D*2 read and as much written.  T=8192 H=32 Hk=8 D=128: 201 MB.
  * Roofline  memory bound: 47 us at 4.27 TB/s (H200 copy); at T <= 64 the launch and two trips to L2 (position, then its cosines).
  * Launch    grid T ctas; LANES lanes per head, each with eight elements of the lower and the eight of the upper half that they
@@ -11,16 +11,18 @@
  * Why       four ops in one: each of them alone would read and write qkv again. */
 #include "common.cuh"
 
+namespace {
+
 constexpr int ROPE_FEW_TOKENS = 256;       /* up to here one head per lane group */
 constexpr int ROPE_MANY_HEADS = 3;         /* beyond: heads per lane group */
 constexpr int ROPE_MAX_THREADS = 1024;
 
 struct rope_args {
-    bf16 *qkv;
+    elem *qkv;
     const float *bias, *q_norm, *k_norm, *cos_sin;
     const int32_t *positions;
     const int64_t *slot_mapping;
-    bf16 *k, *v;
+    elem *k, *v;
     int num_heads, num_kv_heads, block_size;
     float eps;
 };
@@ -36,11 +38,11 @@ static __device__ __forceinline__ void load8(float *to, const float *from)
 
 static __device__ __forceinline__ void unpack8(float *to, uint4 raw)
 {
-    bf16x8 x;
+    elem8 x;
     x.raw = raw;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        float2 pair = __bfloat1622float2(x.pair[i]);
+        float2 pair = to_float2(x.pair[i]);
         to[2 * i] = pair.x;
         to[2 * i + 1] = pair.y;
     }
@@ -48,9 +50,9 @@ static __device__ __forceinline__ void unpack8(float *to, uint4 raw)
 
 static __device__ __forceinline__ uint4 pack8(const float *from)
 {
-    bf16x8 x;
+    elem8 x;
 #pragma unroll
-    for (int i = 0; i < 4; i++) x.pair[i] = __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
+    for (int i = 0; i < 4; i++) x.pair[i] = to_elem2(from[2 * i], from[2 * i + 1]);
     return x.raw;
 }
 
@@ -65,7 +67,7 @@ __global__ void rope_store_token(const struct rope_args a)
 
     pdl_trigger();
     pdl_wait();
-    bf16 *row = a.qkv + (int64_t)t * heads * D;
+    elem *row = a.qkv + (int64_t)t * heads * D;
     const float *cosines = a.cos_sin + (int64_t)a.positions[t] * D;
     int64_t slot = a.slot_mapping[t];
     /* Slots of one layer's cache fit 32 bits; a 64-bit division is far slower. */
@@ -118,7 +120,7 @@ __global__ void rope_store_token(const struct rope_args a)
                 high[i] = y * c[i] + x * s[i];
             }
         }
-        bf16 *to = row + h * D;
+        elem *to = row + h * D;
         if (h >= a.num_heads) {
             int kv_head = h - a.num_heads;
             bool is_v = kv_head >= a.num_kv_heads;
@@ -140,12 +142,14 @@ static int launch_head_dim(const struct rope_store_kernel *a, const struct launc
     int threads = (heads + rounds - 1) / rounds * rope_lanes(D);
     threads = (threads + WARP - 1) / WARP * WARP;
     if (threads > ROPE_MAX_THREADS) threads = ROPE_MAX_THREADS;
-    struct rope_args args = { (bf16 *)a->qkv, a->bias, a->q_norm, a->k_norm, a->cos_sin, a->positions, a->slot_mapping,
-                              (bf16 *)a->k, (bf16 *)a->v, a->num_heads, a->num_kv_heads, a->block_size, a->eps };
+    struct rope_args args = { (elem *)a->qkv, a->bias, a->q_norm, a->k_norm, a->cos_sin, a->positions, a->slot_mapping,
+                              (elem *)a->k, (elem *)a->v, a->num_heads, a->num_kv_heads, a->block_size, a->eps };
     return launch_kernel(l, rope_store_token<D>, dim3(a->num_tokens), dim3(threads), 0, args);
 }
 
-extern "C" int launch_rope_store(const struct rope_store_kernel *a, const struct launch *l)
+} // namespace
+
+extern "C" int ELEM_NAME(launch_rope_store)(const struct rope_store_kernel *a, const struct launch *l)
 {
     if (a->num_tokens < 1 || a->num_heads < 1 || a->num_kv_heads < 1 || a->block_size < 1) return ERR_UNSUPPORTED;
     if (!a->q_norm != !a->k_norm) return ERR_UNSUPPORTED;

@@ -4,8 +4,9 @@
  * 16-byte aligned. Safe inside a stream capture: no allocation, no synchronisation, sizes only from the arguments.
  *
  * Letters as in backend.h: T tokens, B sequences, R rows, H heads, Hk KV heads, D head_dim, C hidden, F ffn, V vocab.
- * Activations are bf16, row-major, contiguous; the residual stream is f32; vectors (norm weights, biases) are f32;
- * matrices are bf16 [N, K], K contiguous.
+ * Elements are bf16, or f16 with launch.f16; one launch has one kind. Activations are elements, row-major, contiguous; the residual
+ * stream is f32; vectors (norm weights, biases) are f32; matrices are elements [N, K], K contiguous. Values that leave the range of
+ * f16 (+-65504) are stored as its largest, so that no infinity arises.
  *
  * Padding: a captured step runs with T, B, R rounded up to a bucket. Padded entries: input id 0, position 0, slot -1 (its K
  * and V are not stored), context_len 0 (attention writes zeros), row.slot -1 (the sampler skips it). Kernels need nothing else.
@@ -36,6 +37,7 @@ struct launch {
     int sm;                        /* compute capability x 10: 80, 86, 89, 90 */
     int num_sms;
     bool pdl;                      /* launch with the programmatic-serialization attribute */
+    bool f16;                      /* elements are f16, not bf16 */
 };
 
 /* ---- rows and norms ---- */
@@ -64,7 +66,7 @@ int launch_silu_mul(const struct silu_mul_kernel *a, const struct launch *l);
 
 /* ---- attention over paged KV ---- */
 
-/* Shared by both kernels. k, v: [num_blocks, Hk, block_size, D] bf16. q: rows of qkv, row stride q_stride elements.
+/* Shared by both kernels. k, v: [num_blocks, Hk, block_size, D]. q: rows of qkv, row stride q_stride elements.
  * Query head h reads KV head h / (H / Hk). Position p of sequence b lives in block block_tables[b * max_blocks_per_seq + p /
  * block_size]. D in {64, 80, 96, 128, 256}; block_size a multiple of 16, 16..256; H % Hk == 0.
  * sliding_window w > 0: the query at position p sees p-w+1 .. p. */
@@ -96,7 +98,7 @@ int launch_attn_prefill(const struct attn_prefill_kernel *a, const struct launch
 /* ---- matrix products of few rows ---- */
 
 enum { GEMV_MAX_ROWS = 16 };
-/* out [T, N] = x [T, K] * w [N, K]^T, T <= GEMV_MAX_ROWS, fp32 sums; out bf16, or f32 when out_f32. silu_mul: w is [2F, K], gate
+/* out [T, N] = x [T, K] * w [N, K]^T, T <= GEMV_MAX_ROWS, fp32 sums; out elements, or f32 when out_f32. silu_mul: w is [2F, K], gate
  * rows then up rows, and out is [T, F] = silu(gate) * up. K % 8 == 0. A row's sum has one order, whatever T.
  * counters: MATMUL_COUNTER_BYTES of device memory, zeroed once at start, left zeroed, of one stream: with it the ctas deal the rows of
  * w among themselves as they get on; NULL: in equal shares. workspace: only launch_gemm_skinny wants it, contents free. */
@@ -111,8 +113,8 @@ int launch_gemm_skinny(const struct gemv_kernel *a, const struct launch *l);
 
 /* ---- matrix products of many rows ---- */
 
-/* out [T, N] = x [T, K] * w [N, K]^T for T from about 96 up, sm_90 only: fp32 sums; out bf16, or f32 when out_f32. silu_mul: w is
- * [2F, K], gate rows then up rows, n = 2F, and out is [T, F] = silu(gate) * up, bf16. N % 8 == 0 (silu_mul: F % 8), K % 8 == 0.
+/* out [T, N] = x [T, K] * w [N, K]^T for T from about 96 up, sm_90 only: fp32 sums; out elements, or f32 when out_f32. silu_mul: w is
+ * [2F, K], gate rows then up rows, n = 2F, and out is [T, F] = silu(gate) * up, elements. N % 8 == 0 (silu_mul: F % 8), K % 8 == 0.
  * A sum's order depends on the shape alone. flags, partials: launch_gemm works without (NULL), but slower where tiles are few; the
  * same memory serves launches that follow each other on one stream. Blocks that share a tile wait for each other: on one device only
  * one stream may launch products with flags. */
@@ -192,7 +194,7 @@ enum { JOIN_MAX_SHARDS = 8 };
 struct join_shards_kernel { const float *gathered; float *logits; int32_t num_rows, vocab_size, tp_size; int64_t widest; int32_t begins[JOIN_MAX_SHARDS + 1]; };
 int launch_join_shards(const struct join_shards_kernel *a, const struct launch *l);
 
-/* Random weights, bit for bit those of dummy_row (model/weights.h) rounded to bf16. */
+/* Random weights, bit for bit those of dummy_row (model/weights.h) rounded to an element. */
 struct dummy_kernel { void *out; int64_t num_rows, num_cols; uint64_t key; int64_t first_row, first_col; };
 int launch_dummy(const struct dummy_kernel *a, const struct launch *l);
 
