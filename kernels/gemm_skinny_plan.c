@@ -1,32 +1,53 @@
 /* gemm_skinny_plan.c - gemm_skinny_plan.h has the terms. */
 #include "gemm_skinny_plan.h"
 
-enum { SMEM_MAX = 227 << 10, STAGES_MAX = 16, STEPS_MIN = 4 };
+#include <sluice/kernels.h>
+
+enum { STAGES_MAX = 16, STEPS_MIN = 4, SPLIT_WAVES = 2 };
+
+static const struct { enum gemm_skinny_how how; int32_t groups, panels, cluster; } cuts[GEMM_SKINNY_CUTS] = {
+    { SKINNY_DEALT, 1, 1, 1 }, { SKINNY_DEALT, 2, 1, 1 }, { SKINNY_DEALT, 1, 2, 1 }, { SKINNY_DEALT, 1, 4, 1 }, { SKINNY_DEALT, 2, 2, 1 },
+    { SKINNY_SPLIT, 1, 1, 2 }, { SKINNY_SPLIT, 1, 1, 4 }, { SKINNY_SPLIT, 1, 1, 8 }, { SKINNY_SPLIT, 1, 2, 2 }, { SKINNY_SPLIT, 1, 2, 4 },
+    { SKINNY_SPLIT, 1, 2, 8 }, { SKINNY_SPLIT, 1, 4, 2 }, { SKINNY_SPLIT, 2, 2, 2 },
+};
 
 static int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-/* The ring, its barriers and what alignment costs. */
+/* The ring, or the sums that take its place at the end of a split tile, and what alignment costs. */
 int gemm_skinny_smem(const struct gemm_skinny_plan *p, int stages)
 {
-    return stages * (p->groups * 64 * 128 + p->rows * 128) + 1024 + 512;
+    int ring = stages * p->panels * (p->groups * 64 * 128 + p->rows * 128), sums = p->how == SKINNY_SPLIT ? p->rows * (p->groups * 64 + 4) * 4 : 0;
+    return (ring > sums ? ring : sums) + 1024;
 }
 
-struct gemm_skinny_plan gemm_skinny_plan_cut(int32_t t, int32_t n, int32_t k, int groups, int max_ctas, int smem_bytes)
+struct gemm_skinny_plan gemm_skinny_plan_cut(int32_t t, int32_t n, int32_t k, int cut, int max_ctas, int smem_bytes)
 {
     static const int32_t sizes[] = { 16, 32, 48, 64, 96, 128 };
-    struct gemm_skinny_plan p = { .groups = groups, .tiles = ceil_div(n, groups * 64), .steps = ceil_div(k, 64) };
+    struct gemm_skinny_plan p = { .how = cuts[cut - 1].how, .groups = cuts[cut - 1].groups, .panels = cuts[cut - 1].panels,
+                                  .cluster = cuts[cut - 1].cluster };
     int64_t most;
+    int32_t deepest = STAGES_MAX;
 
     for (int i = 0; p.rows < t && i < (int)(sizeof sizes / sizeof sizes[0]); i++) p.rows = sizes[i];
-    most = ((int64_t)p.tiles * p.steps + STEPS_MIN - 1) / STEPS_MIN;
-    p.ctas = most < max_ctas ? (int32_t)most : max_ctas;
-    while (p.stages < STAGES_MAX && gemm_skinny_smem(&p, p.stages + 1) <= smem_bytes) p.stages++;
+    p.tiles = ceil_div(n, p.groups * 64);
+    p.steps = ceil_div(k, 64 * p.panels);
+    if (p.panels > 1 && (k % 64 != 0 || n % 8 != 0)) return p;
+    if (p.how == SKINNY_SPLIT) {
+        p.ctas = p.tiles * p.cluster;
+        if (p.cluster > p.steps || p.ctas > SPLIT_WAVES * max_ctas) return p;
+        if (deepest > ceil_div(p.steps, p.cluster)) deepest = ceil_div(p.steps, p.cluster);
+        if (deepest < 2) deepest = 2;
+    } else {
+        most = ((int64_t)p.tiles * p.steps + STEPS_MIN - 1) / STEPS_MIN;
+        p.ctas = most < max_ctas ? (int32_t)most : max_ctas;
+    }
+    while (p.stages < deepest && gemm_skinny_smem(&p, p.stages + 1) <= smem_bytes) p.stages++;
     return p;
 }
 
-struct gemm_skinny_plan gemm_skinny_plan_for(int32_t t, int32_t n, int32_t k, int groups, int num_sms)
+struct gemm_skinny_plan gemm_skinny_plan_for(int32_t t, int32_t n, int32_t k, int cut, int num_sms)
 {
     /* Wide tiles read x less often, narrow ones are shared by fewer ctas: wide where a cta has many steps. */
-    if (groups == 0) groups = (int64_t)ceil_div(n, 128) * ceil_div(k, 64) >= 32 * (int64_t)num_sms ? 2 : 1;
-    return gemm_skinny_plan_cut(t, n, k, groups, num_sms, SMEM_MAX);
+    if (cut == 0) cut = (int64_t)ceil_div(n, 128) * ceil_div(k, 64) >= 32 * (int64_t)num_sms ? 2 : 1;
+    return gemm_skinny_plan_cut(t, n, k, cut, num_sms, GEMM_SKINNY_SMEM_MAX);
 }

@@ -93,14 +93,23 @@ __device__ __forceinline__ void cluster_sync()
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/* One arrival at the same barrier of block `rank`. */
+/* One arrival at the same barrier of block `rank`. It orders nothing of this thread's beyond its block, so it costs no fence: enough
+ * to say that shared memory has been read by wgmma. */
 __device__ __forceinline__ void mbar_arrive_cluster(uint64_t *bar, uint32_t rank)
 {
     asm volatile("{\n"
                  ".reg .b32 there;\n"
                  "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
                  "}" :: "r"(smem_address(bar)), "r"(rank) : "memory");
+}
+
+/* The same place in the shared memory of block `rank`, for ordinary loads. */
+template <typename T> __device__ __forceinline__ const T *cluster_map(const T *p, uint32_t rank)
+{
+    uint64_t there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"((uint64_t)p), "r"(rank));
+    return (const T *)there;
 }
 
 /* ---- bulk tensor copies; one thread issues, bar counts the bytes. Elements outside the tensor arrive as zeros and count. ---- */
@@ -130,6 +139,11 @@ __device__ __forceinline__ void tma_load_4d(void *smem, const CUtensorMap *map, 
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
                  :: "r"(smem_address(smem)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(smem_address(bar)) : "memory");
 }
+__device__ __forceinline__ void tma_load_5d(void *smem, const CUtensorMap *map, int x, int y, int z, int w, int v, uint64_t *bar)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5, %6}], [%7];"
+                 :: "r"(smem_address(smem)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(v), "r"(smem_address(bar)) : "memory");
+}
 __device__ __forceinline__ void tma_store_2d(const CUtensorMap *map, const void *smem, int x, int y)
 {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];"
@@ -157,10 +171,11 @@ template <int N> __device__ __forceinline__ void registers_down() { asm volatile
  * A in registers: a[0..3] are that layout of two neighbouring 8-column groups packed to pairs of elements: (r, j), (r + 8, j),
  * (r, j + 1), (r + 8, j + 1). So D of one product becomes A of the next without a shuffle. */
 
-/* Descriptor of a panel with K contiguous (rows of the panel = rows of the operand). A step of 16 along K adds 2, eight rows 64. */
-__device__ __forceinline__ uint64_t wgmma_desc_k(const void *panel)
+/* Descriptor of a panel with K contiguous (rows of the panel = rows of the operand). A step of 16 along K adds 2, eight rows 64.
+ * eight_rows: bytes from eight rows to the next eight, 1024 where they follow each other. */
+__device__ __forceinline__ uint64_t wgmma_desc_k(const void *panel, uint32_t eight_rows = 1024)
 {
-    return (uint64_t)((smem_address(panel) & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+    return (uint64_t)((smem_address(panel) & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(eight_rows >> 4) << 32 | (uint64_t)1 << 62;
 }
 
 /* Descriptor of B with N contiguous (rows of the panel = K): for wgmma with TRANSPOSED. panel_bytes: from one panel of 64 columns
@@ -245,7 +260,7 @@ WGMMA_SHAPE(256, WG_T128, WG_R64(d, 0) WG_COMMA WG_R64(d, 64), "128", "129", "13
 
 /* ---- host: tensor maps ---- */
 
-/* A tensor of elements of 2 to 4 dimensions, innermost first; strides[i] is bytes from one index of dimension i + 1 to the next (multiples of
+/* A tensor of elements of 2 to 5 dimensions, innermost first; strides[i] is bytes from one index of dimension i + 1 to the next (multiples of
  * 16). box[0] is 64 for the 128-byte swizzle above. Returns 0, or -1 where the driver has no such call or refuses the shape.
  * Fills the 128 bytes at map on the host; under a microsecond. The map goes to the kernel as a const __grid_constant__ parameter. */
 static inline int tensor_map_elem(CUtensorMap *map, const void *base, int rank, const uint64_t *dims, const uint64_t *strides, const uint32_t *box)
@@ -258,7 +273,7 @@ static inline int tensor_map_elem(CUtensorMap *map, const void *base, int rank, 
         cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &fn, 12000, cudaEnableDefault, &found);
         return e == cudaSuccess && found == cudaDriverEntryPointSuccess ? (encode_fn)fn : (encode_fn)nullptr;
     }();
-    cuuint32_t steps[4] = { 1, 1, 1, 1 };
+    cuuint32_t steps[5] = { 1, 1, 1, 1, 1 };
 
     if (!encode) return -1;
     return encode(map, ELEM_TENSOR_MAP, (cuuint32_t)rank, const_cast<void *>(base), (const cuuint64_t *)dims, (const cuuint64_t *)strides,

@@ -120,14 +120,14 @@ static void sweep(const shape &s, int T, const launch &l, double ceiling)
 
 static void sweep_skinny(const shape &s, int T, const launch &l)
 {
-    for (int groups = 1; groups <= 2; groups++)
-        for (int smem = 170; smem <= 227; smem += 57) {
-            gemm_skinny_plan p = gemm_skinny_plan_cut(T, s.n, s.k, groups, l.num_sms, smem << 10);
-            if (p.stages < 2 || (smem != 227 && groups == 1)) continue;
-            double us = time_skinny(s, T, &p);
-            printf("%s/%s T %3d %7.2f us %.0f  skinny groups %d stages %d ctas %d tiles %d\n", s.model, s.name, T, us, (double)s.n * s.k * 2 / us * 1e-3, p.groups, p.stages,
-                   p.ctas, p.tiles);
-        }
+    for (int cut = 1; cut <= GEMM_SKINNY_CUTS; cut++) {
+        gemm_skinny_plan p = gemm_skinny_plan_cut(T, s.n, s.k, cut, l.num_sms, GEMM_SKINNY_SMEM_MAX);
+        if (p.stages < 2) continue;
+        double us = time_skinny(s, T, &p);
+        printf("%s/%s T %3d %7.2f us %.0f  cut %d: %s groups %d panels %d cluster %d stages %d ctas %d tiles %d\n", s.model, s.name, T, us,
+               (double)s.n * s.k * 2 / us * 1e-3, cut, p.how == SKINNY_DEALT ? "dealt" : "split", p.groups, p.panels, p.cluster,
+               p.stages, p.ctas, p.tiles);
+    }
     fflush(stdout);
 }
 
@@ -219,7 +219,7 @@ int main(int argc, char **argv)
             continue;
         }
         if (mode == "skinny") {
-            for (int T : { 32, 64, 128 }) sweep_skinny(s, T, l);
+            for (int T : { 16, 32, 64, 128 }) sweep_skinny(s, T, l);
             continue;
         }
         for (int T : rows) {

@@ -103,12 +103,13 @@ enum { GEMV_MAX_ROWS = 16 };
  * counters: MATMUL_COUNTER_BYTES of device memory, zeroed once at start, left zeroed, of one stream: with it the ctas deal the rows of
  * w among themselves as they get on; NULL: in equal shares. workspace: only launch_gemm_skinny wants it, contents free. */
 enum { MATMUL_COUNTER_BYTES = 4096 };
-struct gemv_kernel { const void *x, *w; void *out; int32_t num_tokens, n, k; bool out_f32, silu_mul; void *counters, *workspace; int32_t groups; };
+struct gemv_kernel { const void *x, *w; void *out; int32_t num_tokens, n, k; bool out_f32, silu_mul; void *counters, *workspace; int32_t cut; };
 int launch_gemv(const struct gemv_kernel *a, const struct launch *l);
 /* The same for T <= GEMM_SKINNY_MAX_ROWS through the warpgroup matrix units: sm_90 only, F % 8 == 0 with silu_mul; needs counters and a
- * workspace of GEMM_SKINNY_WORKSPACE_BYTES. groups: warpgroups of a cta, 1 or 2; 0: its own choice. A sum's order is fixed by N, K, the
- * bucket of T, groups and the device. Ctas that share a tile wait for each other: on one device only one stream may launch it. */
-enum { GEMM_SKINNY_MAX_ROWS = 128, GEMM_SKINNY_WORKSPACE_BYTES = 10 << 20 };
+ * workspace of GEMM_SKINNY_WORKSPACE_BYTES. cut: how the work is cut over the device, 1..GEMM_SKINNY_CUTS (ERR_UNSUPPORTED where one
+ * does not suit); 0: its own choice. A sum's order is fixed by N, K, the bucket of T, the cut and the device. Ctas that share a tile
+ * wait for each other: on one device only one stream may launch it. */
+enum { GEMM_SKINNY_MAX_ROWS = 128, GEMM_SKINNY_WORKSPACE_BYTES = 10 << 20, GEMM_SKINNY_CUTS = 13 };
 int launch_gemm_skinny(const struct gemv_kernel *a, const struct launch *l);
 
 /* ---- matrix products of many rows ---- */

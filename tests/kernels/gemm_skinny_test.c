@@ -69,7 +69,8 @@ static void run(struct product *p, int t, bool f32, const struct gemm_skinny_pla
         s += p->ref[i] * p->ref[i];
     }
     if (!(sqrt(d / s) < (f32 ? 2e-5 : 4e-3)))
-        fail_msg("n %d k %d T %d f32 %d silu %d groups %d ctas %d: error %g", p->n, p->k, t, f32, p->silu, plan ? plan->groups : 0, plan ? plan->ctas : 0, sqrt(d / s));
+        fail_msg("n %d k %d T %d f32 %d silu %d how %d groups %d panels %d cluster %d ctas %d: error %g", p->n, p->k, t, f32, p->silu, plan ? (int)plan->how : -1,
+                 plan ? plan->groups : 0, plan ? plan->panels : 0, plan ? plan->cluster : 0, plan ? plan->ctas : 0, sqrt(d / s));
     for (size_t i = written; i < bytes; i++)
         if (got[i] != 0xFF) fail_msg("n %d k %d T %d: wrote behind its rows", p->n, p->k, t);
     free(got);
@@ -94,18 +95,24 @@ static void every_bucket(void **state)
 
 static void every_cut(void **state)
 {
+    static const struct { int n, k; bool silu; } shapes[] = { { 1224, 840, false }, { 1200, 840, true }, { 129, 72, false }, { 4096, 1024, false }, { 1296, 960, true } };
+    int ran[GEMM_SKINNY_CUTS + 1] = { 0 };
     (void)state;
-    for (int silu = 0; silu < 2; silu++) {
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         struct product p;
-        product_new(&p, silu ? 1200 : 1224, 840, silu);
+        product_new(&p, shapes[i].n, shapes[i].k, shapes[i].silu);
         for (int rows = 16; rows <= 128; rows += 16)
-            for (int groups = 1; groups <= 2; groups++)
-                for (int ctas = 1; ctas <= 132; ctas = ctas * 2 + 1) {      /* from several tiles per cta to several ctas per tile */
-                    struct gemm_skinny_plan plan = gemm_skinny_plan_cut(rows, p.n, p.k, groups, ctas, ctas % 4 == 1 ? 110 << 10 : 227 << 10);
-                    if (plan.stages >= 2) run(&p, rows - 3, false, &plan, ctas != 3);
+            for (int cut = 1; cut <= GEMM_SKINNY_CUTS; cut++)
+                for (int ctas = 2; ctas <= 132; ctas = ctas * 2 + 1) {      /* from several tiles per cta to several ctas per tile */
+                    struct gemm_skinny_plan plan = gemm_skinny_plan_cut(rows, p.n, p.k, cut, ctas, ctas % 4 == 1 ? 110 << 10 : GEMM_SKINNY_SMEM_MAX);
+                    if (plan.stages < 2) continue;
+                    run(&p, rows - 3, rows % 32 == 0 && !p.silu, &plan, ctas != 5);
+                    ran[cut]++;
                 }
         product_free(&p);
     }
+    for (int cut = 1; cut <= GEMM_SKINNY_CUTS; cut++)
+        if (ran[cut] == 0) fail_msg("cut %d suited no shape", cut);
 }
 
 int main(void)

@@ -19,7 +19,7 @@
 
 enum { CANDIDATES = 16, OWN_CANDIDATES = 12, TIMED_RUNS = 5, MAX_COPIES = 16 };
 enum { GEMV_ALWAYS_ROWS = 8,                               /* up to here gemv is never beaten */
-       KERNELS_REVISION = 1,                               /* raised when an own kernel changes: old timings are forgotten */
+       KERNELS_REVISION = 2,                               /* raised when an own kernel changes: old timings are forgotten */
        SM90_MIN_ROWS = 96 };                               /* below, tiles of 128 rows are not worth timing */
 /* The library's kernels load nothing before their predecessor has ended, and what is behind them waits likewise: in a whole layer of
  * few rows a product takes 3 to 5 us more than by itself. The timing adds this, up to GEMM_SKINNY_MAX_ROWS. */
@@ -116,11 +116,11 @@ static struct gemm_kernel own_product(const struct gemm_args *a)
                                  .silu_mul = a->silu_mul };
 }
 
-static struct gemv_kernel few_rows(const struct gemm *g, const struct gemm_args *a, uint64_t groups)
+static struct gemv_kernel few_rows(const struct gemm *g, const struct gemm_args *a, uint64_t cut)
 {
     return (struct gemv_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k, .out_f32 = a->out_f32,
                                  .silu_mul = a->silu_mul, .counters = g->counters,
-                                 .workspace = g->workspace_bytes >= GEMM_SKINNY_WORKSPACE_BYTES ? g->workspace : NULL, .groups = (int32_t)groups };
+                                 .workspace = g->workspace_bytes >= GEMM_SKINNY_WORKSPACE_BYTES ? g->workspace : NULL, .cut = (int32_t)cut };
 }
 
 int gemm_open(struct gemm **out, const struct gemm_options *options, struct err *err)
@@ -445,9 +445,9 @@ static void try_own(struct gemm *g, struct bench *b, const struct gemm_shape *sh
     struct gemm_sm90_plan plan;
 
     if (b->launch->sm != 90) return;
-    for (uint64_t groups = 1; groups <= 2 && rows <= GEMM_SKINNY_MAX_ROWS; groups++) {
+    for (uint64_t cut = 1; cut <= GEMM_SKINNY_CUTS && rows <= GEMM_SKINNY_MAX_ROWS; cut++) {
         way.how = GEMM_SKINNY;
-        way.algo[0] = groups;
+        way.algo[0] = cut;
         keep_best(g, b, &c, runs, best);
     }
     if (rows < SM90_MIN_ROWS) return;

@@ -18,7 +18,7 @@ enum { GEMM_TABLE_MAX = 512, GEMM_KEY_MAX = 192, GEMM_ALGO_WORDS = 8 };
 enum gemm_how {
     GEMM_LIBRARY,                  /* algo: the library's */
     GEMM_SM90,                     /* launch_gemm_planned; algo[0]: the cut */
-    GEMM_SKINNY,                   /* launch_gemm_skinny; algo[0]: its groups */
+    GEMM_SKINNY,                   /* launch_gemm_skinny; algo[0]: its cut */
     GEMM_APART,                    /* of silu_mul only: a product and silu_mul behind it are faster than both in one */
     GEMM_NUM_HOW,
 };
