@@ -295,22 +295,23 @@ static cudaError_t fill_random(void *scratch, size_t bytes, cudaStream_t stream)
 
 static size_t align_up(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 
-/* Cuts the scratch memory into x, out and as many copies of w as it takes to be cold in the L2; false: it does not fit. */
+/* Cuts the scratch memory into x and as many copies of w as it takes to be cold in the L2, from the front, and out, at the end: what is
+ * written there, fp32 above all, would be infinities and NaN as x or w of another shape. false: it does not fit. */
 static bool bench_carve(struct bench *b, const struct gemm_shape *shape, int32_t rows, void *scratch, size_t bytes)
 {
     size_t x = align_up((size_t)rows * shape->k * 2), out = align_up((size_t)rows * shape->n * (shape->out_f32 ? 4 : 2));
     size_t w = align_up((size_t)shape->n * shape->k * 2);
     char *at = scratch;
 
-    if (x + out + w > bytes) return false;
+    if (x + out + w + 256 > bytes) return false;
     b->x = at;
-    b->out = at + x;
+    b->out = at + (bytes - out) / 256 * 256;
     b->copies = (int)((COLD_BYTES + w - 1) / w) + 1;
     if (b->copies > MAX_COPIES) b->copies = MAX_COPIES;
-    while (b->copies > 1 && x + out + w * (size_t)b->copies > bytes) b->copies--;
-    for (int i = 0; i < b->copies; i++) b->w[i] = at + x + out + w * (size_t)i;
-    b->lead = at + x + out + w * (size_t)b->copies;
-    b->lead_bytes = bytes - x - out - w * (size_t)b->copies;
+    while (b->copies > 1 && x + out + w * (size_t)b->copies + 256 > bytes) b->copies--;
+    for (int i = 0; i < b->copies; i++) b->w[i] = at + x + w * (size_t)i;
+    b->lead = at + x + w * (size_t)b->copies;
+    b->lead_bytes = (size_t)((char *)b->out - (char *)b->lead);
     if (b->lead_bytes > LEAD_BYTES) b->lead_bytes = LEAD_BYTES;
     return true;
 }
