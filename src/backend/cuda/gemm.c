@@ -17,13 +17,10 @@
 #include "gemm_cache.h"
 #include "gemm_sm90_plan.h"
 
-enum { CANDIDATES = 16, OWN_CANDIDATES = 12, TIMED_RUNS = 5, MAX_COPIES = 16 };
+enum { SPACER_WIDTH = 1024, CANDIDATES = 16, OWN_CANDIDATES = 12, TIMED_RUNS = 5, MAX_COPIES = 16 };
 enum { GEMV_ALWAYS_ROWS = 8,                               /* up to here gemv is never beaten */
        KERNELS_REVISION = 2,                               /* raised when an own kernel changes: old timings are forgotten */
        SM90_MIN_ROWS = 96 };                               /* below, tiles of 128 rows are not worth timing */
-/* The library's kernels load nothing before their predecessor has ended, and what is behind them waits likewise: in a whole layer of
- * few rows a product takes 3 to 5 us more than by itself. The timing adds this, up to GEMM_SKINNY_MAX_ROWS. */
-static const float LIBRARY_GAP_US = 3.5f;
 static const size_t COLD_BYTES = (size_t)192 << 20;        /* weight copies to rotate over: three times the L2 of an H200 */
 static const size_t LEAD_BYTES = (size_t)256 << 20;        /* cleared ahead of a timing: the launches queue up behind it */
 
@@ -34,6 +31,7 @@ struct gemm {
     void *workspace;               /* the rest: the library's, or partial sums of own kernels */
     size_t workspace_bytes;
     char *cache_path;
+    int refused;                   /* own products that disagreed with the library's */
     struct gemm_table table;
 };
 
@@ -258,7 +256,7 @@ struct reference { bool known; float plain[CHECK_PARTS][CHECK_COLS], silu[CHECK_
 
 struct bench {
     struct reference reference;
-    void *x, *out, *w[MAX_COPIES], *lead;
+    void *x, *out, *w[MAX_COPIES], *lead, *spacer;
     int copies;
     size_t lead_bytes;
     const struct launch *launch;
@@ -300,18 +298,19 @@ static size_t align_up(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 static bool bench_carve(struct bench *b, const struct gemm_shape *shape, int32_t rows, void *scratch, size_t bytes)
 {
     size_t x = align_up((size_t)rows * shape->k * 2), out = align_up((size_t)rows * shape->n * (shape->out_f32 ? 4 : 2));
-    size_t w = align_up((size_t)shape->n * shape->k * 2);
+    size_t w = align_up((size_t)shape->n * shape->k * 2), spacer = align_up((size_t)rows * SPACER_WIDTH * 4);
     char *at = scratch;
 
-    if (x + out + w + 256 > bytes) return false;
+    if (x + out + spacer + w + 256 > bytes) return false;
     b->x = at;
     b->out = at + (bytes - out) / 256 * 256;
     b->copies = (int)((COLD_BYTES + w - 1) / w) + 1;
     if (b->copies > MAX_COPIES) b->copies = MAX_COPIES;
-    while (b->copies > 1 && x + out + w * (size_t)b->copies + 256 > bytes) b->copies--;
+    while (b->copies > 1 && x + out + spacer + w * (size_t)b->copies + 256 > bytes) b->copies--;
     for (int i = 0; i < b->copies; i++) b->w[i] = at + x + w * (size_t)i;
     b->lead = at + x + w * (size_t)b->copies;
-    b->lead_bytes = (size_t)((char *)b->out - (char *)b->lead);
+    b->spacer = (char *)b->out - spacer;
+    b->lead_bytes = (size_t)((char *)b->spacer - (char *)b->lead);
     if (b->lead_bytes > LEAD_BYTES) b->lead_bytes = LEAD_BYTES;
     return true;
 }
@@ -347,16 +346,26 @@ static bool run_candidate(struct gemm *g, struct bench *b, const struct candidat
     return multiply(g, c->p, a.x, a.w, a.out, &algo, b->stream) == CUBLAS_STATUS_SUCCESS;
 }
 
-/* Microseconds of one run, < 0 where it does not run. */
-static float time_candidate(struct gemm *g, struct bench *b, const struct candidate *c, int runs)
+/* What stands between two products in a model: a small kernel that waits its turn, as norms do. Products that load weights before their
+ * predecessor has ended gain by it what they gain there, and cannot overlap with each other. */
+static bool run_spacer(struct bench *b, int32_t rows)
 {
+    struct launch plain = *b->launch;
+    plain.pdl = false;
+    return launch_silu_mul(&(struct silu_mul_kernel){ b->spacer, b->spacer, rows, SPACER_WIDTH }, &plain) == 0;
+}
+
+/* Microseconds of one run with its spacer, < 0 where it does not run. apart: silu_mul behind it. */
+static float time_candidate(struct gemm *g, struct bench *b, const struct candidate *c, int runs, bool apart)
+{
+    const struct candidate silu = { .shape = c->shape, .rows = c->rows };
     float ms = 0;
 
     if (!run_candidate(g, b, c, b->w[0])) return -1;       /* the warm-up */
     if (b->lead_bytes > 0 && cudaMemsetAsync(b->lead, 0, b->lead_bytes, b->stream) != cudaSuccess) return -1;
     if (cudaEventRecord(b->begin, b->stream) != cudaSuccess) return -1;
     for (int i = 1; i <= runs; i++)
-        if (!run_candidate(g, b, c, b->w[i % b->copies])) return -1;
+        if (!run_spacer(b, c->rows) || !run_candidate(g, b, c, b->w[i % b->copies]) || (apart && !run_candidate(g, b, &silu, NULL))) return -1;
     if (cudaEventRecord(b->end, b->stream) != cudaSuccess || cudaEventSynchronize(b->end) != cudaSuccess ||
         cudaEventElapsedTime(&ms, b->begin, b->end) != cudaSuccess) return -1;
     return ms * 1000 / (float)runs;
@@ -419,6 +428,7 @@ static bool agrees(struct gemm *g, struct bench *b, const struct candidate *c)
         }
     }
     if (off <= CHECK_ERROR * CHECK_ERROR * all) return true;           /* false for NaN too */
+    g->refused++;
     log_error("gemm_check", "own product %d x %d x %d%s is off by %.3g of the library's: not used", c->rows, c->shape->n, c->shape->k,
               c->way->silu_mul ? " with silu" : "", sqrt(off / all));
     return false;
@@ -426,9 +436,8 @@ static bool agrees(struct gemm *g, struct bench *b, const struct candidate *c)
 
 static void keep_best(struct gemm *g, struct bench *b, const struct candidate *c, int runs, struct gemm_entry *best)
 {
-    float us = time_candidate(g, b, c, runs);
+    float us = time_candidate(g, b, c, runs, false);
 
-    if (us > 0 && c->way->how == GEMM_LIBRARY && c->rows <= GEMM_SKINNY_MAX_ROWS && b->launch->sm == 90) us += LIBRARY_GAP_US;
     if (us <= 0 || (best->tuned && us >= best->us)) return;
     if (c->way->how != GEMM_LIBRARY && !agrees(g, b, c)) return;
     *best = *c->way;
@@ -481,17 +490,19 @@ static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *s
     if (best.tuned) gemm_table_put(&g->table, &best);
     if (best.tuned && shape->silu_mul && !library_only) {
         struct gemm_entry fused = { .n = shape->n, .k = shape->k, .rows = rows, .silu_mul = true };
-        struct candidate alone = { .shape = shape, .rows = rows };
-        float silu_us = time_candidate(g, b, &alone, runs);
+        struct candidate apart = { .shape = shape, .rows = rows, .p = &p, .way = &best };
+        float apart_us = time_candidate(g, b, &apart, runs, true);
         try_own(g, b, shape, rows, true, runs, own, &fused);
-        if (!fused.tuned || (silu_us > 0 && fused.us >= best.us + silu_us)) {
+        if (!fused.tuned || (apart_us > 0 && fused.us >= apart_us)) {
             fused.how = GEMM_APART;
-            fused.us = best.us + silu_us;
-            fused.tuned = fused.us > 0;
+            fused.us = apart_us;
+            fused.tuned = apart_us > 0;
         }
         gemm_table_put(&g->table, &fused);
     }
 }
+
+int gemm_refused(const struct gemm *g) { return g->refused; }
 
 int gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launch *l, struct err *err)
 {

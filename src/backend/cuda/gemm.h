@@ -50,5 +50,7 @@ struct gemm_tune_args {
 };
 /* Times candidates for every shape and bucket that the cache file did not bring, and writes the file. Synchronises. */
 int  gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launch *l, struct err *err);
+/* How many own products were found to disagree with the library's while timing, and are not used. */
+int  gemm_refused(const struct gemm *g);
 
 #endif
