@@ -79,6 +79,7 @@ struct generation_params {
 struct completion_request {
     struct generation_params gen;
     bool parse_special_tokens;
+    const char *suffix; size_t suffix_len; /* text behind the answer; NULL: none */
     size_t n_prompts;                      /* 1..1024 */
     struct { const char *text; size_t len; struct prompt_tokens ids; bool is_ids; } *prompts;
 };

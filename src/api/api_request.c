@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/sha256.h"
+#include "infill.h"
 #include "parse.h"
 #include "validate.h"
 
@@ -114,6 +115,17 @@ static int keep_echo(struct api_request *gen, size_t i, const char *sent, size_t
     return gen->echo[i].text ? 0 : err_set(err, ERR_NO_MEMORY, "out of memory");
 }
 
+/* A prompt of text, with the suffix that the answer stands before. */
+static int encode_prompt(struct api_request *gen, const struct completion_request *request, struct text_segment segment,
+                         const struct truncation *truncation, struct prompt_tokens *prompt, struct err *err)
+{
+    struct text_segment behind = { request->suffix, request->suffix_len, false }, around[INFILL_SEGMENTS];
+
+    if (!request->suffix) return encode(gen, &segment, 1, truncation, prompt, err);
+    int rc = infill_segments(gen->gateway->tokenizer, &segment, &behind, around, err);
+    return rc < 0 ? rc : encode(gen, around, INFILL_SEGMENTS, truncation, prompt, err);
+}
+
 static int tokenize_completion(struct api_request *gen, const struct completion_request *request,
                                const struct truncation *truncation, struct err *err)
 {
@@ -131,7 +143,7 @@ static int tokenize_completion(struct api_request *gen, const struct completion_
             gen->prompts[i] = request->prompts[i].ids;
             truncate_prompt(gen, truncation, &gen->prompts[i]);
         } else {
-            rc = encode(gen, &segment, 1, truncation, &gen->prompts[i], err);
+            rc = encode_prompt(gen, request, segment, truncation, &gen->prompts[i], err);
         }
         if (rc == 0 && gen->echo) rc = keep_echo(gen, i, segment.text, segment.len, !is_ids && !truncation->on, err);
     }

@@ -69,6 +69,10 @@ int parse_completion(const struct parse *p, struct completion_request *request)
     const struct cJSON *item = many ? prompt->child : prompt;
     for (size_t i = 0; rc == 0 && i < request->n_prompts; i++, item = many ? item->next : NULL)
         rc = form == ONE_TEXT || form == TEXTS ? add_text(p, item, request, i) : add_ids(p, item, request, i);
+    if (json_string(json_get(p->root, "suffix"), &request->suffix, &request->suffix_len) < 0 || !request->suffix_len)
+        request->suffix = NULL;
+    if (rc == 0 && request->suffix && request->prompts[0].is_ids)
+        return err_param(p->err, ERR_VALUE, "suffix", "Invalid 'suffix': it needs a prompt of text.");
     request->parse_special_tokens = p->gateway->config->prompt_special_tokens &&
         read_bool(p->root, "parse_special_tokens", true);
     return rc;

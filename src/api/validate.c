@@ -98,7 +98,6 @@ struct refusal { const char *name; unsigned in; enum refuse_when when; const cha
 
 static const struct refusal refusal_table[] = {
     { "echo", H, WHEN_TRUE, NULL },
-    { "suffix", C, WHEN_FILLED, NULL },
     { "chat_template", CH, ALWAYS, "; the model's own template is used" },
     { "prompt_embeds", CH, ALWAYS, NULL },
     { "use_beam_search", CH, WHEN_TRUE, NULL },
@@ -428,7 +427,7 @@ static const struct { const char *name, *schema; } schema_table[] = {
     { "allowed_token_ids", "\"type\":[\"array\",\"null\"],\"minItems\":1,\"items\":{\"type\":\"integer\",\"minimum\":0}" },
     { "bad_words", "\"type\":[\"array\",\"null\"],\"maxItems\":256,\"items\":{\"type\":\"string\",\"minLength\":1,\"maxLength\":256}" },
     { "chat_template_kwargs", "\"type\":[\"object\",\"null\"],\"maxProperties\":16" },
-    { "suffix", "\"type\":[\"string\",\"null\"],\"maxLength\":0" },
+    { "suffix", "\"type\":[\"string\",\"null\"],\"description\":\"needs a model with fill-in-the-middle tokens\"" },
     { "tools", "\"type\":\"null\"" },
 };
 

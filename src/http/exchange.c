@@ -182,7 +182,7 @@ enum MHD_Result exchange_queue(struct exchange *ex, int status, struct MHD_Respo
     if (ex->cors_origin) add_cors_headers(ex, response);
     if (err_code) add_error_headers(ex, response, err_code);
     metrics_http_request(ex->route ? ex->route->metric : ROUTE_OTHER, status);
-    log_debug("http_request", "request_id=%s key=%s status=%d ms=%lld", ex->request_id, ex->key_name, status,
+    log_debug("http_request", "request_id=%s trace_id=%s key=%s status=%d ms=%lld", ex->request_id, ex->trace_id, ex->key_name, status,
               (long long)(clock_now_ms() - ex->arrival_ms));
     ex->answered = true;
     enum MHD_Result result = MHD_queue_response(ex->connection, (unsigned)status, response);
@@ -207,7 +207,7 @@ enum MHD_Result exchange_send_error(struct exchange *ex, const struct err *err)
     struct buf body = BUF_INIT;
 
     if (err_http_status(err->code) >= 500 && err->code != ERR_NO_REPLICA && err->code != ERR_DRAINING)
-        log_warn("request_failed", "request_id=%s %s: %s", ex->request_id, err_name(err->code), err->message);
+        log_warn("request_failed", "request_id=%s trace_id=%s %s: %s", ex->request_id, ex->trace_id, err_name(err->code), err->message);
     metrics_http_rejected(err->code);
     reply_error(err, &body);
     return exchange_send(ex, err_http_status(err->code), &body, "application/json", err->code);

@@ -39,6 +39,7 @@ struct exchange {
     const struct route *route;           /* NULL: unknown path */
     char key_name[AUTH_NAME_MAX];        /* "": an open server */
     char request_id[REQUEST_ID_MAX + 1];
+    char trace_id[GUARD_TRACE_ID + 1];   /* "": none */
     char *path;                          /* decoded; for routes with a tail */
     size_t path_tail;                    /* where the tail begins */
     bool started, complete, answered;    /* handler calls seen; a response was queued */

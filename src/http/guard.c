@@ -8,7 +8,7 @@ struct pass {
     struct guard_result *result;
     struct err *err;
     size_t bytes;
-    int hosts, lengths, encodings, authorizations, request_ids, origins;
+    int hosts, lengths, encodings, authorizations, request_ids, origins, traces;
 };
 
 static bool is_token_char(unsigned char c)
@@ -113,6 +113,22 @@ static bool is_name_list(const struct guard_field *field)
     return field->value_len > 0 && field->value_len <= GUARD_MAX_CORS_HEADERS;
 }
 
+/* version "-" trace id "-" parent id "-" flags, in lower-case hex; a later version may go on behind a "-". */
+static const char *trace_id_of(const struct guard_field *field)
+{
+    static const char form[] = "xx-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx-xxxxxxxxxxxxxxxx-xx";
+    const char *value = field->value;
+    size_t len = sizeof form - 1;
+
+    if (field->value_len < len || (field->value_len > len && (!strncmp(value, "00", 2) || value[len] != '-'))) return NULL;
+    for (size_t i = 0; i < len; i++) {
+        bool hex = (value[i] >= '0' && value[i] <= '9') || (value[i] >= 'a' && value[i] <= 'f');
+        if (form[i] == '-' ? value[i] != '-' : !hex) return NULL;
+    }
+    if (!strncmp(value, "ff", 2) || strspn(value + 3, "0") >= GUARD_TRACE_ID) return NULL;
+    return value + 3;
+}
+
 static int check_field(struct pass *pass, const struct guard_field *field)
 {
     struct guard_result *result = pass->result;
@@ -128,6 +144,8 @@ static int check_field(struct pass *pass, const struct guard_field *field)
     } else if (named(field, "x-request-id")) {
         bool usable = pass->request_ids++ == 0 && guard_request_id_ok(field->value, field->value_len);
         result->request_id = usable ? field : NULL;
+    } else if (named(field, "traceparent")) {
+        result->trace_id = pass->traces++ == 0 ? trace_id_of(field) : NULL;
     } else if (named(field, "content-encoding")) {
         if (field->value_len && !has_value(field, "identity")) result->encoding = field;
     } else if (named(field, "origin")) {

@@ -12,7 +12,7 @@
 #include <sluice/err.h>
 
 enum { GUARD_MAX_FIELDS = 100, GUARD_MAX_URL = 8192, GUARD_MAX_HEADER_BYTES = 32768, REQUEST_ID_MAX = 128,
-       GUARD_MAX_CORS_HEADERS = 2048 };
+       GUARD_MAX_CORS_HEADERS = 2048, GUARD_TRACE_ID = 32 };
 
 struct guard_field { const char *name; size_t name_len; const char *value; size_t value_len; };
 
@@ -33,6 +33,7 @@ struct guard_result {
     bool load_report;                       /* endpoint-load-metrics-format: TEXT */
     const struct guard_field *authorization;   /* NULL if absent; the first one, a second is refused */
     const struct guard_field *request_id;      /* NULL if absent, repeated or not fit to be echoed */
+    const char *trace_id;                      /* of a W3C traceparent: GUARD_TRACE_ID hex digits, unterminated; NULL if absent or bad */
     const struct guard_field *origin;          /* NULL if absent or repeated */
     const struct guard_field *cors_headers;    /* Access-Control-Request-Headers that may be echoed */
     const struct guard_field *encoding;        /* Content-Encoding other than identity */

@@ -235,6 +235,7 @@ static enum MHD_Result on_headers(struct exchange *ex, const char *url, const ch
         memcpy(ex->request_id, headers.request_id->value, headers.request_id->value_len);
         ex->request_id[headers.request_id->value_len] = '\0';
     }
+    if (headers.trace_id) memcpy(ex->trace_id, headers.trace_id, GUARD_TRACE_ID);
     ex->load_report = headers.load_report;
     if (!(ex->path = strdup(url))) return MHD_NO;
     if (!check_origin(ex, method, &headers)) return MHD_NO;

@@ -632,10 +632,176 @@ def test_input_40_parts(server, part):
     ("guided_regex", "a"), ("structured_outputs", {"regex": "a"}), ("response_format", {"type": "json_object"}), ("lora_request", {}),
     ("priority", 3), ("modalities", ["text", "audio"]), ("functions", []), ("logits_processors", ["x"]), ("vllm_xargs", {"a": 1}),
     ("thinking_token_budget", 0), ("input_ids", [1]), ("kv_transfer_params", {}), ("regex", "a"), ("ebnf", "a"), ("json_schema", "{}"),
+    ("chat_template", "x"), ("function_call", "auto"), ("audio", {}), ("web_search_options", {}), ("logprob_token_ids", [1]),
+    ("documents", [{}]), ("repetition_detection", {}), ("ec_transfer_params", {}), ("guided_choice", ["a"]), ("guided_grammar", "a"),
+    ("structured_outputs", {"grammar": "a"}), ("structured_outputs", {"structural_tag": "a"}), ("grammar", "a"), ("stop_regex", "a"),
+    ("response_format", {"type": "structural_tag"}), ("response_format", {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}),
+    ("modalities", ["audio"]), ("multi_modal_data", []),
 ])
 def test_input_41_known_and_refused(server, name, value):
     expect(server.post("/v1/completions", server.completion(**{name: value})), 400, "unsupported_parameter", name)
+    if name != "suffix":
+        expect(server.post("/v1/chat/completions", server.chat(**{name: value})), 400, "unsupported_parameter", name)
+
+
+@pytest.mark.parametrize("fields", [
+    {"use_beam_search": False}, {"logits_processors": []}, {"vllm_xargs": {}}, {"documents": []}, {"logprob_token_ids": []},
+    {"thinking_token_budget": -1}, {"modalities": ["text"]}, {"response_format": {"type": "text"}}, {"priority": 0}, {"best_of": None},
+    {name: None for name in ("chat_template", "functions", "function_call", "audio", "guided_json", "structured_outputs", "lora_request",
+                             "multi_modal_data", "kv_transfer_params", "input_ids", "prompt_embeds", "modalities", "tools", "tool_choice")},
+])
+def test_neutral_values_are_accepted(server, fields):
+    assert server.post("/v1/completions", server.completion(**fields, suffix="")).status == 200
+    assert server.post("/v1/chat/completions", server.chat(**{"tool_choice": "none", **fields}, echo=False)).status == 200
     expect(server.post("/v1/chat/completions", server.chat(echo=True)), 400, "unsupported_parameter", "echo")
+
+
+@pytest.mark.parametrize("name, wrong", [
+    ("max_completion_tokens", "1"), ("min_tokens", 1.5), ("top_p", "1"), ("top_k", True), ("min_p", []), ("frequency_penalty", "x"),
+    ("presence_penalty", {}), ("repetition_penalty", False), ("n", None), ("ignore_eos", "true"), ("include_stop_str_in_output", 1),
+    ("skip_special_tokens", 0), ("add_special_tokens", "no"), ("return_tokens_as_token_ids", 1), ("stop_token_ids", 5),
+    ("allowed_token_ids", "a"), ("bad_words", {}), ("truncate_prompt_tokens", "3"), ("truncation_side", 3), ("cache_salt", 5),
+    ("priority", "1"), ("timeout_queue_ms", "5"), ("timeout_ttft_ms", 1.5), ("timeout_total_ms", []), ("prompt_logprobs", True),
+    ("stream_options", True), ("response_format", "text"), ("logit_bias", "x"),
+])
+def test_input_19_types_of_both_routes(server, name, wrong):
+    for path, body in (("/v1/completions", server.completion), ("/v1/chat/completions", server.chat)):
+        answer = server.post(path, body(**{name: wrong}))
+        if wrong is None:
+            assert answer.status == 200
+        else:
+            expect(answer, 400, "invalid_type", name)
+
+
+@pytest.mark.parametrize("name, wrong", [("echo", 1), ("suffix", 1), ("best_of", "1"), ("parse_special_tokens", 1), ("logprobs", True)])
+def test_input_19_types_of_completions(server, name, wrong):
+    expect(server.post("/v1/completions", server.completion(**{name: wrong})), 400, "invalid_type", name)
+
+
+@pytest.mark.parametrize("name, wrong", [("logprobs", 1), ("top_logprobs", True), ("reasoning_effort", 3), ("include_reasoning", "no"),
+                                         ("chat_template_kwargs", []), ("add_generation_prompt", 1), ("continue_final_message", 0),
+                                         ("parallel_tool_calls", 1), ("tools", {}), ("messages", "hello")])
+def test_input_19_types_of_chats(server, name, wrong):
+    expect(server.post("/v1/chat/completions", server.chat(**{name: wrong})), 400, "invalid_type", name)
+
+
+@pytest.mark.parametrize("fields, code, param", [
+    ({"min_tokens": -1}, "integer_below_min_value", "min_tokens"), ({"top_k": -2}, "integer_below_min_value", "top_k"),
+    ({"top_k": 2**40}, "integer_above_max_value", "top_k"), ({"stop_token_ids": [1] * 1025}, "array_above_max_length", "stop_token_ids"),
+    ({"stop_token_ids": [10**7]}, "invalid_value", "stop_token_ids"), ({"stop_token_ids": [1.5]}, "invalid_value", "stop_token_ids"),
+    ({"priority": 2**31}, "integer_above_max_value", "priority"), ({"cache_salt": "a" * 1025}, "invalid_value", "cache_salt"),
+    ({"timeout_queue_ms": 0}, "integer_below_min_value", "timeout_queue_ms"),
+    ({"timeout_total_ms": 86400001}, "integer_above_max_value", "timeout_total_ms"),
+    ({"max_completion_tokens": -1}, "integer_below_min_value", "max_completion_tokens"),
+    ({"presence_penalty": 2.01}, "decimal_above_max_value", "presence_penalty"),
+    ({"min_p": -0.1}, "decimal_below_min_value", "min_p"), ({"prompt_logprobs": -1}, "integer_below_min_value", "prompt_logprobs"),
+    ({"response_format": {}}, "missing_required_parameter", "response_format.type"),
+])
+def test_ranges_of_both_routes(server, fields, code, param):
+    expect(server.post("/v1/completions", server.completion(**fields)), 400, code, param)
+    expect(server.post("/v1/chat/completions", server.chat(**fields)), 400, code, param)
+
+
+@pytest.mark.parametrize("fields, param", [
+    ({"reasoning_effort": "huge"}, "reasoning_effort"), ({"continue_final_message": True}, "continue_final_message"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+])
+def test_values_of_chats(server, fields, param):
+    expect(server.post("/v1/chat/completions", server.chat(**fields)), 400, "invalid_value", param)
+
+
+def test_checks_come_in_their_order(keyed, server):
+    """Each answer is of the first check that fails, whatever else is wrong."""
+    wrong = {"Authorization": "Bearer wrong"}
+    key = {"Authorization": "Bearer " + KEYS["bob"]}
+    broken = b"{"
+    assert ask(keyed, "POST", "/v1/nothing", wrong, broken).status == 401
+    assert ask(keyed, "PUT", "/v1/completions", {**wrong, "Content-Encoding": "gzip"}, broken).status == 401
+    assert ask(keyed, "POST", "/v1/nothing", {**key, "Content-Encoding": "gzip"}, broken).status == 404
+    assert ask(keyed, "PUT", "/v1/completions", {**key, "Content-Encoding": "gzip"}, broken).status == 405
+    assert ask(keyed, "POST", "/v1/completions", {**key, "Content-Encoding": "gzip"}, broken).status == 415
+    assert ask(keyed, "POST", "/v1/completions", key, broken).error["code"] == "invalid_json"
+    for fields, code in (({"model": "x", "n": "1", "temperature": 9}, "invalid_type"), ({"model": "x", "temperature": 9}, "model_not_found"),
+                         ({"temperature": 9, "prompt": "word " * 50000}, "decimal_above_max_value"),
+                         ({"prompt": "word " * 50000}, "context_length_exceeded")):
+        answer = server.post("/v1/completions", server.completion(**fields))
+        assert answer.error["code"] == code, fields
+
+
+def test_paths(server):
+    address = (server.host, server.port)
+    for path, status in (("/health?x=1&y", 200), ("/%68ealth", 200), ("/HEALTH", 404), ("//health", 404), ("/health/", 404), ("/health/../health", 404),
+                         ("/v1//models", 404), ("/%2568ealth", 404), ("/v1/models/a%2Fb", 404), ("/v1/models/", 404)):
+        assert ask(address, "GET", path).status == status, path
+    assert ask(address, "GET", "/v1/models/a%2Fb").error["message"] == "The model 'a/b' does not exist"
+    for path in ("/v1/responses", "/v1/embeddings", "/admin/requests", "/admin/drain"):
+        expect(ask(address, "POST", path, {}, b"{}"), 404, "not_found")
+    for path in ("/health", "/health/ready", "/health/live", "/ping", "/version", "/load", "/metrics", "/openapi.json", "/v1/models"):
+        whole, head = ask(address, "GET", path), ask(address, "HEAD", path)
+        assert (whole.status, head.status, head.body) == (200, 200, b""), path
+        assert whole.headers["content-type"].startswith("text/plain; version=0.0.4" if path == "/metrics" else "application/json"), path
+        assert int(whole.headers["content-length"]) == len(whole.body) and "server" not in whole.headers
+        assert head.headers["content-type"] == whole.headers["content-type"]
+
+
+def test_hosts_can_be_restricted():
+    with gateway("--allowed-hosts", "api.example,localhost") as url:
+        address = (urllib.parse.urlparse(url).hostname, urllib.parse.urlparse(url).port)
+        for host, status in (("api.example", 200), ("API.example:8000", 200), ("localhost", 200), ("evil.example", 400), ("127.0.0.1", 400)):
+            assert ask(address, "GET", "/health", {"Host": host}).status == status, host
+
+
+def test_load_report_and_trace(tmp_path):
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    with open(tmp_path / "log", "w") as log, gateway("--log-level", "debug", log=log) as url:
+        address = (urllib.parse.urlparse(url).hostname, urllib.parse.urlparse(url).port)
+        answer = ask(address, "GET", "/v1/models", {"endpoint-load-metrics-format": "TEXT", "traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+        assert answer.headers["endpoint-load-metrics"].startswith("TEXT named_metrics.kv_cache_usage_perc=")
+        assert ", named_metrics.num_requests_waiting=" in answer.headers["endpoint-load-metrics"]
+        assert "endpoint-load-metrics" not in ask(address, "GET", "/v1/models").headers
+    lines = [json.loads(line)["msg"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert len([line for line in lines if f"trace_id={trace} " in line]) == 1
+
+
+STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+def test_shape_of_answers(server):
+    """Section 3.1 and 3.2: headers, order of keys, ids; a stream on HTTP/1.0 ends with its connection."""
+    for path, body, prefix, kind in (("/v1/completions", server.completion(), "cmpl-", "text_completion"),
+                                     ("/v1/chat/completions", server.chat(), "chatcmpl-", "chat.completion")):
+        answer = server.post(path, body)
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        assert headers["content-type"] == "application/json" and int(headers["content-length"]) == len(answer.body)
+        whole = json.loads(answer.body)
+        assert list(whole) == ["id", "object", "created", "model", "system_fingerprint", "choices", "usage"]
+        assert whole["object"] == kind and whole["id"].startswith(prefix) and len(whole["id"]) == len(prefix) + 32
+        assert set(whole["id"][len(prefix):]) <= set("0123456789abcdef") and isinstance(whole["created"], int)
+        assert whole["system_fingerprint"].startswith("fp_") and len(whole["system_fingerprint"]) == 15
+        assert list(whole["usage"]) == ["prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"]
+        choice = whole["choices"][0]
+        inner = "text" if prefix == "cmpl-" else "message"
+        assert list(choice) == ["index", inner, "logprobs", "finish_reason", "stop_reason"]
+        assert inner == "text" or list(choice["message"]) == ["role", "content", "refusal"]
+        assert answer.body == json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode()
+        data = json.dumps({**body, "stream": True}).encode()
+        request = f"POST {path} HTTP/%s\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        for version in (b"1.0", b"1.1"):
+            with socket.create_connection((server.host, server.port), timeout=TIMEOUT) as sock:
+                sock.sendall(request.replace(b"%s", version) + data)
+                got = b""
+                while not got.endswith(b"data: [DONE]\n\n" if version == b"1.0" else b"0\r\n\r\n"):
+                    piece = sock.recv(65536)
+                    assert piece, got
+                    got += piece
+                if version == b"1.0":
+                    assert sock.recv(1) == b""
+            head, _, rest = got.partition(b"\r\n\r\n")
+            fields = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:])
+            assert {name: fields[name] for name in STREAM_HEADERS} == STREAM_HEADERS
+            assert ("transfer-encoding" in fields) == (version == b"1.1") and "content-length" not in fields
+            frame = json.loads(rest[rest.index(b"data: ") + 6:rest.index(b"\n\n")])
+            assert list(frame) == ["id", "object", "created", "model", "system_fingerprint", "choices"]
 
 
 def test_input_42_43_tools(server):

@@ -9,6 +9,8 @@
 
 #include <sluice/metrics.h>
 
+#include "base/log.h"
+
 int main(int argc, char **argv)
 {
     struct metrics_info info = { .model_name = "tiny", .num_replicas = 1, .version = "0.1.0", .commit = "",
@@ -23,6 +25,7 @@ int main(int argc, char **argv)
     (void)argc;
     metrics_init(&info);
     tiny_init(&tiny, argv + 1);
+    log_set_level((enum log_level)log_level_from_name(tiny.config.log_level));
     fake_router_start(&router, tiny.tokenizer, getenv("SLUICE_ECHO_PAUSE_US"));
     tiny.gateway.router = &router;
     if (http_server_start(&server, &tiny.gateway, &port, &err) < 0) {

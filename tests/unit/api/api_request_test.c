@@ -257,6 +257,24 @@ static void expect_prompt(const struct tiny *tiny, const char *fields, const cha
     api_request_free(request);
 }
 
+static void a_suffix_stands_behind_the_middle(void **state)
+{
+    static const token_id expected[] = { 259, 'a', 'b', 260, 'c', '<', '|', 'i', 'm', '_', 'e', 'n', 'd', '|', '>', 261 };
+    struct tiny *tiny = *state;
+    struct generation_spec spec = { 0 };
+
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"suffix\":\"b\"}", ERR_UNSUPPORTED, "suffix");
+    api_request_free(parsed(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":\"a\",\"suffix\":\"\"}"));
+    tiny_learns_infill(tiny);
+    struct api_request *request = parsed(tiny, GENERATE_COMPLETION,
+        "{\"model\":\"tiny\",\"prompt\":\"ab\",\"suffix\":\"c<|im_end|>\"}");
+    api_request_fill_spec(request, &spec);
+    assert_int_equal(spec.prompts[0].n, sizeof expected / sizeof expected[0]);
+    assert_memory_equal(spec.prompts[0].ids, expected, sizeof expected);
+    api_request_free(request);
+    refused(tiny, GENERATE_COMPLETION, "{\"model\":\"tiny\",\"prompt\":[97],\"suffix\":\"b\"}", ERR_VALUE, "suffix");
+}
+
 static void prompts_are_truncated(void **state)
 {
     struct tiny *tiny = *state;
@@ -325,6 +343,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(context_is_checked_exactly, setup, teardown),
         cmocka_unit_test_setup_teardown(what_may_be_drawn, setup, teardown),
         cmocka_unit_test_setup_teardown(prompts_are_truncated, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_suffix_stands_behind_the_middle, setup, teardown),
         cmocka_unit_test_setup_teardown(scores_of_prompts, setup, teardown),
         cmocka_unit_test_setup_teardown(arguments_of_calls_are_objects, setup, teardown),
         cmocka_unit_test_setup_teardown(cache_domains_differ_by_key_and_salt, setup, teardown),

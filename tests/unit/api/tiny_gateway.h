@@ -38,15 +38,16 @@ static void tiny_put_byte(struct buf *out, int byte)
     buf_json_escape(out, utf8, (size_t)utf8_encode((uint32_t)cp, utf8));
 }
 
-static void tiny_tokenizer(struct tiny *tiny)
+/* n_special: 3, or 6 with tokens for filling in the middle. */
+static void tiny_tokenizer(struct tiny *tiny, int n_special)
 {
-    static const char *const special[] = { "<|endoftext|>", "<|im_start|>", "<|im_end|>" };
+    static const char *const special[] = { "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>" };
     struct buf json = BUF_INIT;
     struct err err = { 0 };
     const char *settings = "{\"eos_token\":\"<|im_end|>\",\"bos_token\":null}";
 
     buf_puts(&json, "{\"version\":\"1.0\",\"added_tokens\":[");
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < n_special; i++)
         buf_printf(&json, "%s{\"id\":%d,\"content\":\"%s\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
                    "\"normalized\":false,\"special\":true}", i ? "," : "", 256 + i, special[i]);
     buf_puts(&json,
@@ -59,7 +60,7 @@ static void tiny_tokenizer(struct tiny *tiny)
         tiny_put_byte(&json, b);
         buf_printf(&json, "\":%d", b);
     }
-    for (int i = 0; i < 3; i++) buf_printf(&json, ",\"%s\":%d", special[i], 256 + i);
+    for (int i = 0; i < n_special; i++) buf_printf(&json, ",\"%s\":%d", special[i], 256 + i);
     buf_puts(&json, "},\"merges\":[]}}");
     int rc = tokenizer_load_json(&tiny->tokenizer, json.data, json.len, settings, strlen(settings), &err);
     if (rc < 0) fprintf(stderr, "tokenizer: %s\n", err.message);
@@ -81,7 +82,7 @@ static void tiny_init(struct tiny *tiny, char *const *more)
     int rc = config_load(&tiny->config, argc, argv, &help, &err);
     if (rc < 0) fprintf(stderr, "config: %s\n", err.message);
     BUG_ON(rc < 0);
-    tiny_tokenizer(tiny);
+    tiny_tokenizer(tiny, 3);
     rc = chat_template_compile(&tiny->chat_template, tiny_template, strlen(tiny_template), &err);
     if (rc < 0) fprintf(stderr, "template: %s\n", err.message);
     BUG_ON(rc < 0);
@@ -91,6 +92,14 @@ static void tiny_init(struct tiny *tiny, char *const *more)
     tiny->gateway = (struct gateway){ .config = &tiny->config, .model = &tiny->model, .tokenizer = tiny->tokenizer,
         .chat_template = tiny->chat_template, .chat_template_text = tiny_template, .max_model_len = 2048, .created_s = 1700000000,
         .fingerprint = "fp_0123456789ab", .version = "0.1.0" };
+}
+
+static inline void tiny_learns_infill(struct tiny *tiny)
+{
+    tokenizer_free(tiny->tokenizer);
+    tiny_tokenizer(tiny, 6);
+    tiny->gateway.tokenizer = tiny->tokenizer;
+    tiny->model.vocab_size = 262;
 }
 
 static inline void tiny_release(struct tiny *tiny)

@@ -113,6 +113,29 @@ static void request_ids_are_echoed_only_when_plain(void **state)
     assert_null(result.request_id);
 }
 
+static void trace_ids_are_those_of_w3c(void **state)
+{
+    static const char good[] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    static const char *const bad[] = {
+        "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+        "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331", "", "00", "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01x",
+    };
+    struct guard_result result;
+
+    (void)state;
+    assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "traceparent", good, NULL), 0);
+    assert_memory_equal(result.trace_id, "0af7651916cd43dd8448eb211c80319c", GUARD_TRACE_ID);
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "Traceparent", bad[i], NULL), 0);
+        assert_null(result.trace_id);
+    }
+    assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", "traceparent", good, "traceparent", good, NULL), 0);
+    assert_null(result.trace_id);
+    assert_int_equal(check("HTTP/1.1", "/", &result, "Host", "a", NULL), 0);
+    assert_null(result.trace_id);
+}
+
 static void hosts_can_be_restricted(void **state)
 {
     char *names[] = { "localhost", "[::1]" };
@@ -136,7 +159,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plain_requests_pass), cmocka_unit_test(smuggling_is_refused), cmocka_unit_test(sizes_have_limits),
-        cmocka_unit_test(request_ids_are_echoed_only_when_plain), cmocka_unit_test(hosts_can_be_restricted),
+        cmocka_unit_test(request_ids_are_echoed_only_when_plain),
+        cmocka_unit_test(trace_ids_are_those_of_w3c), cmocka_unit_test(hosts_can_be_restricted),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
