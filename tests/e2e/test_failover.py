@@ -230,7 +230,7 @@ def test_all_replicas_killed_at_once():
         server.wait_until(lambda: server.status("/health/ready") == 200, 60, "ready again")
 
 
-def hit_tokens(*flags):
+def hit_tokens(replicas):
     """Prefix-hit tokens of 60 requests, nine of ten with one of six long beginnings."""
     groups = [f"You are assistant number {g}. " + f"Rule {g}: always answer in {g + 3} words and mention the sea. " * 8 for g in range(6)]
 
@@ -238,8 +238,7 @@ def hit_tokens(*flags):
         beginning = groups[i % 6] if i % 10 else f"Nothing like {i} {i * 7919} was asked before. " * 8
         return {"prompt": beginning + f" Question {i}?", "max_tokens": 2, "temperature": 0, "ignore_eos": True}
 
-    with Server("--cpu-threads", "1", "--block-size", "16", *flags) as server:
-        replicas = 3 if flags else 1
+    with Server("--cpu-threads", "1", "--block-size", "16", "--data-parallel-size", str(replicas)) as server:
         server.wait_until(lambda: server.metric("sluice_replica_up") == replicas, 120, "replicas up")
         for i in range(6):
             stream(server, {**body(i + 1), "prompt": groups[i]}).result()
@@ -251,7 +250,7 @@ def hit_tokens(*flags):
 
 
 def test_shared_prefixes_hit_as_on_one_replica():
-    one, three = hit_tokens(), hit_tokens("--data-parallel-size", "3")
+    one, three = hit_tokens(1), hit_tokens(3)
     print(f"\nprefix-hit tokens: one replica {one:.0f}, three {three:.0f}")
     assert one > 5000
     assert three >= 0.95 * one
