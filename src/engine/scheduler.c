@@ -1,5 +1,6 @@
 #include "scheduler.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -427,26 +428,42 @@ static void end_scored(struct scheduler *s, struct sequence *seq, int64_t now_ns
     end_sequence(s, seq);
 }
 
-static void end_corrupted(struct scheduler *s, struct sequence *seq)
+/* Every id that the row allows was masked. (Without such a list the masks are too few to cover a vocabulary.) */
+static bool is_dead_end(const struct step_plan *plan, const struct sampling_row *row)
 {
-    s->stats.corrupted++;
-    end_without_token(s, seq, FINISH_ERROR, ERR_INTERNAL);
+    const token_id *ids = plan_bias_ids(plan);
+    const float *values = plan_bias_values(plan);
+
+    if (!row->allow_count || row->allow_count > row->bias_count) return false;
+    for (uint32_t a = 0; a < row->allow_count; a++) {
+        uint32_t i = row->bias_begin, end = row->bias_begin + row->bias_count;
+        while (i < end && (ids[i] != ids[row->allow_begin + a] || values[i] != -INFINITY)) i++;
+        if (i == end) return false;
+    }
+    return true;
 }
 
-/* seq after q_len more tokens. scores: the first of num_scores rows; row: the drawn one, or NULL. */
+/* Nothing could be drawn. */
+static void end_bad(struct scheduler *s, struct sequence *seq, bool dead_end)
+{
+    s->stats.corrupted += !dead_end;
+    end_without_token(s, seq, FINISH_ERROR, dead_end ? ERR_DEAD_END : ERR_INTERNAL);
+}
+
+/* seq after q_len more tokens. scores: the first of num_scores rows; row: the drawn one, or NULL; dead_end: why it is bad. */
 static void commit_sequence(struct scheduler *s, struct sequence *seq, int32_t q_len, const struct result_row *scores,
-                            int32_t num_scores, const struct result_row *row, int64_t now_ns)
+                            int32_t num_scores, const struct result_row *row, bool dead_end, int64_t now_ns)
 {
     bool bad = row && row_is_bad(s, row), ended = seq->state == SEQ_ENDED;
     if (num_scores && !bad && !ended) bad = !commit_scores(s, seq, scores, num_scores);
 
     seq->num_computed += q_len;
     seq->num_scheduled -= q_len;
-    if (bad) kv_cache_distrust(&s->kv, seq);
+    if (bad && !dead_end) kv_cache_distrust(&s->kv, seq);
     else if (seq->num_computed >= (seq->num_published + 1) * s->kv.block_size) kv_cache_publish(&s->kv, seq);
     if (seq->num_computed >= seq->num_prompt) stop_leading(s, seq);
     if (ended) release_ended(s, seq);
-    else if (bad) end_corrupted(s, seq);
+    else if (bad) end_bad(s, seq, dead_end);
     else if (row) commit_token(s, seq, row, now_ns);
     else if (seq->only_scores && seq->num_computed == seq->num_tokens) end_scored(s, seq, now_ns);
 }
@@ -481,7 +498,9 @@ void scheduler_commit(struct scheduler *s, const struct step_plan *plan, const s
         const struct result_row *scores = &result->rows[next_row];
         next_row += num_scores + (drawn >= 0);
         BUG_ON((drawn >= 0 && drawn != next_row - 1) || contexts[b] - q_len != seq->num_computed);
-        commit_sequence(s, seq, q_len, scores, num_scores, drawn < 0 ? NULL : &result->rows[drawn], now_ns);
+        const struct result_row *row = drawn < 0 ? NULL : &result->rows[drawn];
+        bool dead_end = row && row->bad && is_dead_end(plan, &plan_rows(plan)[drawn]);
+        commit_sequence(s, seq, q_len, scores, num_scores, row, dead_end, now_ns);
     }
     BUG_ON(next_row != result->num_rows);
     batch->in_flight = false;

@@ -309,6 +309,8 @@ static void end_by_engine(struct router *router, struct choice *choice, const st
     metric_add(M_REQUESTS_FINISHED, FINISHED_ERROR, 1);
     if (event->finish == FINISH_ERROR && event->err_code == ERR_CONTEXT_LENGTH)
         fail_choice(router, choice, ERR_CONTEXT_LENGTH, "The prompt does not fit in the KV cache.");
+    else if (event->finish == FINISH_ERROR && event->err_code == ERR_DEAD_END)
+        fail_choice(router, choice, ERR_DEAD_END, "Nothing that the request allows could come next.");
     else
         fail_choice(router, choice, ERR_INTERNAL, "The engine could not finish this request.");
 }

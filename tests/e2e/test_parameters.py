@@ -1,6 +1,7 @@
 """Each parameter of the contract's section 2 that no other file shows at work: with it the answer differs from the one without it in
 exactly what it promises. And what a tokenizer client asks."""
 import json
+import urllib.error
 import urllib.request
 
 import pytest
@@ -128,6 +129,23 @@ def test_default_and_clamped_lengths(new_server):
         assert status == 200 and choice_of(answer)["finish_reason"] == "length"
         assert usage["completion_tokens"] == (64 - usage["prompt_tokens"] if made is None else made)
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+@pytest.mark.parametrize("fields, dead", [({"allowed_token_ids": [2], "min_tokens": 1}, True), ({"allowed_token_ids": [2, 5], "min_tokens": 1}, False),
+                                          ({"allowed_token_ids": [28], "bad_words": [","]}, True), ({"allowed_token_ids": [2]}, False)])
+def test_dead_ends_are_told(server, model, fields, dead):
+    """Masks that leave no token: never an unconstrained one, and no fault of the numbers."""
+    assert server.post("/detokenize", {"tokens": [28]})[1]["prompt"] == ","
+    for stream in (False, True):
+        request = urllib.request.Request(server.url + "/v1/completions", json.dumps({"model": model, "prompt": PROMPT, "max_tokens": 2, "stream": stream,
+                                                                                      **fields}).encode())
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                assert not dead and answer.status == 200
+        except urllib.error.HTTPError as error:
+            assert dead and (error.code, json.loads(error.read())["error"]["code"]) == (500, "grammar_dead_end")
+            assert error.headers["x-should-retry"] == "false"
+    assert server.metric("vllm:corrupted_requests_total") == 0
 
 
 # ---- what is shown ----

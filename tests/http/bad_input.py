@@ -382,6 +382,13 @@ def test_input_13_every_key_opens(keyed):
         assert ask(keyed, "GET", path).status == 200
 
 
+def test_metrics_may_be_open():
+    with gateway("--api-key", "bob:" + KEYS["bob"], "--metrics-auth", "none") as url:
+        address = (urllib.parse.urlparse(url).hostname, urllib.parse.urlparse(url).port)
+        assert ask(address, "GET", "/metrics").status == 200
+        assert ask(address, "GET", "/load").status == 401
+
+
 def test_input_13_open_server_ignores_keys(server):
     assert server.post("/v1/completions", server.completion(), {"Authorization": "Bearer "}).status == 200
 

@@ -669,6 +669,7 @@ static void bad_numbers_end_one_sequence_only(void **state)
     const struct step_plan *plan = step(&bench);
     assert_int_equal(plan->num_tokens, 9);             /* nothing of the bad one is reused */
     assert_int_equal(event(&bench, 0)->finish, FINISH_NONE);
+    assert_int_equal(scheduler_stats(&bench.s)->corrupted, 1);
     close_bench(&bench);
 }
 
