@@ -107,7 +107,8 @@ def test_aliases_can_be_left_out(new_server):
 
 def test_blocks_of_the_prefix_cache(new_server, client, model):
     """16 blocks of 16 tokens: the second time a prompt is found, others then push it out."""
-    server = new_server("--kv-cache-metrics=true", "--block-size", "16", "--num-gpu-blocks-override", "16", "--max-model-len", "200")
+    server = new_server("--data-parallel-size", "1", "--kv-cache-metrics=true", "--block-size", "16",
+                        "--num-gpu-blocks-override", "16", "--max-model-len", "200")
     ids = [list(range(1000 * i, 1000 * i + 100)) for i in range(1, 5)]
     for prompt in (ids[0], ids[0], *ids[1:]):
         assert server.post("/v1/completions", {"model": "m", "prompt": prompt, "max_tokens": 1})[0] == 200
