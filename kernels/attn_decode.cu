@@ -6,13 +6,14 @@
  *           random 16 KB blocks reach.
  * Launch    2 ctas a SM (1 for D = 256 and for few items) of 4 consumer warps and 1 producer warp; 110 to 220 KB shared memory: a ring of
  *           3 or 4 K and V tiles.
- * Order     tokens in order inside a warp; warps, then parts of a cut item, by a fixed tree; where items are cut depends on the step's
+ * Order     tiles (at D = 64 quarters of them) in order inside a warp; warps, then parts of a cut item, by a fixed tree; where items are cut depends on the step's
  *           lengths, so a row's result depends on the batch only by rounding.
  * Oracle    a float loop, tests/kernels/attn_decode_test.c.  Figures: kernels/README.md.
  * Why       The producer runs over the cta's whole range (attn_decode_plan.h), items back to back, so the ring never drains: reads
  *           in flight are what makes bandwidth. S^T = K Q^T and O^T = V^T P^T, with the tokens and then the columns of V as the 16
  *           rows of the matrix product and up to 8 query heads as its 8 columns: nothing is wasted on heads that are not there, and
- *           a warp's sums take half the registers. Each warp softmaxes its own tokens; warps meet once an item.
+ *           a warp's sums take half the registers. Each warp softmaxes its own tokens; warps meet once an item. Of a
+ *           tile that the query sees in part only that part is read.
  * Early     The producer starts on KV of earlier steps before pdl_wait(): only a sequence's last tile and Q are of this step. It reads
  *           plan, lengths and tables for that: who writes them triggers its dependents only when it is done. */
 #include "attn_decode_plan.h"
@@ -34,7 +35,8 @@ template <int D> struct dims {
     static constexpr int PANELS = (D + PANEL - 1) / PANEL;
     static constexpr int PANEL_BYTES = TILE * PANEL_ROW_BYTES;
     static constexpr int SLOT_BYTES = PANELS * PANEL_BYTES;
-    static constexpr int WARP_TOKENS = TILE / CONSUMERS;
+    static constexpr bool WHOLE = D > 64;                      /* a warp takes every fourth tile whole, else a quarter of each */
+    static constexpr int WARP_TOKENS = WHOLE ? TILE : TILE / CONSUMERS;
     static constexpr int SUBS = WARP_TOKENS / 16;              /* matrix rows of a warp's tokens, by 16 */
     static constexpr int COLS = D / 16;                        /* 16-column groups of V */
     static constexpr int COLS4 = (COLS + 3) / 4 * 4;           /* rounded up: a quarter for each warp after the merge */
@@ -57,6 +59,9 @@ struct args {
     int32_t max_blocks, block_size, num_seqs, num_heads, num_kv_heads, group, passes, window, stages, box_shift, range_shift;
     float scale;
 };
+
+/* K and V of all blocks as [row][D], for boxes of the largest size and of 16 rows. */
+struct maps { CUtensorMap full[2], part[2]; };
 
 /* ---- small device helpers ---- */
 
@@ -217,8 +222,31 @@ template <int D> __device__ __forceinline__ void load_q_tma(const shared_parts<D
 #endif
 }
 
+/* One tile of K or V. A full tile comes in the largest boxes there are, one box of one panel per lane; a tile that the query sees in part
+ * in boxes of 16 rows, and only those that it sees (TILE / 16 * PANELS <= 32). row: of the box that this lane looks after. */
+template <int D> __device__ __forceinline__ void load_tile_tma(const shared_parts<D> &s, const args &a, const chunk &c, int t, int row, int stage, int kv,
+                                                               const struct maps *maps, int q_bytes, int lane)
+{
+#ifdef HOPPER_CODE
+    using d = dims<D>;
+    int boxes = d::TILE >> a.box_shift, at = (c.tile + t) * d::TILE, from = a.window > 0 ? c.p.len - a.window : 0;
+    bool whole = at >= from && at + d::TILE <= c.p.len;
+    int shift = whole ? a.box_shift : 4, box = lane / d::PANELS << shift, panel = lane % d::PANELS;          /* box: its first row in the tile */
+    int y = __shfl_sync(~0u, row, (t * boxes + (box >> a.box_shift)) % WARP) + (box & ((1 << a.box_shift) - 1));
+    bool wanted = box < d::TILE && (whole || (at + box < c.p.len && at + box + 16 > from));
+    uint32_t rows = __popc(__ballot_sync(~0u, wanted && panel == 0)) << shift;
+    uint64_t *full = s.full + stage * 2 + kv;
+
+    if (lane == 0) mbar_expect(full, rows * d::PANELS * PANEL_ROW_BYTES + q_bytes);
+    __syncwarp();
+    if (wanted)
+        tma_load_2d(s.ring + (stage * 2 + kv) * d::SLOT_BYTES + panel * d::PANEL_BYTES + box * PANEL_ROW_BYTES,
+                    whole ? &maps->full[kv] : &maps->part[kv], panel * PANEL, y, full);
+#endif
+}
+
 template <int D, bool TMA>
-__device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s, const CUtensorMap *k_map, const CUtensorMap *v_map)
+__device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s, const struct maps *maps)
 {
     using d = dims<D>;
     int lane = threadIdx.x % WARP, boxes = d::TILE >> a.box_shift, stage = 0, issued = 0, first_heads = 0;
@@ -246,7 +274,6 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
         int item_heads, kv_head = c.p.item / a.passes, in_block = ((c.tile * boxes + lane) << a.box_shift) % a.block_size;
         const elem *q = chunk_q<D>(c, a, item_heads);
         int row = block < 0 ? -1 : (block * a.num_kv_heads + kv_head) * a.block_size + in_block;
-        uint32_t there = __ballot_sync(~0u, row >= 0);
 
         for (int t = 0; t < c.tiles; t++) {
             int heads = c.tile + t == c.p.tile ? item_heads : 0;           /* Q comes with an item's first tile */
@@ -257,29 +284,20 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
             /* The last tile holds the position that this step wrote; a second item needs its Q; a full ring needs consumers. */
             if (c.tile + t == c.p.last_tile - 1 || (issued > 0 && heads > 0) || issued == a.stages) wait_once();
             for (int kv = 0; kv < 2; kv++) {
-                uint64_t *full = s.full + stage * 2 + kv;
-                uint8_t *slot = s.ring + (stage * 2 + kv) * d::SLOT_BYTES;
                 ring_wait(s.empty + stage * 2 + kv, phase ^ 1);
                 if constexpr (TMA) {
-#ifdef HOPPER_CODE
-                    /* One box of one panel per lane; TILE / 16 * PANELS <= 32. */
-                    int box = lane / d::PANELS, panel = lane % d::PANELS;
-                    int y = __shfl_sync(~0u, row, (t * boxes + box) % WARP);
-                    uint32_t rows = __popc(there >> t * boxes & (uint32_t)((1ull << boxes) - 1)) << a.box_shift;
-                    if (lane == 0) mbar_expect(full, rows * d::PANELS * PANEL_ROW_BYTES + (kv == 0 ? heads * D * 2 : 0));
-                    __syncwarp();
-                    if (box < boxes && y >= 0)
-                        tma_load_2d(slot + panel * d::PANEL_BYTES + (box << a.box_shift) * PANEL_ROW_BYTES, kv ? v_map : k_map, panel * PANEL, y, full);
+                    load_tile_tma<D>(s, a, c, t, row, stage, kv, maps, kv == 0 ? heads * D * 2 : 0, lane);
                     if (kv == 0 && waited) load_q_tma<D>(s, stage, q, heads, lane);
-#endif
                 } else {
                     constexpr int VECS = D / 8;                /* 16-byte pieces of a row */
+                    uint64_t *full = s.full + stage * 2 + kv;
+                    uint8_t *slot = s.ring + (stage * 2 + kv) * d::SLOT_BYTES;
                     const elem *src = kv ? a.v : a.k;
 #pragma unroll 4
                     for (int i = lane; i < d::TILE * VECS; i += WARP) {
                         int r = i / VECS, vec = i % VECS, y = __shfl_sync(~0u, row, t * boxes + (r >> a.box_shift));
                         uint32_t to = smem_address(slot + vec / 8 * d::PANEL_BYTES + r * PANEL_ROW_BYTES + ((vec % 8) ^ (r % 8)) * 16);
-                        if (y >= 0)
+                        if (y >= 0 && (c.tile + t) * d::TILE + r < c.p.len)
                             asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
                                          :: "r"(to), "l"(src + (int64_t)(y + (r & ((1 << a.box_shift) - 1))) * D + vec * 8) : "memory");
                     }
@@ -528,7 +546,7 @@ __device__ __forceinline__ void clear_row(const args &a, int seq, int row_elemen
 template <int D> __device__ __forceinline__ void consume(const args &a, const shared_parts<D> &s)
 {
     using d = dims<D>;
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, stage = 0, row0 = warp * d::WARP_TOKENS;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, stage = 0, row0 = d::WHOLE ? 0 : warp * d::WARP_TOKENS;
     int column0 = (warp & 1) * (d::COLS4 / 2) + (warp >> 1) * d::KEEP;
     uint32_t phase = 0;
     float scale_log2 = a.scale * LOG2E;
@@ -549,7 +567,7 @@ template <int D> __device__ __forceinline__ void consume(const args &a, const sh
         for (int tile = p.tile; tile < p.end; tile++) {
             uint32_t k_slot = smem_address(s.ring + stage * 2 * d::SLOT_BYTES), v_slot = k_slot + d::SLOT_BYTES;
             int at = tile * d::TILE + row0;
-            bool any = at < p.len && at + d::WARP_TOKENS > from;
+            bool mine = !d::WHOLE || (tile - p.tile) % CONSUMERS == warp, any = mine && at < p.len && at + d::WARP_TOKENS > from;
             float score[d::SUBS][4];
 
             ring_wait(s.full + stage * 2, phase);
@@ -597,7 +615,7 @@ template <int D> __device__ __forceinline__ void consume(const args &a, const sh
 
 template <int D, bool TMA>
 __global__ void __launch_bounds__(THREADS, D > 128 ? 1 : 2)
-attn_decode(const args a, const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap v_map)
+attn_decode(const args a, const __grid_constant__ struct maps maps)
 {
     extern __shared__ uint8_t smem[];
     shared_parts<D> s = shared_layout<D>(smem, a.stages);
@@ -611,13 +629,15 @@ attn_decode(const args a, const __grid_constant__ CUtensorMap k_map, const __gri
 #ifdef HOPPER_CODE
         if (TMA) {
             mbar_init_fence();
-            tma_prefetch(&k_map);
-            tma_prefetch(&v_map);
+            for (int kv = 0; kv < 2; kv++) {
+                tma_prefetch(&maps.full[kv]);
+                tma_prefetch(&maps.part[kv]);
+            }
         }
 #endif
     }
     __syncthreads();
-    if (threadIdx.x / WARP == CONSUMERS) produce<D, TMA>(a, s, &k_map, &v_map);
+    if (threadIdx.x / WARP == CONSUMERS) produce<D, TMA>(a, s, &maps);
     else consume<D>(a, s);
 }
 
@@ -633,7 +653,7 @@ template <int D> static int launch_dim(const struct attn_decode_kernel *k, const
     int shift = attn_decode_shift(D, (int64_t)k->num_seqs * k->num_kv_heads * passes);
     int grid = ranges >> shift, room = sm_shared_bytes(l->sm) / (grid / l->num_sms) - 1024, stages = RING_MAX;
     struct args a = {};
-    CUtensorMap maps[2] = {};
+    struct maps maps = {};
     int box_rows = k->kv.block_size & -k->kv.block_size;       /* the largest power of two in both block and tile */
 
     if (box_rows > dims<D>::TILE) box_rows = dims<D>::TILE;
@@ -666,13 +686,15 @@ template <int D> static int launch_dim(const struct attn_decode_kernel *k, const
 
     for (int kv = 0; tma && kv < 2; kv++) {
         uint64_t sizes[2] = { D, (uint64_t)k->kv.num_blocks * k->num_kv_heads * k->kv.block_size }, stride = D * 2;
-        uint32_t box[2] = { PANEL, (uint32_t)box_rows };
-        if (tensor_map_elem(&maps[kv], kv ? k->kv.v : k->kv.k, 2, sizes, &stride, box) < 0) return ERR_INTERNAL;
+        uint32_t box[2] = { PANEL, (uint32_t)box_rows }, part[2] = { PANEL, 16 };
+        const void *base = kv ? k->kv.v : k->kv.k;
+        if (tensor_map_elem(&maps.full[kv], base, 2, sizes, &stride, box) < 0 || tensor_map_elem(&maps.part[kv], base, 2, sizes, &stride, part) < 0)
+            return ERR_INTERNAL;
     }
     auto *kernel = tma ? attn_decode<D, true> : attn_decode<D, false>;
     int bytes = shared_bytes<D>(stages);
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) return ERR_INTERNAL;
-    return launch_kernel(l, kernel, dim3(grid), dim3(THREADS), bytes, a, maps[0], maps[1]);
+    return launch_kernel(l, kernel, dim3(grid), dim3(THREADS), bytes, a, maps);
 }
 
 } // namespace

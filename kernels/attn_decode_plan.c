@@ -2,8 +2,10 @@
 #include "attn_decode_plan.h"
 
 /* Costs in quarters of a tile. ITEM_COST: what an item costs beside its KV (query in, merge, result out). A cta gets at least
- * MIN_TILES, so that short work is not cut into pieces whose combination costs more than reading them. */
-enum { TILE_COST = 4, ITEM_COST = 1, ZERO_COST = 1, MIN_TILES = 2 };
+ * MIN_TILES, so that short work is not cut into pieces whose combination costs more than reading them. Items are not cut at all
+ * where even the longest has no more than WHOLE_TILES and WHOLE_ITEMS of it make a share: a cta that has more than others reads
+ * faster once those are done, and combining parts costs 4 us at the end. */
+enum { TILE_COST = 4, ITEM_COST = 1, ZERO_COST = 1, MIN_TILES = 2, WHOLE_TILES = 8, WHOLE_ITEMS = 2 };
 
 size_t attn_decode_plan_bytes(int32_t num_sms)
 {
@@ -17,15 +19,15 @@ size_t attn_decode_workspace_bytes(int32_t head_dim, int32_t num_sms)
     return counters + parts * ATTN_DECODE_HEADS * (2 + (size_t)(head_dim + 63) / 64 * 64) * sizeof(float);
 }
 
-/* The items of one sequence: all alike. */
+/* The items of one sequence: all alike. The last tile is read as far as it is filled. */
 struct seq_cost { int32_t tiles, item, all; };
 
 static struct seq_cost cost_of(const struct attn_decode_shape *s, int32_t len, int32_t items, int32_t tile)
 {
-    int32_t begin, end;
+    int32_t begin, end, unit = tile / TILE_COST;
     attn_decode_tiles(tile, s->sliding_window, len, &begin, &end);
-    int32_t tiles = end - begin, item = tiles * TILE_COST + ITEM_COST;
-    return tiles > 0 ? (struct seq_cost){ tiles, item, item * items } : (struct seq_cost){ 0, 0, ZERO_COST };
+    int32_t item = (len - begin * tile + unit - 1) / unit + ITEM_COST;
+    return end > begin ? (struct seq_cost){ end - begin, item, item * items } : (struct seq_cost){ 0, 0, ZERO_COST };
 }
 
 static int same_item(const struct attn_decode_cut *a, const struct attn_decode_cut *b) { return a->seq == b->seq && a->item == b->item; }
@@ -43,16 +45,22 @@ static struct attn_decode_cut carried(struct attn_decode_cut cut, int32_t tiles,
     return cut;
 }
 
-/* The cut at `offset` cost units into a sequence, 0 < offset <= cost.all, rounded to a tile. */
-static struct attn_decode_cut cut_inside(int32_t seq, struct seq_cost cost, int32_t items, int32_t offset)
+/* The cut at `offset` cost units into a sequence, 0 < offset <= cost.all, rounded to a tile, or to an item. */
+static struct attn_decode_cut cut_inside(int32_t seq, struct seq_cost cost, int32_t items, int32_t offset, int to_item)
 {
     struct attn_decode_cut cut = { .seq = seq };
     if (cost.tiles == 0 || offset == cost.all) {
         cut.seq++;
         return cut;
     }
+    if (to_item) {
+        cut.item = (offset + cost.item / 2) / cost.item;
+        return carried(cut, cost.tiles, items);
+    }
+    int32_t inside = offset % cost.item;
     cut.item = offset / cost.item;
-    cut.tile = (int32_t)(((int64_t)(offset % cost.item) * cost.tiles + cost.item / 2) / cost.item);
+    cut.tile = (inside + TILE_COST / 2) / TILE_COST;
+    if (cut.tile * TILE_COST + TILE_COST / 2 >= cost.item - ITEM_COST) cut.tile = cost.tiles;        /* no part for half a tile */
     return carried(cut, cost.tiles, items);
 }
 
@@ -67,30 +75,46 @@ static int64_t ranges_for(int64_t total, int64_t num_items, int64_t grid, int sh
     return used > 0 ? used << shift : 1;
 }
 
+/* What each cta gets where items of one cost come out whole, over nine tenths of the ctas or more and with no more than MOST_MORE for
+ * one: nothing is left to combine at the end, and these ctas read as fast as all would. 0: cut evenly. */
+static int64_t whole_items(int64_t num_items, int64_t item_cost, int64_t ctas)
+{
+    enum { MOST_MORE = 4 * TILE_COST };
+    int64_t each = (num_items + ctas - 1) / ctas;
+    if (num_items <= ctas || (num_items + each - 1) / each * 10 < ctas * 9) return 0;
+    return (each * ctas - num_items) * item_cost <= MOST_MORE * ctas ? each * item_cost : 0;
+}
+
 void attn_decode_plan(const struct attn_decode_shape *s, const int32_t *context_lens, int32_t num_seqs, void *plan)
 {
     struct attn_decode_cut *cuts = plan;
     int32_t grid = attn_decode_grid(s->head_dim, s->num_sms), tile = attn_decode_tile(s->head_dim), items = attn_decode_items(s);
-    int64_t total = 0, num_items = 0, before = 0;
+    int64_t total = 0, num_items = 0, before = 0, dearest = 0;
     struct seq_cost cost = { 0, 0, 0 };
     int32_t seq = -1;
 
     for (int32_t i = 0; i < num_seqs; i++) {
-        total += cost_of(s, context_lens[i], items, tile).all;
+        struct seq_cost of = cost_of(s, context_lens[i], items, tile);
+        total += of.all;
         num_items += context_lens[i] > 0 ? items : 0;
+        if (of.item > dearest) dearest = of.item;
     }
-    int64_t used = ranges_for(total, num_items, grid, attn_decode_shift(s->head_dim, num_items));
+    int shift = attn_decode_shift(s->head_dim, num_items);
+    int64_t used = ranges_for(total, num_items, grid, shift), share = 0;
+    int to_item = shift == 0 && dearest <= WHOLE_TILES * TILE_COST + ITEM_COST && dearest * WHOLE_ITEMS * used <= total;
+    if (shift == 0 && total == num_items * dearest) share = whole_items(num_items, dearest, grid);
 
-    /* before: cost of the sequences before seq; cut c lies at total * c / used. */
+    /* before: cost of the sequences before seq; cut c lies at c shares, or at total * c / used. */
     for (int32_t c = 0; c <= grid; c++) {
-        int64_t at = c < used ? total * c / used : total;
+        int64_t at = share > 0 ? c * share : c < used ? total * c / used : total;
+        if (at > total) at = total;
         while (seq + 1 < num_seqs && at > before + cost.all) {
             before += cost.all;
             cost = cost_of(s, context_lens[++seq], items, tile);
         }
         if (c == 0) cuts[c] = (struct attn_decode_cut){ .seq = 0 };
         else if (at == total) cuts[c] = (struct attn_decode_cut){ .seq = num_seqs };
-        else cuts[c] = cut_inside(seq, cost, items, (int32_t)(at - before));
+        else cuts[c] = cut_inside(seq, cost, items, (int32_t)(at - before), to_item);
         if (c > 0 && cuts[c].tile > 0 && cuts[c].tile <= cuts[c - 1].tile && same_item(&cuts[c - 1], &cuts[c])) {
             cuts[c].tile = cuts[c - 1].tile + 1;               /* no range inside an item is empty: its parts are counted */
             cuts[c] = carried(cuts[c], cost.tiles, items);

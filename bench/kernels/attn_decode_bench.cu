@@ -1,5 +1,5 @@
 /* attn_decode_bench.cu - decode attention at the shapes of the models: microseconds, GB/s of KV, % of the read ceiling of this run.
- *   attn_decode_bench [quick]      quick: without the cases of many gigabytes
+ *   attn_decode_bench [quick | short]      quick: without the cases of many gigabytes; short: contexts of a few hundred tokens only
  * A case is a chain: small kernel, attention, small kernel, ... with dependent launch; the small kernel alone is a case of its own.
  * KV lies in random blocks of a pool far larger than the L2; small cases rotate over several sets of tables. */
 #include <cmath>
@@ -148,6 +148,13 @@ static std::vector<int32_t> spread(int n, int32_t mean)
     for (int32_t &len : lens) len = 1 + (int32_t)std::min(tail(rng), 8.0 * mean);
     return lens;
 }
+static std::vector<int32_t> between(int n, int32_t low, int32_t high)
+{
+    std::vector<int32_t> lens(n);
+    std::mt19937 rng(11);
+    for (int32_t &len : lens) len = low + (int32_t)(rng() % (unsigned)(high - low + 1));
+    return lens;
+}
 static std::vector<int32_t> one_long(int n, int32_t len, int32_t rest)
 {
     std::vector<int32_t> lens(n, rest);
@@ -155,9 +162,36 @@ static std::vector<int32_t> one_long(int n, int32_t len, int32_t rest)
     return lens;
 }
 
+/* What decode steps see soon after short prompts. */
+static void run_short(bench &b)
+{
+    run(b, L8B, "1 x 256", even(1, 256), 64, 21);
+    run(b, L8B, "8 x 256", even(8, 256), 64, 21);
+    run(b, L8B, "64 x 256", even(64, 256), 64, 11);
+    run(b, L8B, "64 x 268", even(64, 268), 64, 11);
+    run(b, L8B, "64 x 128 to 384", between(64, 128, 384), 64, 11);
+    run(b, L8B, "128 x 256", even(128, 256), 64, 11);
+    run(b, L8B, "128 x 128 to 384", between(128, 128, 384), 64, 11);
+    run(b, L8B, "256 x 128", even(256, 128), 64, 11);
+    run(b, L8B, "256 x 200", even(256, 200), 64, 11);
+    run(b, L8B, "256 x 256", even(256, 256), 64, 11);
+    run(b, L8B, "256 x 268", even(256, 268), 64, 11);
+    run(b, L8B, "256 x 384", even(256, 384), 64, 11);
+    run(b, L8B, "256 x 128 to 384", between(256, 128, 384), 64, 11);
+    run(b, Q06B, "1 x 256", even(1, 256), 64, 21);
+    run(b, Q06B, "64 x 256", even(64, 256), 64, 11);
+    run(b, Q06B, "256 x 256", even(256, 256), 64, 11);
+    run(b, Q06B, "256 x 128 to 384", between(256, 128, 384), 64, 11);
+    run(b, SMOL, "1 x 256", even(1, 256), 64, 21);
+    run(b, SMOL, "64 x 256", even(64, 256), 64, 11);
+    run(b, SMOL, "256 x 256", even(256, 256), 64, 11);
+    run(b, SMOL, "256 x 268", even(256, 268), 64, 11);
+    run(b, SMOL, "256 x 128 to 384", between(256, 128, 384), 64, 11);
+}
+
 int main(int argc, char **argv)
 {
-    bool quick = argc > 1 && !strcmp(argv[1], "quick");
+    bool only_short = argc > 1 && !strcmp(argv[1], "short"), quick = only_short || (argc > 1 && !strcmp(argv[1], "quick"));
     bench b = {};
     BENCH_MUST(cudaGetDeviceProperties(&b.device, 0));
     size_t free_bytes, total;
@@ -186,6 +220,13 @@ int main(int argc, char **argv)
     b.ceiling = bytes / us;
     bench_line("read", "4 GiB", us, (double)bytes, 0);
 
+    us = bench_us(32, 21, [&](int, cudaStream_t s) {
+        launch l = { s, b.device.major * 10 + b.device.minor, b.device.multiProcessorCount, true };
+        if (launch_kernel(&l, small_kernel, dim3(l.num_sms), dim3(256), 0, (uint4 *)b.q)) exit(1);
+    });
+    bench_line("small kernel", "chained", us, 0, 0);
+    run_short(b);
+    if (only_short) return 0;
     for (size_t some = 256 << 20; some <= b.pool_bytes && some <= 4ull << 30; some *= 4) {
         std::vector<int32_t> order(b.pool_bytes >> 14);
         std::mt19937 rng(3);
@@ -200,11 +241,6 @@ int main(int argc, char **argv)
         snprintf(name, sizeof name, "%zu MiB in random blocks of 16 KiB", some >> 20);
         bench_line("read", name, us, (double)some, 0);
     }
-    us = bench_us(32, 21, [&](int, cudaStream_t s) {
-        launch l = { s, b.device.major * 10 + b.device.minor, b.device.multiProcessorCount, true };
-        if (launch_kernel(&l, small_kernel, dim3(l.num_sms), dim3(256), 0, (uint4 *)b.q)) exit(1);
-    });
-    bench_line("small kernel", "chained", us, 0, 0);
     for (size_t some = 64 << 20; some <= 1 << 30; some *= 4) {
         us = bench_us(4, 9, [&](int i, cudaStream_t s) {
             read_all<<<b.device.multiProcessorCount * 4, 512, 0, s>>>((const uint4 *)(b.k + i % 4 * (b.pool_bytes / 4)), some / 16, (uint4 *)b.out); });
@@ -217,8 +253,6 @@ int main(int argc, char **argv)
     run(b, L8B, "1 x 4k", even(1, 4096), 64, 21);
     run(b, L8B, "1 x 32k", even(1, 32768), 64, 21);
     run(b, L8B, "8 x 1k", even(8, 1024), 64, 21);
-    run(b, L8B, "64 x 256", even(64, 256), 64, 11);
-    run(b, L8B, "256 x 256", even(256, 256), 64, 11);
     run(b, L8B, "64 x 1k", even(64, 1024), 64, 11);
     run(b, L8B, "64 x 1000 spread", spread(64, 1000), 64, 11);
     run(b, L8B, "256 x 1k", even(256, 1024), 64, 7);
@@ -235,12 +269,7 @@ int main(int argc, char **argv)
         run(b, L8B, "256 x 32k", even(256, 32768), 64, 3);
         run(b, L8B, "256 x 8k spread", spread(256, 8192), 64, 3);
     }
-    run(b, Q06B, "1 x 256", even(1, 256), 64, 21);
-    run(b, Q06B, "64 x 256", even(64, 256), 64, 11);
-    run(b, Q06B, "256 x 256", even(256, 256), 64, 11);
     run(b, Q06B, "256 x 1k", even(256, 1024), 64, 7);
-    run(b, SMOL, "1 x 256", even(1, 256), 64, 21);
-    run(b, SMOL, "256 x 256", even(256, 256), 64, 11);
     run(b, SMOL, "256 x 1k", even(256, 1024), 64, 11);
     run(b, SMOL, "256 x 1000 spread", spread(256, 1000), 64, 11);
     return 0;

@@ -224,6 +224,10 @@ static void batches_even_and_skewed(void **state)
     (void)state;
     for (int i = 0; i < 64; i++) lens[i] = 300;
     check((struct shape){ 16, 8, 128, 64, 0 }, 64, lens, 0);
+    for (int i = 0; i < 256; i++) lens[i] = 268;            /* items that come out whole, a last tile of 12 tokens */
+    check((struct shape){ 8, 8, 128, 64, 0 }, 256, lens, 0);
+    check((struct shape){ 9, 3, 64, 64, 0 }, 256, lens, 1);
+    check((struct shape){ 9, 3, 64, 16, 0 }, 256, lens, 0);
     lengths_of(lens, 256, 260, 3);
     check((struct shape){ 8, 2, 128, 64, 0 }, 256, lens, 0);
     for (int i = 0; i < 256; i++) lens[i] = 40;

@@ -144,6 +144,17 @@ static void ranges_are_even(void **state)
     lens[0] = 4096;
     struct totals alike = check_walk(&s, lens, 1, 1);             /* no cta has the end of one item and the beginning of another */
     assert_int_equal(alike.pieces, alike.busy);
+    for (int32_t i = 0; i < 256; i++) lens[i] = 256;
+    for (int32_t n = 60; n <= 256; n++) {
+        struct totals whole = check_walk(&s, lens, n, 0);         /* short items that come out even are not cut */
+        int64_t each = (n * 8 + grid - 1) / grid, busy = (n * 8 + each - 1) / each;
+        if (busy >= grid * 9 / 10 + 1 && (each * grid - n * 8) <= 4 * grid / 5) assert_true(whole.pieces == n * 8 && whole.busy == busy);
+        assert_true(whole.most <= whole.tiles / grid + 5);
+    }
+    srand(2);
+    for (int32_t i = 0; i < 256; i++) lens[i] = 128 + rand() % 257;
+    struct totals uneven = check_walk(&s, lens, 256, 0);
+    assert_true(uneven.pieces == 256 * 8 && uneven.most <= uneven.tiles / grid + 8);
 }
 
 static void window_bounds_the_work(void **state)
