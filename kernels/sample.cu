@@ -1,7 +1,7 @@
 /* sample.cu - from rows of logits to tokens, without a sort                                          op: backend.sample
  * Shapes    logits [R, V] f32, R <= 1024 or more, V <= 262144; rows, lists, slots as in step_plan.h and kernels.h.
- * Traffic   greedy, and draws that cut nothing off: R*V*4 read once.  R=256 V=128256: 131 MB.  Truncated rows read once more,
- *           and after that what lies above the cut; reported ranks and tops read the tiles whose maximum says that they must.
+ * Traffic   greedy, and draws that cut nothing off: R*V*4 read once.  R=256 V=128256: 131 MB.  top_k reads what can
+ *           be above its cut once more, top_p the row twice more; reported ranks and tops read the tiles whose maximum says so.
  * Roofline  memory bound: 30 us at 4.4 TB/s (H200 read) for the above; one row is in L2 and bound by the launch.
  * Launch    a team of 1..8 ctas (a cluster) per row, SAMPLE_THREADS threads each; everything else depends on the rows alone, so
  *           a captured launch serves any mixture. sm_80 has no clusters: one cta per row.
@@ -78,6 +78,19 @@ static __device__ __forceinline__ int tile_first(const float4 *x, float max, int
 
 static __device__ __forceinline__ float finite_min(float a, float x) { return x > -INFINITY ? fminf(a, x) : a; }
 
+/* The tokens of a lane that are looked at one by one: their maximum, the first that has it, the sum relative to it. */
+struct extra { float max, sum, min; int first; };
+static __device__ __forceinline__ void add_extra(struct extra *e, float logit, int id, float scale)
+{
+    if (logit == -INFINITY || e->max != e->max) return;      /* a NaN stays */
+    if (!(logit <= e->max)) {
+        e->sum = e->sum * exp2_fast((e->max - logit) * scale) + 1.0f;
+        e->max = logit;
+        e->first = id;
+    } else e->sum += exp2_fast((logit - e->max) * scale);
+    e->min = fminf(e->min, logit);
+}
+
 template <bool CHANGED>
 static __device__ __noinline__ void first_pass(const struct pass &pass)
 {
@@ -91,21 +104,29 @@ static __device__ __noinline__ void first_pass(const struct pass &pass)
         float4 x[TILE_LOADS];
         float raw_sum = 0.0f, sum = 0.0f, min = INFINITY;
         struct tile_bits bits = {};
+        struct extra extra = { -INFINITY, 0.0f, INFINITY, INT32_MAX };
         if (CHANGED) bits = bits_of_tile(v, s, tile);
         load_logits<TILE_LOADS>(x, v, id);
         float raw_max = tile_max(x), max = raw_max;
         if (raw_sums) raw_sum = tile_sum(x, raw_max, LOG2E);
         if (CHANGED) {
-            change<TILE_LOADS / 2>(x, v, bits, id, 0);
-            change<TILE_LOADS / 2>(x + TILE_LOADS / 2, v, bits, id + TILE / 2, TILE_LOADS / 2);
-            max = tile_max(x);
+#pragma unroll
+            for (int j = 0; j < TILE_LOADS; j++) x[j] = without(x[j], bits, j);
+            for_extra(v, bits, tile, [&](float logit, int at) { add_extra(&extra, logit, at, scale); });
+            max = max_or_nan(tile_max(x), warp_max_or_nan(extra.max));
         }
-        if (wants_first) first = tile_first(x, max, id);
-        if (sums) sum = tile_sum(x, max, scale);
+        if (wants_first) {
+            first = tile_first(x, max, id);
+            if (CHANGED) first = ::min(first, __reduce_min_sync(0xffffffffu, extra.max == max ? extra.first : INT32_MAX));
+        }
+        if (sums) {
+            sum = tile_sum(x, max, scale);
+            if (CHANGED) sum += warp_sum(extra.max > -INFINITY ? extra.sum * exp2_fast((extra.max - max) * scale) : 0.0f);
+        }
         if (wants_min) {
 #pragma unroll
             for (int j = 0; j < TILE_LOADS; j++) min = finite_min(finite_min(finite_min(finite_min(min, x[j].x), x[j].y), x[j].z), x[j].w);
-            min = warp_min(min);
+            min = warp_min(fminf(min, extra.min));
         }
         if (threadIdx.x % WARP == 0) {
             s->raw_max[tile] = raw_max;
@@ -153,25 +174,6 @@ static __device__ __forceinline__ struct row_max find_max(const struct row_view 
 }
 
 /* ---- the token ---- */
-
-/* Weights of tiles that hold only the tokens that stay. Ends with a barrier. */
-static __device__ __noinline__ void weigh_tiles(uint64_t cut)
-{
-    struct sample_shared *s = cta_state();
-    const struct row_view &v = s->view;
-    float least = cut ? key_logit(cut) : -INFINITY;
-    for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
-        uint64_t sum = 0;
-        if (s->max[tile] >= least && weight_of(v, s->max[tile]) >= v.min_p)
-            for_tile(v, tile, false, [&](float logit, int id) {
-                float weight = weight_of(v, logit);
-                if (weight >= v.min_p && key_of(logit, id) >= cut) sum += to_fixed(weight);
-            });
-        sum = warp_sum_u64(sum);
-        if (threadIdx.x % WARP == 0) s->weight[tile] = sum;
-    }
-    __syncthreads();
-}
 
 /* Weights of whole tiles, from the sums of the first pass; the cta's total in all threads. Ends with a barrier. */
 static __device__ __noinline__ uint64_t scale_tiles(const float *max, const float *sum, float row_max, float scale)
@@ -223,53 +225,38 @@ static __device__ __noinline__ token_id draw_by_tiles(struct team *team, float s
         if (running + weight >= target || tile == v.num_tiles - 1) break;
         running += weight;
     }
-    /* In the tile, its own sum anew: a lane holds runs of four ids, so the running sum goes load by load, in a load lane by lane. */
+    /* In the tile, its own sum anew: first a word of 32 tokens per lane, then a token of the word per lane. */
     float shift = is_cut ? v.max : s->max[tile];
-    int first = (v.first_tile + tile) * TILE + lane * 4;
-    uint64_t sums[TILE_LOADS], total = 0, mine_here = 0;
-    float4 x[TILE_LOADS], y = {};
     auto staying = [&](float logit, int id) {
         float w = exp2_fast((logit - shift) * v.scale);
         return !is_cut || (w >= v.min_p && key_of(logit, id) >= cut) ? to_fixed(w) : (uint64_t)0;
     };
-    load_logits<TILE_LOADS>(x, v, first);
+    int first = (v.first_tile + tile) * TILE + lane * 32;
+    float4 x[TILE_LOADS];
+    struct tile_bits bits = {};
+    uint64_t sum = 0;
+    load_logits<TILE_LOADS, 4>(x, v, first);
     if (v.is_changed) {
-        struct tile_bits bits = bits_of_tile(v, s, tile);
-        change<TILE_LOADS / 2>(x, v, bits, first, 0);
-        change<TILE_LOADS / 2>(x + TILE_LOADS / 2, v, bits, first + TILE / 2, TILE_LOADS / 2);
+        bits = bits_of_tile(v, s, tile);
+        for_extra(v, bits, tile, [&](float logit, int id) { sum += staying(logit, id); });
     }
 #pragma unroll
     for (int j = 0; j < TILE_LOADS; j++) {
-        int id = first + j * 4 * WARP;
-        sums[j] = staying(x[j].x, id) + staying(x[j].y, id + 1) + staying(x[j].z, id + 2) + staying(x[j].w, id + 3);
+        int id = first + j * 4;
+        x[j] = without(x[j], bits.held >> j * 4);
+        sum += staying(x[j].x, id) + staying(x[j].y, id + 1) + staying(x[j].z, id + 2) + staying(x[j].w, id + 3);
     }
-#pragma unroll
-    for (int step = 1; step < WARP; step *= 2)
-#pragma unroll
-        for (int j = 0; j < TILE_LOADS; j++) {
-            uint64_t other = __shfl_up_sync(0xffffffffu, sums[j], step);
-            if (lane >= step) sums[j] += other;
-        }
-#pragma unroll
-    for (int j = 0; j < TILE_LOADS; j++) total += __shfl_sync(0xffffffffu, sums[j], WARP - 1);
-    target = share_of((double)(target - running) / (double)weight, total);
-    uint64_t base = 0;
-    int chosen = -1;
-#pragma unroll
-    for (int j = 0; j < TILE_LOADS; j++) {
-        uint64_t here = __shfl_sync(0xffffffffu, sums[j], WARP - 1);
-        if (chosen < 0 && base + here >= target) {
-            chosen = j;
-            mine_here = sums[j];
-            y = x[j];
-        }
-        if (chosen < 0) base += here;
-    }
-    int id = first + chosen * 4 * WARP;
-    uint64_t w0 = staying(y.x, id), w1 = staying(y.y, id + 1), w2 = staying(y.z, id + 2), w3 = staying(y.w, id + 3);
-    uint64_t at = base + mine_here - w0 - w1 - w2 - w3;
-    int here = at + w0 >= target ? id : at + w0 + w1 >= target ? id + 1 : at + w0 + w1 + w2 >= target ? id + 2 : id + 3;
-    return __shfl_sync(0xffffffffu, here, __ffs(__ballot_sync(0xffffffffu, base + mine_here >= target)) - 1);
+    upto = warp_scan_u64(sum);
+    target = share_of((double)(target - running) / (double)weight, __shfl_sync(0xffffffffu, upto, WARP - 1));
+    owner = __ffs(__ballot_sync(0xffffffffu, upto >= target)) - 1;
+    target -= __shfl_sync(0xffffffffu, upto - sum, owner);
+    int id = __shfl_sync(0xffffffffu, first, owner) + lane;
+    float logit = id < v.vocab_size ? v.logits[id] : -INFINITY;
+    uint32_t held = __shfl_sync(0xffffffffu, bits.held, owner), marked = __shfl_sync(0xffffffffu, bits.marked, owner);
+    uint32_t seen = __shfl_sync(0xffffffffu, bits.seen, owner);
+    if (held >> lane & 1u) logit = changed_logit(logit, id, marked >> lane & 1u, seen >> lane & 1u);
+    upto = warp_scan_u64(staying(logit, id));
+    return __shfl_sync(0xffffffffu, id, __ffs(__ballot_sync(0xffffffffu, upto >= target)) - 1);
 }
 
 /* The k-th largest of this cta's tile maxima; -inf: so many tiles there are not. At least k tokens reach it. Ends with a barrier. */
@@ -325,7 +312,6 @@ static __device__ __noinline__ token_id draw(struct team *team, const struct sam
     else if (top_k == 0) distance = fminf(distance, logf((float)v.vocab_size / ((1.0f - top_p) * (float)of_fixed(total))));
     float bin_scale = inverse * (float)(BINS - 1) / (distance * 1.001f + 1e-3f);
     if (draw_truncated(team, bin_scale, bound > -INFINITY, top_k, top_p, total, share, &token, &cut)) return token;
-    weigh_tiles(cut);
     return draw_by_tiles(team, share, true, cut);
 }
 

@@ -43,11 +43,9 @@ struct sample_shared {
     struct told told[2][MAX_TEAM];                           /* what the ctas of the team tell each other, two rounds deep */
     uint64_t arrived[2];                                     /* mbarriers: all of a round has been told */
     uint64_t warp_sums[SAMPLE_WARPS];
-    uint32_t warp_counts[SAMPLE_WARPS];
     struct row_view view;
     struct found_cut found, found_bin[2];
     uint32_t counter;                                        /* entries in list, or a count over tiles */
-    token_id token;
     uint32_t bin_count[BINS], bin_low[BINS], bin_high[BINS]; /* tokens; weight in two words: shared memory adds 32 bits at a time */
     uint64_t list[LIST];                                     /* keys */
     int32_t hash_ids[HASH];                                  /* tokens with a bias, open addressing */
@@ -118,15 +116,6 @@ static __device__ __forceinline__ uint64_t warp_sum_u64(uint64_t x)
 {
 #pragma unroll
     for (int lane = WARP / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
-    return x;
-}
-static __device__ __forceinline__ uint64_t warp_max_u64(uint64_t x)
-{
-#pragma unroll
-    for (int lane = WARP / 2; lane > 0; lane /= 2) {
-        uint64_t other = __shfl_xor_sync(0xffffffffu, x, lane);
-        x = other > x ? other : x;
-    }
     return x;
 }
 /* Sum over the lanes up to this one. */
@@ -258,15 +247,15 @@ static __device__ __forceinline__ struct told told_by(const struct sample_shared
 /* ---- the row ---- */
 
 
-/* Four logits for each of N loads of a tile, from token `first` on, 4 * WARP apart; -inf beyond the vocabulary. All loads are under
- * way before one is waited for. */
-template <int N>
+/* Four logits for each of N loads, from token `first` on, STRIDE apart; -inf beyond the vocabulary. All loads are under way before
+ * one is waited for. */
+template <int N, int STRIDE = 4 * WARP>
 static __device__ __forceinline__ void load_logits(float4 *x, const struct row_view &v, int first)
 {
     if (v.is_aligned) {
 #pragma unroll
         for (int j = 0; j < N; j++) {
-            int id = first + j * 4 * WARP;
+            int id = first + j * STRIDE;
             x[j] = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
             if (id < v.vocab_size) x[j] = *(const float4 *)(v.logits + id);
         }
@@ -274,7 +263,7 @@ static __device__ __forceinline__ void load_logits(float4 *x, const struct row_v
     }
 #pragma unroll
     for (int j = 0; j < N; j++) {
-        int id = first + j * 4 * WARP;
+        int id = first + j * STRIDE;
         x[j] = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
         if (id + 0 < v.vocab_size) x[j].x = v.logits[id + 0];
         if (id + 1 < v.vocab_size) x[j].y = v.logits[id + 1];
@@ -298,35 +287,11 @@ static __device__ __noinline__ float biased_logit(float logit, int id)
     return logit;
 }
 
-/* What is known of a tile's tokens, one word of 32 in each lane. */
-struct tile_bits { uint32_t marked, seen; };
-static __device__ __forceinline__ struct tile_bits bits_of_tile(const struct row_view &v, const struct sample_shared *s, int tile)
+/* Allowed, then bias, then penalties. Marked are the allowed ones, or where all are, those with a bias. */
+static __device__ __noinline__ float changed_logit(float logit, int id, bool is_marked, bool is_seen)
 {
-    struct tile_bits bits = { 0, 0 };
-    int lane = threadIdx.x % WARP, word = (v.first_tile + tile) * (TILE / 32) + lane;
-    if (v.has_allowed || v.has_bias) bits.marked = s->bits[tile * (TILE / 32) + lane];
-    if (v.has_penalties && word * 32 < v.vocab_size) bits.seen = v.seen[word];
-    return bits;
-}
-
-/* The same for the four tokens of one load, and how often each was generated. */
-struct four_bits { uint32_t marked, seen; uint2 counts; };
-static __device__ __forceinline__ struct four_bits bits_of_four(const struct row_view &v, const struct tile_bits &tile, int id, int j)
-{
-    int lane = threadIdx.x % WARP, word = j * 4 + lane / 8;
-    struct four_bits four = {};
-    four.marked = __shfl_sync(0xffffffffu, tile.marked, word) >> lane % 8 * 4 & 15u;
-    four.seen = __shfl_sync(0xffffffffu, tile.seen, word) >> lane % 8 * 4 & 15u;
-    if (four.seen != 0 && v.is_aligned) four.counts = *(const uint2 *)(v.counts + id);
-    else if (four.seen != 0) {
-        four.counts.x = v.counts[id] | (id + 1 < v.vocab_size ? (uint32_t)v.counts[id + 1] << 16 : 0);
-        four.counts.y = (id + 2 < v.vocab_size ? v.counts[id + 2] : 0) | (id + 3 < v.vocab_size ? (uint32_t)v.counts[id + 3] << 16 : 0);
-    }
-    return four;
-}
-
-static __device__ __forceinline__ float changed_logit(const struct row_view &v, float logit, int id, bool is_marked, bool is_seen, uint32_t count)
-{
+    const struct row_view &v = cta_state()->view;
+    uint32_t count = is_seen ? v.counts[id] : 0;
     if (v.has_allowed && !is_marked) return -INFINITY;
     if (v.has_bias && is_marked) logit = biased_logit(logit, id);
     if (is_seen) {
@@ -337,30 +302,45 @@ static __device__ __forceinline__ float changed_logit(const struct row_view &v, 
     return logit;
 }
 
-/* Allowed, then bias, then penalties. Marked are the allowed ones, or where all are, those with a bias. */
-static __device__ __noinline__ float4 changed_logits(float4 x, int id, struct four_bits four)
+/* What is known of a tile's tokens, a word of 32 in each lane. Few change: these are looked at one by one (extra), and where a tile
+ * is read in bulk they count as -inf (held), as do those that are not allowed. */
+struct tile_bits { uint32_t held, extra, marked, seen; };
+static __device__ __forceinline__ struct tile_bits bits_of_tile(const struct row_view &v, const struct sample_shared *s, int tile)
 {
-    const struct row_view &v = cta_state()->view;
-    x.x = changed_logit(v, x.x, id, four.marked & 1u, four.seen & 1u, four.counts.x & 0xffffu);
-    x.y = changed_logit(v, x.y, id + 1, four.marked & 2u, four.seen & 2u, four.counts.x >> 16);
-    x.z = changed_logit(v, x.z, id + 2, four.marked & 4u, four.seen & 4u, four.counts.y & 0xffffu);
-    x.w = changed_logit(v, x.w, id + 3, four.marked & 8u, four.seen & 8u, four.counts.y >> 16);
-    return x;
+    struct tile_bits bits = {};
+    int lane = threadIdx.x % WARP, word = (v.first_tile + tile) * (TILE / 32) + lane;
+    if (v.has_allowed || v.has_bias) bits.marked = s->bits[tile * (TILE / 32) + lane];
+    if (v.has_penalties && word * 32 < v.vocab_size) bits.seen = v.seen[word];
+    bits.extra = bits.seen | (v.has_bias ? bits.marked : 0);
+    if (v.has_allowed) bits.extra &= bits.marked;
+    bits.held = bits.extra | (v.has_allowed ? ~bits.marked : 0);
+    return bits;
+}
+static __device__ __forceinline__ float4 without(float4 x, uint32_t held)                  /* held: the bits of the four */
+{
+    return make_float4(held & 1u ? -INFINITY : x.x, held & 2u ? -INFINITY : x.y, held & 4u ? -INFINITY : x.z, held & 8u ? -INFINITY : x.w);
+}
+/* Load j of a tile read by a warp in runs of four. */
+static __device__ __forceinline__ float4 without(float4 x, const struct tile_bits &bits, int j)
+{
+    int lane = threadIdx.x % WARP;
+    return without(x, __shfl_sync(0xffffffffu, bits.held, j * 4 + lane / 8) >> lane % 8 * 4);
+}
+/* visit(changed logit, id) for the extra tokens of the tile, each lane for its word; -inf where a lane has no more. */
+template <typename Visit>
+static __device__ __forceinline__ void for_extra(const struct row_view &v, const struct tile_bits &bits, int tile, Visit visit)
+{
+    int first = (v.first_tile + tile) * TILE + (int)(threadIdx.x % WARP) * 32;
+    for (uint32_t left = bits.extra; __any_sync(0xffffffffu, left != 0); left &= left - 1) {
+        int at = left != 0 ? __ffs(left) - 1 : 0;
+        float logit = -INFINITY;
+        if (left != 0) logit = changed_logit(v.logits[first + at], first + at, bits.marked >> at & 1u, bits.seen >> at & 1u);
+        visit(logit, first + at);
+    }
 }
 
-/* Loads first_load .. first_load + N - 1 of a tile, from token id on. */
-template <int N>
-static __device__ __forceinline__ void change(float4 *x, const struct row_view &v, const struct tile_bits &tile, int id, int first_load)
-{
-    struct four_bits four[N];
-#pragma unroll
-    for (int j = 0; j < N; j++) four[j] = bits_of_four(v, tile, id + j * 4 * WARP, first_load + j);
-#pragma unroll
-    for (int j = 0; j < N; j++)
-        if (v.has_allowed || (four[j].marked | four[j].seen) != 0) x[j] = changed_logits(x[j], id + j * 4 * WARP, four[j]);
-}
-
-/* visit(logit, id) for every token of a tile (index within this cta), changed logits or raw ones; -inf beyond the vocabulary. */
+/* visit(logit, id) for every token of a tile (index within this cta), in no order: changed logits or raw ones, with -inf for what is
+ * beyond the vocabulary, and -inf too for tokens that are visited once more by themselves. A warp visits together. */
 template <typename Visit>
 static __device__ __forceinline__ void for_tile(const struct row_view &v, int tile, bool raw, Visit visit)
 {
@@ -373,16 +353,17 @@ static __device__ __forceinline__ void for_tile(const struct row_view &v, int ti
     for (int load = 0; load < TILE_LOADS; load += AT_ONCE) {
         float4 x[AT_ONCE];
         load_logits<AT_ONCE>(x, v, first + load * 4 * WARP);
-        if (is_changed) change<AT_ONCE>(x, v, bits, first + load * 4 * WARP, load);
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
             int id = first + (load + j) * 4 * WARP;
+            if (is_changed) x[j] = without(x[j], bits, load + j);
             visit(x[j].x, id);
             visit(x[j].y, id + 1);
             visit(x[j].z, id + 2);
             visit(x[j].w, id + 3);
         }
     }
+    if (is_changed) for_extra(v, bits, tile, visit);
 }
 
 static __device__ __forceinline__ float weight_of(const struct row_view &v, float logit) { return exp2_fast((logit - v.max) * v.scale); }

@@ -1,14 +1,16 @@
 /* sample_select.cuh - the cuts of top_k and top_p without a sort of the vocabulary. Part of sample.cu.
  * A cut is a key: every token whose key reaches it stays. Tokens are counted by a histogram over their distance from the largest,
- * scaled to the row, in which the bin of a cut is looked up. Mostly there are at most LIST tokens down to that bin: they are
- * put in order and the token is drawn from the list. Else only the bin is put in order, the cut is found in it, and the draw goes
- * over the tiles. A bin with more than LIST tokens (many equal logits) is halved by key until it fits. */
+ * scaled to the row, in which the bin of a cut is looked up. A few tokens down to that bin are put in order and the token is
+ * drawn from the list. Else only the bin is put in order, the cut is found in it, and the draw goes over the tiles. A bin with
+ * more than LIST tokens (many equal logits) is halved by key until it fits. */
 #ifndef SLUICE_KERNELS_SAMPLE_SELECT_CUH
 #define SLUICE_KERNELS_SAMPLE_SELECT_CUH
 
 #include "sample_row.cuh"
 
 constexpr float MAX_DISTANCE = 64.0f;      /* exp(-64) is no weight */
+constexpr int SHORT_LIST = 256;            /* beyond, one pass over the tiles costs less than two sorts */
+constexpr int QUEUE = 2 * LIST / SAMPLE_WARPS;               /* logits of a warp, in the memory of the list */
 
 /* ---- histogram ---- */
 
@@ -22,22 +24,44 @@ static __device__ __forceinline__ void add_to_bin(struct sample_shared *s, int b
 
 static __device__ __forceinline__ float bin_at(const struct row_view &v, float bin_scale, float logit) { return (v.max - logit) * bin_scale; }
 
-/* Bins of the whole row: those from rank * BINS / ranks on are summed in this cta. */
+static __device__ __noinline__ void count_queue(const float *queue, int queued, float bin_scale, bool weighted)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    __syncwarp();
+    for (int i = threadIdx.x % WARP; i < queued; i += WARP) {
+        float weight = weight_of(v, queue[i]);
+        if (weight >= v.min_p) add_to_bin(s, (int)bin_at(v, bin_scale, queue[i]), weighted ? to_fixed(weight) : 0);
+    }
+    __syncwarp();
+}
+
+/* Bins of the whole row: those from rank * BINS / ranks on are summed in this cta. Few tokens reach the last bin: a warp queues them,
+ * so that it counts 32 at a time. */
 static __device__ __noinline__ void fill_bins(const struct team &team, float bin_scale, bool weighted)
 {
     struct sample_shared *s = cta_state();
     const struct row_view &v = s->view;
+    float *queue = (float *)s->list + threadIdx.x / WARP * QUEUE;
+    uint32_t lanes_before = (1u << threadIdx.x % WARP) - 1;
+    int queued = 0;
+
     for (int i = threadIdx.x; i < BINS; i += SAMPLE_THREADS) s->bin_count[i] = s->bin_low[i] = s->bin_high[i] = 0;
     __syncthreads();
     for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
         if (!(bin_at(v, bin_scale, s->max[tile]) < (float)BINS)) continue;
         for_tile(v, tile, false, [&](float logit, int) {
-            float at = bin_at(v, bin_scale, logit);
-            if (!(at < (float)BINS)) return;
-            float weight = weight_of(v, logit);
-            if (weight >= v.min_p) add_to_bin(s, (int)at, weighted ? to_fixed(weight) : 0);
+            bool is_near = bin_at(v, bin_scale, logit) < (float)BINS;
+            uint32_t lanes = __ballot_sync(0xffffffffu, is_near);
+            if (is_near) queue[queued + __popc(lanes & lanes_before)] = logit;
+            queued += __popc(lanes);
+            if (queued > QUEUE - WARP) {
+                count_queue(queue, queued, bin_scale, weighted);
+                queued = 0;
+            }
         });
     }
+    count_queue(queue, queued, bin_scale, weighted);
     team_barrier(team);
     if (team.ranks == 1) return;
     int per_rank = BINS / team.ranks;
@@ -268,6 +292,66 @@ static __device__ __noinline__ struct found_cut cut_in_bin(struct team *team, fl
     return cut;
 }
 
+/* Weights of tiles that hold only the tokens that stay. Ends with a barrier. */
+static __device__ __noinline__ void weigh_tiles(uint64_t cut)
+{
+    struct sample_shared *s = cta_state();
+    const struct row_view &v = s->view;
+    float least = cut ? key_logit(cut) : -INFINITY;
+    for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
+        uint64_t sum = 0;
+        if (s->max[tile] >= least && weight_of(v, s->max[tile]) >= v.min_p)
+            for_tile(v, tile, false, [&](float logit, int id) {
+                float weight = weight_of(v, logit);
+                if (weight >= v.min_p && key_of(logit, id) >= cut) sum += to_fixed(weight);
+            });
+        sum = warp_sum_u64(sum);
+        if (threadIdx.x % WARP == 0) s->weight[tile] = sum;
+    }
+    __syncthreads();
+}
+
+/* The same in one pass with the search of the cut, which lies in a bin that fits the list: what is above the bin stays, what is in it
+ * goes to the list, and those that stay are added to their tiles. Returns the cut. */
+static __device__ __noinline__ uint64_t weigh_to_bin(const struct team &team, float bin_scale, const struct found_cut &bin, uint32_t most,
+                                                     uint64_t enough)
+{
+    struct sample_shared *s = cta_state(), *first = at_rank(team, s, 0);
+    const struct row_view &v = s->view;
+
+    for (int tile = threadIdx.x / WARP; tile < v.num_tiles; tile += SAMPLE_WARPS) {
+        uint64_t sum = 0;
+        if (bin_at(v, bin_scale, s->max[tile]) < (float)(bin.bin + 1))
+            for_tile(v, tile, false, [&](float logit, int id) {
+                float at = bin_at(v, bin_scale, logit), weight = weight_of(v, logit);
+                if (!(at < (float)(bin.bin + 1)) || !(weight >= v.min_p)) return;
+                if ((int)at < bin.bin) { sum += to_fixed(weight); return; }
+                uint32_t to = atomicAdd(&first->counter, 1u);
+                if (to < LIST) first->list[to] = key_of(logit, id);
+            });
+        sum = warp_sum_u64(sum);
+        if (threadIdx.x % WARP == 0) s->weight[tile] = sum;
+    }
+    team_barrier(team);
+    if (team.rank == 0) {
+        sort_list(bin.in_bin);
+        struct found_cut cut = find_in_list(bin.in_bin, most, enough, false);
+        if (!cut.is_found) cut.key = s->list[bin.in_bin - 1];
+        if (threadIdx.x < team.ranks) *at_rank(team, &s->found, threadIdx.x) = cut;
+    }
+    team_barrier(team);
+    for (int i = threadIdx.x; i < (int)s->found.count; i += SAMPLE_THREADS) {
+        uint64_t key = first->list[i];
+        int tile = key_id(key) / TILE - v.first_tile;
+        if (tile >= 0 && tile < v.num_tiles)
+            atomicAdd((unsigned long long *)&s->weight[tile], (unsigned long long)to_fixed(weight_of(v, key_logit(key))));
+    }
+    team_has_read(team);
+    __syncthreads();
+    team_join(team);
+    return s->found.key;
+}
+
 /* The token from the list of rank 0, which holds n keys down to the cuts or below; total: what top_p is a share of, without top_k. */
 static __device__ __noinline__ token_id draw_from_list(int n, int top_k, float top_p, uint64_t total, float share)
 {
@@ -284,9 +368,9 @@ static __device__ __noinline__ token_id draw_from_list(int n, int top_k, float t
     return key_id(last.key >> 32);
 }
 
-/* One token of a truncated row. Either draws it from the list: *token, in rank 0 (TOKEN_NONE elsewhere), true. Or leaves the cut
- * in *cut for a draw over the tiles: false. total: the weight of all tokens; share: the uniform number; has_bound: the bins end
- * where top_k tokens or some more are. */
+/* A truncated row. Either its token is drawn from a list: *token, in rank 0 (TOKEN_NONE elsewhere), true. Or the cut is in *cut and
+ * the weight of what stays in weight[]: false. total: the weight of all tokens; share: the uniform number; has_bound: the bins
+ * end where top_k tokens or some more are. */
 static __device__ __noinline__ bool draw_truncated(struct team *team, float bin_scale, bool has_bound, int top_k, float top_p,
                                                    uint64_t total, float share, token_id *token, uint64_t *cut)
 {
@@ -294,7 +378,10 @@ static __device__ __noinline__ bool draw_truncated(struct team *team, float bin_
     const struct row_view &v = s->view;
     *token = TOKEN_NONE;
     *cut = 0;
-    if (top_k <= 0 && top_p >= 1.0f) return false;           /* min_p alone */
+    if (top_k <= 0 && top_p >= 1.0f) {                       /* min_p alone */
+        weigh_tiles(0);
+        return false;
+    }
     if (has_bound) {
         gather(*team, bin_scale, 0, BINS - 1, 0, ~0ull);
         uint32_t n = *at_rank(*team, &s->counter, 0);
@@ -315,19 +402,28 @@ static __device__ __noinline__ bool draw_truncated(struct team *team, float bin_
     struct found_cut bin = find_bin(*team, sums, 0, most, enough);
     uint32_t down_to_it = bin.is_found ? bin.count + (uint32_t)bin.in_bin : sums.all_count;
 
-    if (down_to_it <= LIST) {
+    if (down_to_it <= SHORT_LIST) {
         gather(*team, bin_scale, 0, bin.is_found ? bin.bin : BINS - 1, 0, ~0ull);
         if (team->rank == 0) *token = draw_from_list(down_to_it, top_k, top_p, total, share);
         return true;
     }
-    if (!bin.is_found) return false;
-    struct found_cut last = cut_in_bin(team, bin_scale, bin, top_k > 0 ? most - bin.count : ~0u, top_k > 0 ? ~0ull : enough - bin.weight);
-    *cut = last.key;
-    if (top_k > 0 && top_p < 1.0f) {
+    if (bin.is_found && top_k > 0 && top_p < 1.0f) {         /* the weight down to top_k, then the bin of top_p, which is no later */
+        struct found_cut last = cut_in_bin(team, bin_scale, bin, most - bin.count, ~0ull);
+        *cut = last.key;
+        most = ~0u;
         enough = share_of(top_p, last.weight);
-        bin = find_bin(*team, sums, 1, ~0u, enough);
-        if (bin.is_found) last = cut_in_bin(team, bin_scale, bin, ~0u, enough - bin.weight);
-        if (last.key > *cut) *cut = last.key;
+        bin = find_bin(*team, sums, 1, most, enough);
+    }
+    if (!bin.is_found) {
+        weigh_tiles(*cut);
+        return false;
+    }
+    if (most != ~0u) most -= bin.count;
+    if (enough != ~0ull) enough -= bin.weight;
+    if (bin.in_bin <= LIST) *cut = weigh_to_bin(*team, bin_scale, bin, most, enough);
+    else {
+        *cut = cut_in_bin(team, bin_scale, bin, most, enough).key;
+        weigh_tiles(*cut);
     }
     return false;
 }
