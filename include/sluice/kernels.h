@@ -174,10 +174,13 @@ struct step_arrays {
     int32_t *attn_plan;
     /* [max_seqs] of the sampler: an input id < 0 at token t means that of slot seq_slots[t] (sequences of one token come first) */
     const token_id *last_tokens;
-    uint64_t *step;                                      /* [2] the image's step and the device's clock (ns), for step_end */
+    uint64_t *step;                                      /* [3] the image's step, the device's clock (ns), the step that ended last */
     int32_t max_blocks_per_seq;
 };
-int launch_step_begin(const struct step_image *image, const struct step_arrays *arrays, const struct launch *l);
+/* head: the image's, on the host; image: the whole on the device. Arrays start at multiples of 16 bytes. */
+int launch_step_begin(const struct step_image *head, const struct step_image *image, const struct step_arrays *arrays, const struct launch *l);
+/* The same for a captured step, whose arguments stay: step N finds its image in images[(N - 1) % 2]. */
+int launch_step_begin_captured(const struct step_image *const images[2], const struct step_arrays *arrays, const struct launch *l);
 
 /* Copies the rows' heads (and the tops of rows that ask) to host memory, then sets *done = step, in that order as the host sees
  * it. host pointers are mapped, pinned; which half is chosen on the device by step & 1. host_done[half] is [2]: the number, and the
@@ -185,7 +188,7 @@ int launch_step_begin(const struct step_image *image, const struct step_arrays *
 struct step_end_kernel {
     const struct sampling_row *rows; const struct sample_head *heads; const struct token_logprob *tops;
     struct sample_head *host_heads[2]; struct token_logprob *host_tops[2]; volatile uint64_t *host_done[2];
-    const uint64_t *step;                                /* [2] device: as step_begin left it */
+    uint64_t *step;                                      /* [3] device: as step_begin left it; the last is set to the step that ended */
     int32_t num_rows;
 };
 int launch_step_end(const struct step_end_kernel *a, const struct launch *l);

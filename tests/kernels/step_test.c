@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include <stdbool.h>
+
 #include "kernels/gpu.h"
 
 enum { MAX_T = 64, MAX_B = 64, BLOCKS = 12, IMAGE_BYTES = 1 << 16 };
@@ -15,7 +17,7 @@ static struct step_arrays arrays_new(const token_id *last_tokens)
         .cu_seqlens_q = gpu_new((MAX_B + 1) * 4), .context_lens = gpu_new(MAX_B * 4), .seq_slots = gpu_new(MAX_B * 4),
         .block_tables = gpu_new(MAX_B * BLOCKS * 4), .rows = gpu_new(MAX_B * sizeof(struct sampling_row)),
         .bias_ids = gpu_new(4 * 4), .bias_values = gpu_new(4 * 4), .history = gpu_new(sizeof(struct history_entry)),
-        .history_tokens = gpu_new(3 * 4), .attn_plan = gpu_new(5 * 4), .last_tokens = last_tokens, .step = gpu_new(16),
+        .history_tokens = gpu_new(3 * 4), .attn_plan = gpu_new(5 * 4), .last_tokens = last_tokens, .step = gpu_new(24),
         .max_blocks_per_seq = BLOCKS };
 }
 
@@ -55,7 +57,7 @@ static void an_image_is_spread_and_padded(void **state)
 
     struct step_arrays a = arrays_new(gpu_copy(last, sizeof last));
     struct launch l = gpu_launch(0);
-    assert_int_equal(launch_step_begin(gpu_copy(image, sizeof image), &a, &l), 0);
+    assert_int_equal(launch_step_begin(head, gpu_copy(image, sizeof image), &a, &l), 0);
     gpu_sync();
 
     token_id got_ids[PAD];
@@ -94,6 +96,71 @@ static void an_image_is_spread_and_padded(void **state)
     assert_int_equal(step, 41);
 }
 
+static void fill(char *bytes, size_t n, uint64_t *rng) { for (size_t i = 0; i < n; i++) bytes[i] = (char)rng_next(rng); }
+
+static void assert_spread(const void *array, const char *image, uint32_t at, size_t bytes)
+{
+    char *got = malloc(bytes + 1);
+    gpu_read(got, array, bytes);
+    assert_memory_equal(got, image + at, bytes);
+    free(got);
+}
+
+/* Every array many times as long as a block of threads, in lengths that are no multiple of four words. */
+static void spread_large(bool captured)
+{
+    enum { B = 301, TOKENS = 17003, BIAS = 5003, ENTRIES = 207, HISTORY = 9001, PLAN = 2117 };
+    static char image[1 << 20];
+    uint64_t rng = 3;
+    size_t used = sizeof(struct step_image), table_bytes = 0;
+    struct step_image *head = (struct step_image *)image;
+    struct launch l = gpu_launch(0);
+    fill(image, sizeof image, &rng);
+    *head = (struct step_image){ .step = 8, .num_tokens = TOKENS, .num_seqs = B, .num_rows = B, .pad_tokens = TOKENS, .pad_seqs = B,
+                                 .pad_rows = B, .num_bias = BIAS, .num_history = ENTRIES, .num_history_tokens = HISTORY,
+                                 .attn_plan_words = PLAN };
+    uint32_t *const offsets[] = { &head->off_input_ids, &head->off_positions, &head->off_slot_mapping, &head->off_cu_seqlens_q,
+                                  &head->off_context_lens, &head->off_seq_slots, &head->off_rows, &head->off_bias_ids,
+                                  &head->off_bias_values, &head->off_history, &head->off_history_tokens, &head->off_attn_plan };
+    const size_t sizes[] = { TOKENS * 4, TOKENS * 4, TOKENS * 8, (B + 1) * 4, B * 4, B * 4, B * sizeof(struct sampling_row), BIAS * 4,
+                             BIAS * 4, ENTRIES * sizeof(struct history_entry), HISTORY * 4, PLAN * 4 };
+    for (int i = 0; i < 12; i++) {
+        *offsets[i] = (uint32_t)(used = (used + 15) / 16 * 16);
+        used += sizes[i];
+    }
+    int32_t *ids = (int32_t *)(image + head->off_input_ids), *cu = (int32_t *)(image + head->off_cu_seqlens_q);
+    for (int t = 0; t < TOKENS; t++) ids[t] &= 0x7FFFFFFF;
+    cu[B] = TOKENS;
+    head->off_table_begin = (uint32_t)(used = (used + 15) / 16 * 16);
+    int32_t *begin = (int32_t *)(image + used);
+    used += (B + 1) * 4;
+    for (int b = 0; b <= B; b++) begin[b] = b * 7 - b / 3;
+    head->off_tables = (uint32_t)(used = (used + 15) / 16 * 16);
+    table_bytes = (size_t)begin[B] * 4;
+    assert_true(used + table_bytes <= sizeof image);
+
+    struct step_arrays a = { .input_ids = gpu_new(sizes[0]), .positions = gpu_new(sizes[1]), .slot_mapping = gpu_new(sizes[2]),
+        .cu_seqlens_q = gpu_new(sizes[3]), .context_lens = gpu_new(sizes[4]), .seq_slots = gpu_new(sizes[5]), .rows = gpu_new(sizes[6]),
+        .bias_ids = gpu_new(sizes[7]), .bias_values = gpu_new(sizes[8]), .history = gpu_new(sizes[9]), .history_tokens = gpu_new(sizes[10]),
+        .attn_plan = gpu_new(sizes[11]), .block_tables = gpu_new(B * BLOCKS * 4), .last_tokens = gpu_new(4), .step = gpu_new(24),
+        .max_blocks_per_seq = BLOCKS };
+    static char other[1 << 20];
+    struct step_image *images[2] = { gpu_copy(other, sizeof other), gpu_copy(image, sizeof image) };      /* of steps 1, 3, .. and 2, 4, .. */
+    uint64_t ended[3] = { 8, 0, captured ? 7 : 0 };
+    CUDA_MUST(cudaMemcpy(a.step, ended, sizeof ended, cudaMemcpyHostToDevice));
+    if (captured) assert_int_equal(launch_step_begin_captured((const struct step_image *const *)images, &a, &l), 0);
+    else assert_int_equal(launch_step_begin(head, images[1], &a, &l), 0);
+    gpu_sync();
+    const void *const arrays[] = { a.input_ids, a.positions, a.slot_mapping, a.cu_seqlens_q, a.context_lens, a.seq_slots, a.rows, a.bias_ids,
+                                   a.bias_values, a.history, a.history_tokens, a.attn_plan };
+    for (int i = 0; i < 12; i++) assert_spread(arrays[i], image, *offsets[i], sizes[i]);
+    for (int b = 0; b < B; b++)
+        assert_spread(a.block_tables + (size_t)b * BLOCKS, image, head->off_tables + (uint32_t)begin[b] * 4, (size_t)(begin[b + 1] - begin[b]) * 4);
+}
+
+static void a_large_image_is_spread(void **state) { (void)state; spread_large(false); }
+static void a_captured_step_finds_its_image(void **state) { (void)state; spread_large(true); }
+
 static void the_host_sees_rows_then_the_number(void **state)
 {
     (void)state;
@@ -101,7 +168,7 @@ static void the_host_sees_rows_then_the_number(void **state)
     struct sample_head heads[R];
     struct sampling_row rows[R] = { 0 };
     static struct token_logprob tops[R * MAX_TOP_LOGPROBS];
-    uint64_t step[2] = { 7, 0 };
+    uint64_t step[3] = { 7, 0, 6 };
     char *mapped;
     for (int r = 0; r < R; r++) {
         heads[r] = (struct sample_head){ .token = r * 3, .logprob = -0.5f * (float)r, .rank = r, .num_top = r % 2 ? 3 : 0 };
@@ -123,6 +190,8 @@ static void the_host_sees_rows_then_the_number(void **state)
     assert_int_equal(end.host_done[1][0], 7);              /* 7 is odd */
     assert_true(end.host_done[1][1] > 0);
     assert_int_equal(end.host_done[0][0], 0);
+    gpu_read(step, end.step, sizeof step);
+    assert_int_equal(step[2], 7);
     assert_memory_equal(end.host_heads[1], heads, sizeof heads);
     assert_int_equal(end.host_tops[1][3 * MAX_TOP_LOGPROBS + 2].id, 5);
     assert_int_equal(end.host_tops[1][2 * MAX_TOP_LOGPROBS + 2].id, 0);      /* row 2 asked for none */
@@ -176,7 +245,8 @@ static void shards_are_joined(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(an_image_is_spread_and_padded), cmocka_unit_test(the_host_sees_rows_then_the_number),
+        cmocka_unit_test(an_image_is_spread_and_padded), cmocka_unit_test(a_large_image_is_spread), cmocka_unit_test(a_captured_step_finds_its_image),
+        cmocka_unit_test(the_host_sees_rows_then_the_number),
         cmocka_unit_test(dummy_weights_are_the_hosts), cmocka_unit_test(shards_are_joined),
     };
     if (gpu_absent()) return GPU_SKIP;

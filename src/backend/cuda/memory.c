@@ -95,7 +95,7 @@ static size_t workspace_layout(struct backend *b, char *base, const struct backe
     a->history = part(base, &used, (size_t)s.history * sizeof(struct history_entry));
     a->history_tokens = part(base, &used, (size_t)s.history_tokens * 4);
     a->attn_plan = part(base, &used, (size_t)s.attn_plan_words * 4);
-    a->step = part(base, &used, 2 * sizeof(uint64_t));
+    a->step = part(base, &used, 3 * sizeof(uint64_t));
     a->max_blocks_per_seq = s.blocks_per_seq;
     b->attn_workspace = part(base, &used, s.attn_workspace);
 

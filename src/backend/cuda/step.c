@@ -56,11 +56,11 @@ static void pack_attn_plan(struct backend *b, struct packer *p, struct step_imag
     attn_decode_plan(&shape, plan_context_lens(plan), plan->num_decode_seqs, p->base + image->off_attn_plan);
 }
 
-/* Only decodes: the step can run as a captured graph of its bucket. */
+/* Only decodes: the step can run as a captured graph of its bucket. A history to rebuild stands between the step's begin and the rest. */
 static int bucket_of_plan(const struct backend *b, const struct step_plan *plan)
 {
     if (b->options.eager || plan->num_tokens != plan->num_decode_seqs || plan->num_seqs != plan->num_decode_seqs) return -1;
-    if (plan->num_rows > plan->num_seqs) return -1;
+    if (plan->num_rows > plan->num_seqs || plan->num_history > 0) return -1;
     int bucket = bucket_of(plan->num_seqs);
     return bucket >= 0 && bucket_size(bucket) <= b->options.max_seqs ? bucket : -1;
 }
@@ -143,7 +143,10 @@ const struct step_plan *cuda_upload(struct backend *b, const struct step_plan *p
     if (code == cudaSuccess) code = cudaStreamWaitEvent(b->stream, stage->copied, 0);
     cuda_check(b, code == cudaSuccess ? 0 : ERR_INTERNAL, "upload");
     plain.pdl = false;                                     /* it follows a copy and, mostly, a graph */
-    cuda_check(b, launch_step_begin((const struct step_image *)stage->device, &b->arrays, &plain), "step_begin");
+    if (b->bucket < 0 || !b->graphs[b->bucket].warm) {     /* else the captured step begins with it */
+        const struct step_image *head = (const struct step_image *)stage->host, *image = (const struct step_image *)stage->device;
+        cuda_check(b, launch_step_begin(head, image, &b->arrays, &plain), "step_begin");
+    }
     if (plan->num_history > 0 && b->options.is_last) {
         struct sample_kernel history = b->sampler;
         history.num_history = plan->num_history;
@@ -155,6 +158,15 @@ const struct step_plan *cuda_upload(struct backend *b, const struct step_plan *p
 }
 
 /* ---- captured steps ---- */
+
+static void capture_begin(struct backend *b)
+{
+    const struct step_image *images[CUDA_STEPS];
+    struct launch plain = b->launch;
+    for (int i = 0; i < CUDA_STEPS; i++) images[i] = (const struct step_image *)b->stages[i].device;
+    plain.pdl = false;
+    cuda_check(b, launch_step_begin_captured(images, &b->arrays, &plain), "step_begin");
+}
 
 /* The first step of a bucket runs op by op (kernels get loaded), the second is captured, later ones replay. */
 bool cuda_step_begin(struct backend *b, const struct step_plan *uploaded)
@@ -169,6 +181,7 @@ bool cuda_step_begin(struct backend *b, const struct step_plan *uploaded)
     }
     b->capturing = cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
     cuda_check(b, b->capturing ? 0 : ERR_INTERNAL, "begin capture");
+    if (b->capturing) capture_begin(b);
     return true;
 }
 
