@@ -24,6 +24,7 @@
 namespace {
 
 constexpr int PRODUCER_BARRIER = 15;     /* named barriers: 1 .. 2 GROUPS are the consumers' */
+constexpr int SEQS = 256;                /* whose lengths have room in shared memory */
 constexpr int LEVELS = 64;               /* tiles are ordered by ceil(end of their keys / level width), longest first */
 
 template <int D_, int KEYS_, int GROUPS_, int STAGES_, int Q_STAGES_> struct config {
@@ -49,6 +50,7 @@ template <class C> struct shared_memory {
     uint64_t tile_full[TILES], tile_empty[TILES];
     uint64_t q_full[C::Q_STAGES], q_empty[C::Q_STAGES], k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
     struct tile tile[TILES];
+    int32_t cu_seqlens_q[SEQS + 1], context_lens[SEQS];      /* copies, where the launch has at most SEQS sequences */
     int before[LEVELS + 2];              /* before[i]: tiles of levels above LEVELS - i; the last one: all */
     int longest;                         /* context */
 };
@@ -81,13 +83,28 @@ __device__ __forceinline__ int tiles_up_to(int q_len, int context, int tile_quer
 
 __device__ __forceinline__ int level_width(int longest, int keys) { return max(1, (longest + keys * LEVELS - 1) / (keys * LEVELS)) * keys; }
 
-/* The producer's warpgroup: fills s.before, which is zero. */
-template <class C> __device__ void count_tiles(shared_memory<C> &s, const struct params &p)
+/* Where to read the lengths of first_seq .. num_seqs-1: in shared memory they cost a tenth of the latency. */
+struct lengths { const int32_t *cu, *contexts; };
+template <class C> __device__ __forceinline__ struct lengths lengths_of(const shared_memory<C> &s, const struct params &p)
+{
+    bool copied = p.a.num_seqs - p.a.first_seq <= SEQS;
+    return { copied ? s.cu_seqlens_q : p.a.cu_seqlens_q + p.a.first_seq, copied ? s.context_lens : p.a.context_lens + p.a.first_seq };
+}
+
+/* The producer's warpgroup: fills s.before, which is zero, and the copies of lengths. */
+template <class C> __device__ __forceinline__ void count_tiles(shared_memory<C> &s, const struct params &p)
 {
     int num_seqs = p.a.num_seqs - p.a.first_seq, lane = threadIdx.x % WARP, longest = 0;
-    const int32_t *cu = p.a.cu_seqlens_q + p.a.first_seq, *contexts = p.a.context_lens + p.a.first_seq;
+    struct lengths from = lengths_of<C>(s, p);
+    const int32_t *cu = from.cu, *contexts = from.contexts;
 
-    for (int b = threadIdx.x; b < num_seqs; b += WARPGROUP) longest = max(longest, contexts[b]);
+    for (int b = threadIdx.x; b <= num_seqs; b += WARPGROUP) {
+        int q_begin = p.a.cu_seqlens_q[p.a.first_seq + b], context = b < num_seqs ? p.a.context_lens[p.a.first_seq + b] : 0;
+        longest = max(longest, context);
+        if (num_seqs > SEQS) continue;
+        s.cu_seqlens_q[b] = q_begin;
+        if (b < num_seqs) s.context_lens[b] = context;
+    }
     longest = __reduce_max_sync(0xffffffffu, longest);
     if (lane == 0 && longest > 0) atomicMax(&s.longest, longest);
     named_sync(PRODUCER_BARRIER, WARPGROUP);
@@ -119,14 +136,15 @@ template <class C> __device__ __forceinline__ struct tile find_tile(const shared
     int i = __popc(__ballot_sync(ALL, s.before[lane + 1] <= index)) + __popc(__ballot_sync(ALL, s.before[lane + 33] <= index)) +
             (s.before[LEVELS + 1] <= index);
     int level = LEVELS - i, rest = index - s.before[i];
+    struct lengths from = lengths_of<C>(s, p);
     struct tile t;
 
-    for (int base = p.a.first_seq;; base += WARP) {
+    for (int base = 0;; base += WARP) {
         int b = base + lane, q_begin = 0, q_len = 0, context = 0, high = 0, count = 0;
-        if (b < p.a.first_seq + num_seqs) {
-            q_begin = p.a.cu_seqlens_q[b];
-            q_len = p.a.cu_seqlens_q[b + 1] - q_begin;
-            context = p.a.context_lens[b];
+        if (b < num_seqs) {
+            q_begin = from.cu[b];
+            q_len = from.cu[b + 1] - q_begin;
+            context = from.contexts[b];
             high = tiles_up_to(q_len, context, p.tile_queries, level * width);
             count = (high - (level > 0 ? tiles_up_to(q_len, context, p.tile_queries, (level - 1) * width) : 0)) * p.a.num_kv_heads;
         }
@@ -138,7 +156,7 @@ template <class C> __device__ __forceinline__ struct tile find_tile(const shared
         q_begin = __shfl_sync(ALL, q_begin, owner);
         q_len = __shfl_sync(ALL, q_len, owner);
         t.context = __shfl_sync(ALL, context, owner);
-        t.seq = base + owner;
+        t.seq = p.a.first_seq + base + owner;
         int first = (__shfl_sync(ALL, high, owner) - 1 - rest / p.a.num_kv_heads) * p.tile_queries;
         t.kv_head = rest % p.a.num_kv_heads;
         t.token = q_begin + first;
@@ -222,6 +240,10 @@ template <class C> __device__ __forceinline__ void fetch(shared_memory<C> &s, co
         if (threadIdx.x % WARP == 0) mbar_arrive(&s.tile_empty[slot]);
         if (t.num_keys < 0) return;
         const block_id *table = p.a.kv.block_tables + (int64_t)t.seq * p.a.kv.max_blocks_per_seq;
+        if (num_tiles == 0) {                                /* lengths and tables are older than the predecessor, Q and K are not */
+            asm volatile("prefetch.global.L1 [%0];" :: "l"(table + max(t.last_key, 0) / p.a.kv.block_size));
+            pdl_wait();
+        }
         if (q_map && t.num_keys > 0) fetch_queries<C>(s, q_map, p, t, q_it++);
         for (int n = 0; n < t.num_keys; n++, it++) {
             unsigned stage = it % C::STAGES;
@@ -555,7 +577,6 @@ __global__ void __launch_bounds__(C::THREADS, 1) attn_prefill_wgmma(const __grid
     }
     for (int i = threadIdx.x; i < LEVELS + 2; i += C::THREADS) s.before[i] = 0;
     __syncthreads();
-    pdl_wait();
     if (threadIdx.x < WARPGROUP) {
         registers_down<C::PRODUCER_REGISTERS>();
         count_tiles<C>(s, p);
@@ -564,6 +585,7 @@ __global__ void __launch_bounds__(C::THREADS, 1) attn_prefill_wgmma(const __grid
         else if (threadIdx.x / WARP == 2) fetch<C>(s, p, s.v, s.v_full, s.v_empty, &v_map, nullptr);
     } else {
         registers_up<C::CONSUMER_REGISTERS>();
+        pdl_wait();
         consume<C>(s, p);
     }
 #endif

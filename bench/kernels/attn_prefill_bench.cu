@@ -33,6 +33,8 @@ struct bench_case { const char *name; int head_dim, heads, kv_heads, num_seqs, q
 static const bench_case cases[] = {
     { "512", 128, 32, 8, 1, 512, 512 },
     { "1k", 128, 32, 8, 1, 1024, 1024 },
+    { "1k, group 2", 128, 16, 8, 1, 1024, 1024 },
+    { "1k, head 64, group 3", 64, 9, 3, 1, 1024, 1024 },
     { "2k", 128, 32, 8, 1, 2048, 2048 },
     { "8k", 128, 32, 8, 1, 8192, 8192 },
     { "32k", 128, 32, 8, 1, 32768, 32768 },
@@ -124,6 +126,7 @@ int main(int argc, char **argv)
     BENCH_MUST(cudaGetDeviceProperties(&device, 0));
     l.sm = mma ? 80 : device.major * 10 + device.minor;
     l.num_sms = device.multiProcessorCount;
+    l.pdl = !mma;
     for (const bench_case &c : cases)
         if (argc <= 2 || strstr(c.name, argv[2])) run(c, l, mma ? "mma" : "native", false);
     run(cases[0], l, "", true);

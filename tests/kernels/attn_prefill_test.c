@@ -3,12 +3,12 @@
  * poisoned. Tolerance: relative error 1e-2 per case; every row of a sequence is checked for NaN, about an eighth against the oracle. */
 #include "gpu.h"
 
-enum { MAX_CASE_SEQS = 40 };
+enum { LISTED_SEQS = 40, REPEATS = 8, MAX_CASE_SEQS = LISTED_SEQS * REPEATS };
 
 struct prefill_case {
     const char *name;
     int head_dim, kv_heads, group, block_size, window, first_seq, num_seqs;
-    struct { int q_len, context; } seq[MAX_CASE_SEQS];
+    struct { int q_len, context; } seq[MAX_CASE_SEQS];       /* a case lists LISTED_SEQS at most */
 };
 
 static const struct prefill_case cases[] = {
@@ -31,7 +31,9 @@ static const struct prefill_case cases[] = {
     { "head 64, group 7", 64, 2, 7, 64, 0, 0, 2, { { 200, 700 }, { 129, 129 } } },
     { "head 80", 80, 2, 4, 64, 0, 0, 3, { { 300, 300 }, { 7, 300 }, { 129, 129 } } },
     { "head 96", 96, 2, 3, 64, 0, 0, 3, { { 300, 300 }, { 7, 300 }, { 129, 129 } } },
-    { "head 256", 256, 2, 4, 64, 0, 0, 3, { { 500, 500 }, { 7, 300 }, { 129, 129 } } },
+    { "group 1, 2100 queries", 128, 1, 1, 64, 0, 0, 2, { { 2100, 2100 }, { 5, 9 } } },
+    { "long and short", 128, 2, 4, 64, 0, 0, 5, { { 5, 5 }, { 700, 777 }, { 33, 400 }, { 520, 520 }, { 0, 0 } } },
+    { "head 256", 256, 2, 4, 64, 0, 0, 3, { { 530, 530 }, { 7, 300 }, { 129, 129 } } },
     { "head 256, group 1", 256, 2, 1, 16, 0, 0, 2, { { 300, 300 }, { 7, 300 } } },
     { "head 256, group 7", 256, 1, 7, 256, 0, 0, 2, { { 300, 300 }, { 7, 700 } } },
     { "blocks of 16", 128, 2, 4, 16, 0, 0, 2, { { 300, 300 }, { 65, 401 } } },
@@ -214,6 +216,13 @@ int main(void)
 {
     if (gpu_absent()) return GPU_SKIP;
     int failed = 0;
+    struct prefill_case crowd = cases[sizeof cases / sizeof *cases - 1];     /* "many sequences" REPEATS times over */
+    crowd.name = "320 sequences";
+    crowd.kv_heads = 1;
+    crowd.num_seqs = MAX_CASE_SEQS;
+    for (int i = LISTED_SEQS; i < MAX_CASE_SEQS; i++) crowd.seq[i] = crowd.seq[i - LISTED_SEQS];
+    failed += run(&crowd, 80, false, "mma");
+    failed += run(&crowd, 0, true, "native");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         failed += run(&cases[i], 80, false, "mma");
         failed += run(&cases[i], 0, i % 2, "native");
