@@ -217,7 +217,7 @@ def test_all_replicas_killed_at_once():
 
         # nobody is back before this deadline: whoever is started again is killed again
         server.wait_until(lambda: server.metric("sluice_replica_up") == 3, 60, "all are back")
-        jobs = start_streams(server, pool, 8, lambda i: {**greedy(i), "max_tokens": 1500, "timeout_total_ms": 1500})
+        jobs = start_streams(server, pool, 8, lambda i: {**greedy(i), "max_tokens": 1500, "timeout_total_ms": int(1500 * PATIENCE)})
         while not all(job.done() for job in jobs):
             for engine in server.engines():
                 with contextlib.suppress(ProcessLookupError):
