@@ -26,6 +26,7 @@ using elem2 = __nv_bfloat162;
 __device__ __forceinline__ elem to_elem(float x) { return __float2bfloat16(x); }
 __device__ __forceinline__ elem2 to_elem2(float low, float high) { return __floats2bfloat162_rn(low, high); }
 __device__ __forceinline__ float2 to_float2(elem2 x) { return __bfloat1622float2(x); }
+__device__ __forceinline__ float2 to_finite2(elem2 x) { return to_float2(x); }
 #else
 using elem = __half;
 using elem2 = __half2;
@@ -47,6 +48,11 @@ __device__ __forceinline__ elem2 to_elem2(float low, float high)
     return *reinterpret_cast<elem2 *>(&y);
 }
 __device__ __forceinline__ float2 to_float2(elem2 x) { return __half22float2(x); }
+/* The same of what the library or the communicator wrote: these let sums overflow. */
+__device__ __forceinline__ float2 to_finite2(elem2 x)
+{
+    return to_float2(__hmax2_nan(__hmin2_nan(x, __float2half2_rn(65504.0f)), __float2half2_rn(-65504.0f)));
+}
 #endif
 
 __device__ __forceinline__ uint32_t pack_elem(float low, float high)

@@ -46,7 +46,7 @@ __global__ void rmsnorm_row(const elem *x, float *residual, const float *weight,
 #pragma unroll
     for (int u = 0; u < UNITS; u++) {
         int at = threadIdx.x + u * blockDim.x;
-        float2 low = to_float2(*(const elem2 *)&add[u].x), high = to_float2(*(const elem2 *)&add[u].y);
+        float2 low = to_finite2(*(const elem2 *)&add[u].x), high = to_finite2(*(const elem2 *)&add[u].y);
         r[u] = make_float4(r[u].x + low.x, r[u].y + low.y, r[u].z + high.x, r[u].w + high.y);
         sum += (r[u].x * r[u].x + r[u].y * r[u].y) + (r[u].z * r[u].z + r[u].w * r[u].w);
         if (x && !rows && at < units) residual_row[at] = r[u];

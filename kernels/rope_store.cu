@@ -42,7 +42,7 @@ static __device__ __forceinline__ void unpack8(float *to, uint4 raw)
     x.raw = raw;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        float2 pair = to_float2(x.pair[i]);
+        float2 pair = to_finite2(x.pair[i]);
         to[2 * i] = pair.x;
         to[2 * i + 1] = pair.y;
     }

@@ -28,7 +28,7 @@ silu_mul_rows(const uint4 *gate_up, uint4 *out, int num_units, int units_per_row
     up.raw = at[units_per_row];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        float2 g = to_float2(gate.pair[i]), u = to_float2(up.pair[i]);
+        float2 g = to_finite2(gate.pair[i]), u = to_finite2(up.pair[i]);
         y.pair[i] = to_elem2(silu(g.x) * u.x, silu(g.y) * u.y);
     }
     out[unit] = y.raw;

@@ -8,7 +8,7 @@
  * steps may be between step_end and collect; collect takes the oldest.
  *
  * Letters: T tokens, B sequences, R rows, H heads, Hk KV heads, D head_dim, C hidden, F ffn, V vocab, K inputs, N outputs.
- * Activations have ops->act_dtype (cpu ref and fast: f32; cuda: bf16), row-major, contiguous unless a stride says otherwise;
+ * Activations have ops->act_dtype (cpu ref and fast: f32; cuda: bf16 or f16), row-major, contiguous unless a stride says otherwise;
  * the residual stream is f32 everywhere.
  * Batch invariance: on the CPU backends a row's result never depends on T, B or the neighbours. */
 #ifndef SLUICE_BACKEND_H
@@ -35,7 +35,7 @@ enum weight_kind { WEIGHT_MATRIX, WEIGHT_VECTOR };   /* WEIGHT_MATRIX serves mat
 struct backend_options {
     int32_t threads;               /* CPU: threads of this rank, >= 1 */
     int32_t device;                /* GPU index */
-    enum dtype kv_dtype;           /* cpu-ref F32 or BF16, cpu-fast F16 */
+    enum dtype kv_dtype;           /* cpu-ref F32 or BF16, cpu-fast F16, cuda its act_dtype */
     int32_t max_tokens, max_seqs, max_rows, vocab_size;    /* largest step, for workspace and sampler state */
     int32_t max_model_len, block_size;     /* of the block tables */
     int32_t num_heads, num_kv_heads, head_dim;             /* of this shard */
@@ -108,6 +108,7 @@ struct sample_args {
 struct backend_ops {
     const char *name;              /* "cpu-ref", "cpu-fast", "cuda" */
     enum dtype act_dtype;
+    const struct backend_ops *f16; /* the same device with f16 in the place of bf16; NULL: there is none */
     int  (*open)(struct backend **out, const struct backend_options *options, struct err *err);
     void (*close)(struct backend *b);
     const char *(*describe)(const struct backend *b);       /* "AVX-512 BF16, 2 threads" */
@@ -166,6 +167,6 @@ struct backend_ops {
 
 extern const struct backend_ops backend_cpu_ref;     /* plain fp32, reads like the formula: the oracle */
 extern const struct backend_ops backend_cpu_fast;    /* bf16 weights and KV, vector code chosen at run time */
-extern const struct backend_ops backend_cuda;        /* in builds with CUDA: bf16 weights, activations and KV */
+extern const struct backend_ops backend_cuda, backend_cuda_f16;      /* in builds with CUDA: matrices, activations and KV in bf16 or in f16 */
 
 #endif

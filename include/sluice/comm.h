@@ -31,8 +31,8 @@ struct comm_ops {
     int  (*join)(struct comm *c, int32_t device, void *stream, struct err *err);
     /* Has anything gone wrong by now? 0 or ERR_ENDED. Called once a step. */
     int  (*check)(struct comm *c);
-    /* In place over n elements; sums are made in rank order, so every rank gets the same bits. f32 (cpu), f32 or bf16
-       (nccl). */
+    /* In place over n elements; sums are made in rank order, so every rank gets the same bits. f32 (cpu), f32, bf16 or
+       f16 (nccl). */
     int (*all_reduce)(struct comm *c, void *data, int64_t n, enum dtype dtype);
     /* dst [size, n] in rank order, src [n]. */
     int (*all_gather)(struct comm *c, const void *src, void *dst, int64_t n, enum dtype dtype);

@@ -27,6 +27,7 @@ struct config {
     /* engine */
     char *device;                         /* auto cpu cuda */
     char *cpu_kernels;                    /* fast ref */
+    char *dtype;                          /* auto bfloat16 float16 float32 */
     int64_t cpu_threads;                  /* per rank; 0 = cores / ranks */
     int64_t tensor_parallel_size, pipeline_parallel_size, data_parallel_size;
     struct str_list pp_layer_partition;   /* layers per stage; empty = by cost */

@@ -30,6 +30,7 @@ struct rope_scaling {
 struct model_config {
     enum model_arch arch;
     char model_type[32];                 /* as the file says: llama, mistral, qwen2, qwen3 */
+    enum dtype dtype;                    /* what the files suggest to compute in: F16 (config.json says so, or GGUF), else BF16 */
     int32_t hidden_size, intermediate_size, num_hidden_layers;
     int32_t num_attention_heads, num_key_value_heads, head_dim;
     int32_t vocab_size;                  /* rows of the embedding, may exceed the tokenizer's */

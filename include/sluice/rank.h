@@ -49,7 +49,7 @@ struct ranks_options {
 enum { RANKS_STALL_FACTOR = 18 };
 
 /* What the configuration asks of one replica of this model. layers: storage that options points into. cuda: the GPU's backend,
- * NULL in a program without; taken for device cuda, and for auto where a GPU is visible. ERR_CONFIG. */
+ * NULL in a program without; taken, or its f16 (by option dtype), for device cuda, and for auto where a GPU is visible. ERR_CONFIG. */
 int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const struct config *config,
                      const struct model_config *model, const struct backend_ops *cuda, struct err *err);
 

@@ -45,6 +45,7 @@ static void print_model(const struct config *config, const struct model_source *
     printf("  %-26s %d tokens\n", "context", model->max_position_embeddings);
     printf("  %-26s %zu tensors, %" PRIu64 " bytes\n", "weights", model_source_num_tensors(source),
            model_source_bytes(source));
+    printf("  %-26s %s\n", "computed in (GPU, auto)", model->dtype == DTYPE_F16 && model_source_format(source) != LOAD_DUMMY ? "float16" : "bfloat16");
     if (f32) printf("  %-26s %" PRId64 " bytes (f32)\n", "KV cache per token", kv_bytes_per_token(model, DTYPE_F32));
     if (f16) printf("  %-26s %" PRId64 " bytes (f16)\n", "KV cache per token", kv_bytes_per_token(model, DTYPE_F16));
 }

@@ -146,7 +146,10 @@ static int nccl_check(struct comm *c)
 
 /* ---- calls ---- */
 
-static ncclDataType_t nccl_type(enum dtype dtype) { return dtype == DTYPE_BF16 ? ncclBfloat16 : ncclFloat32; }
+static ncclDataType_t nccl_type(enum dtype dtype)
+{
+    return dtype == DTYPE_BF16 ? ncclBfloat16 : dtype == DTYPE_F16 ? ncclFloat16 : ncclFloat32;
+}
 
 static int nccl_all_reduce(struct comm *c, void *data, int64_t n, enum dtype dtype)
 {

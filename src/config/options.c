@@ -55,6 +55,8 @@ const struct option option_table[] = {
         "where the model runs; auto: cuda if there is a GPU"),
     ENUM("engine", cpu_kernels, "fast", "fast ref", START, ENGINE,
         "fast: vector code chosen at run time; ref: plain fp32, slow, the oracle of tests"),
+    ENUM("engine", dtype, "auto", "auto bfloat16 float16 float32", START, ENGINE,
+        "GPU: bfloat16 or float16, auto by the model's files; CPU: fast has bfloat16 matrices, ref float32"),
     INT("engine", cpu_threads, "0", 0, 1024, "threads", START, ENGINE, "per rank; 0 = cores / ranks"),
     INT("engine", tensor_parallel_size, "1", 1, 64, "ranks", START, ENGINE, "ranks that share each layer (-tp)"),
     INT("engine", pipeline_parallel_size, "1", 1, 64, "stages", START, ENGINE,

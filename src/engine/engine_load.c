@@ -58,7 +58,7 @@ int engine_load(struct engine_setup *setup, struct model_source **src, const str
         return err_set(err, ERR_CONFIG, "--device: this sluice-engine was built without CUDA");
     if ((rc = ranks_options_of(&options, layers, config, model_source_config(*src), cuda, err)) < 0) return rc;
     setup_of(setup, config, *src, options.max_model_len);
-    bool on_gpu = options.ops == cuda;
+    bool on_gpu = cuda && (options.ops == cuda || options.ops == cuda->f16);
     if (on_gpu) options.comm_ops = cuda_comm;
     options.layers_begun = setup->layers_begun;
     if ((rc = ranks_start(&setup->ranks, *src, &options, progress, progress_arg, err)) < 0) return rc;

@@ -134,6 +134,7 @@ void bench_run_line(const struct bench_run *run, struct bench_line *line)
     bench_line_text(line, "model", config_model_name(&run->config));
     bench_line_text(line, "load_format", run->config.load_format);
     bench_line_real(line, "weight_bits", 8 * (double)info->weights_bytes / num_elements(info->model));
+    bench_line_text(line, "dtype", run->config.dtype);
     bench_line_text(line, "kv_cache_dtype", run->config.kv_cache_dtype);
     bench_line_int(line, "tensor_parallel_size", run->config.tensor_parallel_size);
     bench_line_int(line, "pipeline_parallel_size", run->config.pipeline_parallel_size);

@@ -143,6 +143,13 @@ static void read_rope(struct meta *m, struct model_config *config)
     }
 }
 
+/* Every format but bf16 itself was made of f16 scales, or fits f16 better than bf16. */
+static enum dtype suggested(const struct tensor_index *index)
+{
+    for (size_t i = 0; i < index->count; i++) if (index->infos[i].dtype == DTYPE_BF16) return DTYPE_BF16;
+    return DTYPE_F16;
+}
+
 static int read_tensors(struct meta *m, const struct tensor_index *index, struct model_config *config)
 {
     const struct tensor_info *embedding = tensor_index_find(index, "token_embd.weight");
@@ -162,6 +169,7 @@ static int read_tensors(struct meta *m, const struct tensor_index *index, struct
     config->tie_word_embeddings = !tensor_index_find(index, "output.weight");
     config->attention_bias = tensor_index_find(index, "blk.0.attn_q.bias") != NULL;
     config->qk_norm = config->arch == ARCH_QWEN3;
+    config->dtype = suggested(index);
     config->rope_freqs = factors != NULL;
     if (factors && (factors->ndim != 1 || factors->shape[0] * 2 != config->head_dim || factors->dtype != DTYPE_F32)) {
         return err_set(m->err, ERR_MODEL_FILE,

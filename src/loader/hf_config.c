@@ -278,6 +278,14 @@ static int parse_object(const char *label, const char *json, size_t len, struct 
     return rc;
 }
 
+/* "torch_dtype" in older files. What is neither of the two is served in bf16, which has the range of float32. */
+static void read_dtype(struct fields *f, struct model_config *config)
+{
+    const char *name = get_text(f, "dtype");
+    if (!name) name = get_text(f, "torch_dtype");
+    config->dtype = name && !strcmp(name, "float16") ? DTYPE_F16 : DTYPE_BF16;
+}
+
 int hf_config_parse(struct model_config *config, const char *json, size_t len, struct err *err)
 {
     struct cJSON *root;
@@ -291,6 +299,7 @@ int hf_config_parse(struct model_config *config, const char *json, size_t len, s
         refuse_variants(&f, config);
         read_sliding_window(&f, config);
         read_rope(&f, config);
+        read_dtype(&f, config);
         config->attention_bias = config->arch == ARCH_QWEN2;
         config->qk_norm = config->arch == ARCH_QWEN3;
     }

@@ -95,9 +95,26 @@ static int cores(void)
     return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-static enum dtype kv_dtype_of(const struct config *config, bool cuda, bool fast)
+static bool asks_f16(const struct config *config, const struct model_config *model)
 {
-    if (cuda && strcmp(config->kv_cache_dtype, "auto") == 0) return DTYPE_BF16;
+    if (strcmp(config->dtype, "auto") != 0) return strcmp(config->dtype, "float16") == 0;
+    return model->dtype == DTYPE_F16 && strcmp(config->load_format, "dummy") != 0;
+}
+
+/* What the device cannot compute in is refused, not replaced. */
+static int dtype_check(const struct config *config, bool cuda, bool fast, struct err *err)
+{
+    const char *dtype = config->dtype, *only = fast ? "bfloat16" : "float32";
+    if (strcmp(dtype, "auto") == 0) return 0;
+    if (cuda && strcmp(dtype, "float32") == 0) return err_set(err, ERR_CONFIG, "dtype float32: a GPU computes in bfloat16 or float16");
+    if (!cuda && strcmp(dtype, only) != 0)
+        return err_set(err, ERR_CONFIG, "dtype %s: on a CPU, cpu_kernels %s knows auto and %s", dtype, config->cpu_kernels, only);
+    return 0;
+}
+
+static enum dtype kv_dtype_of(const struct config *config, const struct backend_ops *cuda, bool fast)
+{
+    if (cuda && strcmp(config->kv_cache_dtype, "auto") == 0) return cuda->act_dtype;
     if (strcmp(config->kv_cache_dtype, "auto") == 0) return fast ? DTYPE_F16 : DTYPE_F32;
     if (strcmp(config->kv_cache_dtype, "f16") == 0) return DTYPE_F16;
     return strcmp(config->kv_cache_dtype, "f32") == 0 ? DTYPE_F32 : DTYPE_BF16;
@@ -121,6 +138,8 @@ int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const st
                        (int)model->max_position_embeddings);
     }
     if (strcmp(config->device, "cpu") == 0 || (strcmp(config->device, "auto") == 0 && gpus_visible() == 0)) cuda = NULL;
+    if ((rc = dtype_check(config, cuda || strcmp(config->device, "cuda") == 0, fast, err)) < 0) return rc;
+    if (cuda && cuda->f16 && asks_f16(config, model)) cuda = cuda->f16;
     layout_of_config(&layout, config);
     if ((rc = layout_check(&layout, model, err)) < 0) return rc;
     memcpy(layers, layout.layers, sizeof(layout.layers));
@@ -129,7 +148,7 @@ int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const st
         .ops = cuda ? cuda : fast ? &backend_cpu_fast : &backend_cpu_ref,
         .tp_size = layout.tp_size, .pp_size = layout.pp_size, .layer_partition = layout.told ? layers : NULL,
         .threads = config->cpu_threads ? (int32_t)config->cpu_threads : per_rank > 1 ? per_rank : 1,
-        .kv_dtype = kv_dtype_of(config, cuda != NULL, fast),
+        .kv_dtype = kv_dtype_of(config, cuda, fast),
         .overlap = overlap_of(config, cuda != NULL), .eager = config->enforce_eager,
         .max_num_seqs = (int32_t)config->max_num_seqs,
         .max_num_batched_tokens = (int32_t)config->max_num_batched_tokens,

@@ -22,7 +22,7 @@ GREEDY_EQUAL, LOGPROB_MEAN = 0.9, 0.02
 
 def run_tool(args, device, mode, prompts, *more):
     lines = "".join(" ".join(map(str, prompt)) + "\n" for prompt in prompts)
-    command = [args.tool, mode, args.model, device, str(args.threads), "1", "1", *map(str, more)]
+    command = [args.tool, mode, args.model, device, str(args.threads), "1", "1", *map(str, more), "--dtype", args.dtype]
     start = time.time()
     done = subprocess.run(command, input=lines.encode(), capture_output=True, check=False, timeout=args.timeout)
     if done.returncode != 0:
@@ -104,6 +104,7 @@ def main():
     parser.add_argument("--tool", default=str(root / "build/tests/logits_tool"))
     parser.add_argument("--model", default=str(root / "models/SmolLM2-135M-Instruct.Q4_1.gguf"))
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16"], help="of a GPU")
     parser.add_argument("--out", "--oracle", dest="oracle", default="oracle.npz")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout", type=int, default=900, help="seconds for one run of the tool")

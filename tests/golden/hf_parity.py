@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Compares sluice's forward with Hugging Face transformers in fp32 on random models of each architecture.
 
-  hf_parity.py --tool build-cuda/tests/logits_tool --device cuda
+  hf_parity.py --tool build-cuda/tests/logits_tool --device cuda [--dtype float16]
 
-Models of 4 layers are made with transformers, saved in bf16, and read by both sides; the reference computes in fp32 from the
-bf16 weights. Per position: |logits - reference| / |reference| at most --limit (0.01), whatever the prompt was chunked into
+Models of 4 layers are made with transformers, saved in --dtype, and read by both sides; the reference computes in fp32 from these
+weights. Per position: |logits - reference| / |reference| at most --limit (0.01; float16 0.002), whatever the prompt was chunked into
 (whole, 64, 7, 1 token at a time: then each step is a decode, on a GPU a captured one), alone or with others in mixed steps.
 64 greedy tokens of a batch, each drawn from the step before: the reference's logit of each is at most a tenth of the logits'
 spread below its best. One JSON line per model. Exit status 1 when a limit is missed, 77 without torch and transformers."""
@@ -57,7 +57,7 @@ CASES = [
 GAINS = {"q_proj": 1.5, "k_proj": 1.5, "o_proj": 0.5, "down_proj": 0.5}
 
 
-def make_model(kind, config, seed):
+def make_model(kind, config, seed, dtype):
     """Random, with norms and biases that are not their defaults."""
     torch.manual_seed(seed)
     config_class, model_class = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}ForCausalLM")
@@ -74,11 +74,11 @@ def make_model(kind, config, seed):
             else:
                 weight.normal_(0, GAINS.get(part, 1) * weight.shape[1] ** -0.5)
     model.tie_weights()
-    return model.to(torch.bfloat16).eval()
+    return model.to(dtype).eval()
 
 
 class Reference:
-    """What transformers makes of the saved files, in fp32 or in bf16. Loaded, not cast: a cast would round the rotation's table too."""
+    """What transformers makes of the saved files, in fp32 or in --dtype. Loaded, not cast: a cast would round the rotation's table too."""
 
     def __init__(self, folder, device, dtype):
         self.device = device
@@ -91,7 +91,7 @@ class Reference:
 
 def run_tool(args, mode, folder, prompts, *more):
     lines = "".join(" ".join(map(str, prompt)) + "\n" for prompt in prompts)
-    command = [args.tool, mode, folder, args.device, str(args.threads), *map(str, more)]
+    command = [args.tool, mode, folder, args.device, str(args.threads), *map(str, more), "--dtype", args.dtype]
     try:
         done = subprocess.run(command, input=lines.encode(), capture_output=True, check=False, timeout=args.timeout)
     except subprocess.TimeoutExpired:
@@ -120,9 +120,10 @@ def check(args, pool, seed, name, kind, config):
     vocab = config["vocab_size"]
     prompts = [rng.integers(0, vocab, length).tolist() for length in PROMPT_LENGTHS]
     few = prompts[:3] * 4                       # twelve sequences, some the same
-    row = {"case": name, "device": args.device}
+    dtype = getattr(torch, args.dtype)
+    row = {"case": name, "device": args.device, "dtype": args.dtype}
     with tempfile.TemporaryDirectory() as folder:
-        make_model(kind, config, seed).save_pretrained(folder)
+        make_model(kind, config, seed, dtype).save_pretrained(folder)
         block = ["--block-size", 16 if seed % 2 else 64]
         layout = [args.tp, args.pp]
         jobs = {f"chunk_{n}": pool.submit(run_tool, args, "logits", folder, prompts, *layout, "--chunk", n, *block) for n in (1, 7, 64)}
@@ -131,15 +132,15 @@ def check(args, pool, seed, name, kind, config):
         for way, flags in (("greedy", []), ("ahead", ["--ahead"] if args.pp == 1 else [])):
             jobs[way] = pool.submit(run_tool, args, "greedy", folder, few, *layout, NUM_GREEDY, "--together", *flags, *block)
         reference = Reference(folder, args.reference_device, torch.float32)
-        in_bf16 = Reference(folder, args.reference_device, torch.bfloat16)
+        in_dtype = Reference(folder, args.reference_device, dtype)
         wanted = np.concatenate([reference.logits(prompt) for prompt in prompts])
-        rounded = np.concatenate([in_bf16.logits(prompt) for prompt in prompts])
+        rounded = np.concatenate([in_dtype.logits(prompt) for prompt in prompts])
         out = {way: job.result() for way, job in jobs.items()}
     logits = {way: np.frombuffer(data, np.float32).reshape(-1, vocab) for way, data in out.items() if way not in ("greedy", "ahead")}
     errors = {way: relative_errors(found, wanted) for way, found in logits.items()}
     row["error_max"] = {way: round(float(error.max()), 5) for way, error in errors.items()}
     row["error_mean"] = round(float(errors["whole"].mean()), 5)
-    row["transformers_bf16"] = round(float(relative_errors(rounded, wanted).max()), 5)
+    row["transformers_same_dtype"] = round(float(relative_errors(rounded, wanted).max()), 5)
     row["worst_position"] = int(errors["whole"].argmax())
     row["between_chunks"] = max(round(float(relative_errors(found, logits["whole"]).max()), 5) for found in logits.values())
     tokens = {way: np.frombuffer(out[way], np.int32).reshape(len(few), NUM_GREEDY).tolist() for way in ("greedy", "ahead")}
@@ -155,15 +156,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tool", default=str(root / "build-cuda/tests/logits_tool"))
     parser.add_argument("--device", default="cuda", choices=["cuda", "ref", "fast"])
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--pp", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=8, help="runs of the tool at the same time")
-    parser.add_argument("--limit", type=float, default=1e-2)
+    parser.add_argument("--limit", type=float, help="default: 0.01, float16 0.002")
     parser.add_argument("--timeout", type=int, default=120, help="seconds for one run of the tool")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--reference-device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    args.limit = args.limit or (2e-3 if args.dtype == "float16" else 1e-2)
     torch.backends.cuda.matmul.allow_tf32 = False
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -3,6 +3,7 @@
  *   logits_tool greedy MODEL DEVICE THREADS TP PP N      N greedy tokens behind each prompt
  * DEVICE: ref, fast, or cuda where the build has it. Options behind: --chunk N feeds prompts N tokens at a time (1: every step
  * is a decode; default: whole), --together takes all prompts in the same steps, --block-size N tokens in a KV block,
+ * --dtype auto|bfloat16|float16 (cuda; auto: as the server would),
  * --ahead (greedy) submits each decode step before the one before it has drawn, where the ranks can.
  * Prompts come from stdin, one line of token ids each. stdout is binary: per prompt float32 [tokens, vocab], or int32 [N].
  * Greedy decodes all prompts together as one batch. KV blocks lie scattered. Every step goes through the rank threads, as in
@@ -35,7 +36,7 @@ struct prompt {
 
 struct job {
     bool greedy, together, ahead;
-    const char *device;
+    const char *device, *dtype;
     int threads, tp, pp, num_tokens;
     int32_t chunk, block_size, longest;
     struct prompt *prompts;
@@ -82,19 +83,26 @@ static int read_logits(float *to, size_t first, size_t n)
 {
     const float *from = atomic_load(&seen_logits) + first;
 #ifdef SLUICE_HAVE_CUDA
-    if (real_ops == &backend_cuda) return cudaMemcpy(to, from, n * sizeof(float), cudaMemcpyDefault) == cudaSuccess ? 0 : ERR_INTERNAL;
+    if (!strcmp(real_ops->name, "cuda")) return cudaMemcpy(to, from, n * sizeof(float), cudaMemcpyDefault) == cudaSuccess ? 0 : ERR_INTERNAL;
 #endif
     memcpy(to, from, n * sizeof(float));
     return 0;
 }
 
-static int choose_device(struct ranks_options *options, const char *name, struct err *err)
+static int choose_device(struct ranks_options *options, const struct job *job, const struct model_config *model, struct err *err)
 {
     static struct backend_ops ops;
+    const char *name = job->device;
+    bool f16 = !strcmp(job->dtype, "auto") ? model->dtype == DTYPE_F16 : !strcmp(job->dtype, "float16");
+    (void)f16;
     if (!strcmp(name, "ref")) real_ops = &backend_cpu_ref, options->kv_dtype = DTYPE_F32;
     else if (!strcmp(name, "fast")) real_ops = &backend_cpu_fast, options->kv_dtype = DTYPE_F16;
 #ifdef SLUICE_HAVE_CUDA
-    else if (!strcmp(name, "cuda")) real_ops = &backend_cuda, options->kv_dtype = DTYPE_BF16, options->comm_ops = &comm_nccl_ops;
+    else if (!strcmp(name, "cuda")) {
+        real_ops = f16 ? &backend_cuda_f16 : &backend_cuda;
+        options->kv_dtype = real_ops->act_dtype;
+        options->comm_ops = &comm_nccl_ops;
+    }
 #endif
     else return err_set(err, ERR_CONFIG, "device %s: ref, fast, or cuda in a build with it", name);
     ops = *real_ops;
@@ -291,7 +299,7 @@ static int run(struct job *job, const char *model, struct err *err)
     if (job->chunk <= 0) job->chunk = MAX_LEN;
     struct ranks_options options = options_of(job);
     place_blocks(job);
-    if ((rc = choose_device(&options, job->device, err)) < 0) goto out;
+    if ((rc = choose_device(&options, job, model_source_config(src), err)) < 0) goto out;
     if ((rc = make_room(job, &options, err)) < 0) goto out;
     if ((rc = ranks_start(&job->ranks, src, &options, NULL, NULL, err)) < 0) goto out;
     fprintf(stderr, "%s; loaded in %lld ms\n", ranks_describe(job->ranks), (long long)(clock_now_ms() - start));
@@ -318,6 +326,7 @@ static bool read_options(struct job *job, int argc, char **argv)
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (!strcmp(argv[i], "--together")) job->together = true;
         else if (!strcmp(argv[i], "--ahead")) job->ahead = true;
+        else if (!strcmp(argv[i], "--dtype")) job->dtype = value, i++;
         else if (!strcmp(argv[i], "--chunk")) job->chunk = (int32_t)strtol(value, NULL, 10), i++;
         else if (!strcmp(argv[i], "--block-size")) job->block_size = (int32_t)strtol(value, NULL, 10), i++;
         else return false;
@@ -344,12 +353,12 @@ static bool read_arguments(struct job *job, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct job job = { .tp = 1, .pp = 1, .block_size = MIN_BLOCK_SIZE };
+    struct job job = { .tp = 1, .pp = 1, .block_size = MIN_BLOCK_SIZE, .dtype = "auto" };
     struct err err = { 0 };
     if (!read_arguments(&job, argc, argv)) {
         fprintf(stderr, "usage: logits_tool logits MODEL ref|fast|cuda THREADS [TP PP] [options] | "
                         "greedy MODEL ref|fast|cuda THREADS TP PP N [options]\n"
-                        "options: --chunk N, --together, --block-size N, --ahead\n");
+                        "options: --chunk N, --together, --block-size N, --ahead, --dtype auto|bfloat16|float16\n");
         return EXIT_CONFIG;
     }
     job.prompts = calloc(MAX_PROMPTS_HERE, sizeof(*job.prompts));

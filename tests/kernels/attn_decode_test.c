@@ -9,7 +9,7 @@
 #include "attn_decode_plan.h"
 #include "gpu.h"
 
-/* Rows are bf16, probabilities are rounded to bf16 before they meet V. */
+/* Of bf16: probabilities are rounded to it before they meet V. */
 static const double TOLERANCE = 1e-2;
 
 struct shape { int H, Hk, D, block_size, window; };
@@ -44,18 +44,18 @@ static void oracle_row(struct batch *b, int seq)
     for (int h = 0; h < s->H; h++) {
         const uint16_t *q = b->q + (size_t)seq * q_stride(s) + (size_t)h * s->D;
         float *out = b->expected + ((size_t)seq * s->H + h) * s->D, top = -INFINITY, sum = 0, qf[256];
-        for (int i = 0; i < s->D; i++) { qf[i] = of_bf16(q[i]); out[i] = 0; }
+        for (int i = 0; i < s->D; i++) { qf[i] = of_elem(q[i]); out[i] = 0; }
         for (int pos = from; pos < len; pos++) {
             const uint16_t *k = b->k + kv_at(b, seq, h / (s->H / s->Hk), pos);
             float dot = 0;
-            for (int i = 0; i < s->D; i++) dot += qf[i] * of_bf16(k[i]);
+            for (int i = 0; i < s->D; i++) dot += qf[i] * of_elem(k[i]);
             p[pos] = dot * scale;
             if (p[pos] > top) top = p[pos];
         }
         for (int pos = from; pos < len; pos++) sum += p[pos] = expf(p[pos] - top);
         for (int pos = from; pos < len; pos++) {
             const uint16_t *v = b->v + kv_at(b, seq, h / (s->H / s->Hk), pos);
-            for (int i = 0; i < s->D; i++) out[i] += p[pos] / sum * of_bf16(v[i]);
+            for (int i = 0; i < s->D; i++) out[i] += p[pos] / sum * of_elem(v[i]);
         }
     }
     free(p);
@@ -98,12 +98,12 @@ static void batch_init(struct batch *b, struct shape s, int B, const int32_t *le
     used = 0;
     for (int i = 0; i < B; i++)
         for (int n = 0; n * s.block_size < lens[i]; n++) b->tables[(size_t)i * b->max_blocks + n] = order[used++];
-    random_bf16(&b->rng, 1.5f, NULL, b->q, rows);
+    random_elem(&b->rng, 1.5f, NULL, b->q, rows);
     for (int i = 0; i < B; i++)
         for (int h = 0; h < s.Hk; h++)
             for (int pos = 0; pos < lens[i]; pos++) {
-                random_bf16(&b->rng, 1, NULL, b->k + kv_at(b, i, h, pos), (size_t)s.D);
-                random_bf16(&b->rng, 1, NULL, b->v + kv_at(b, i, h, pos), (size_t)s.D);
+                random_elem(&b->rng, 1, NULL, b->k + kv_at(b, i, h, pos), (size_t)s.D);
+                random_elem(&b->rng, 1, NULL, b->v + kv_at(b, i, h, pos), (size_t)s.D);
             }
     free(order);
     b->d_q = gpu_copy(b->q, rows * 2);
@@ -156,8 +156,8 @@ static void batch_compare(struct batch *b, const char *what)
     gpu_sync();
     gpu_read(b->out, b->d_out, row * (size_t)b->B * 2);
     for (int i = 0; i < b->B; i++) {
-        double e = relative_error_bf16(b->out + row * (size_t)i, b->expected + row * (size_t)i, row);
-        if (!(e <= TOLERANCE))
+        double e = relative_error_elem(b->out + row * (size_t)i, b->expected + row * (size_t)i, row);
+        if (!(e <= gpu_tolerance(TOLERANCE)))
             fail_msg("%s: H=%d Hk=%d D=%d block %d window %d B=%d: row %d of length %d: error %g", what, b->s.H, b->s.Hk, b->s.D,
                      b->s.block_size, b->s.window, b->B, i, b->lens[i], e);
     }
@@ -340,5 +340,10 @@ int main(void)
         cmocka_unit_test(odd_shapes_are_refused),
     };
     if (gpu_absent()) return GPU_SKIP;
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = 0;
+    for (int kind = 0; kind < GPU_KINDS; kind++) {
+        gpu_kind(kind);
+        failed += cmocka_run_group_tests(tests, NULL, NULL);
+    }
+    return failed;
 }

@@ -15,7 +15,7 @@ static void check(int num_tokens, int hidden, int first_row, int num_rows, int p
     token_id *ids = malloc((size_t)num_tokens * 4);
     struct launch launch = gpu_launch(pdl);
 
-    random_bf16(&rng, 1.0f, NULL, table, table_size);
+    random_elem(&rng, 1.0f, NULL, table, table_size);
     for (int t = 0; t < num_tokens; t++) ids[t] = first_row - 2 + (token_id)(rng_next(&rng) % (uint64_t)(num_rows + 4));
     ids[0] = -1;                                           /* TOKEN_NONE gives zeros too */
     void *d_table = gpu_copy(table, table_size * 2), *d_ids = gpu_copy(ids, (size_t)num_tokens * 4), *d_out = gpu_new(n * 4);
@@ -26,7 +26,7 @@ static void check(int num_tokens, int hidden, int first_row, int num_rows, int p
     for (int t = 0; t < num_tokens; t++) {
         int64_t row = (int64_t)ids[t] - first_row;
         for (int c = 0; c < hidden; c++) {
-            float expected = row >= 0 && row < num_rows ? of_bf16(table[row * hidden + c]) : 0.0f;
+            float expected = row >= 0 && row < num_rows ? of_elem(table[row * hidden + c]) : 0.0f;
             if (out[(size_t)t * hidden + c] != expected) fail_msg("T=%d C=%d: [%d, %d] is %g, not %g", num_tokens, hidden, t, c,
                                                                   out[(size_t)t * hidden + c], expected);
         }
@@ -56,5 +56,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(rows_are_copied), cmocka_unit_test(odd_shapes_are_refused) };
     if (gpu_absent()) return GPU_SKIP;
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = 0;
+    for (int kind = 0; kind < GPU_KINDS; kind++) {
+        gpu_kind(kind);
+        failed += cmocka_run_group_tests(tests, NULL, NULL);
+    }
+    return failed;
 }

@@ -14,8 +14,8 @@ static void product_new(struct product *p, int n, int k, bool silu)
     uint16_t *xh = malloc(2 * xs), *wh = malloc(2 * ws);
 
     *p = (struct product){ .n = n, .k = k, .silu = silu, .x = malloc(4 * xs), .w = malloc(4 * ws), .ref = malloc(8 * T_MAX * (size_t)n) };
-    random_bf16(&seed, 1.0f, p->x, xh, xs);
-    random_bf16(&seed, 0.05f, p->w, wh, ws);
+    random_elem(&seed, 1.0f, p->x, xh, xs);
+    random_elem(&seed, 0.05f, p->w, wh, ws);
     for (int t = 0; t < T_MAX; t++)
         for (int i = 0; i < n; i++) {
             const float *a = p->x + (size_t)t * (size_t)k, *b = p->w + (size_t)i * (size_t)k;
@@ -64,11 +64,11 @@ static void run(struct product *p, int t, bool f32, const struct gemm_skinny_pla
     gpu_sync();
     gpu_read(got, p->dout, bytes);
     for (int i = 0; i < t * outs; i++) {
-        double y = f32 ? (double)((float *)got)[i] : (double)of_bf16(((uint16_t *)got)[i]);
+        double y = f32 ? (double)((float *)got)[i] : (double)of_elem(((uint16_t *)got)[i]);
         d += (y - p->ref[i]) * (y - p->ref[i]);
         s += p->ref[i] * p->ref[i];
     }
-    if (!(sqrt(d / s) < (f32 ? 2e-5 : 4e-3)))
+    if (!(sqrt(d / s) < (f32 ? 2e-5 : gpu_tolerance(4e-3))))
         fail_msg("n %d k %d T %d f32 %d silu %d how %d groups %d panels %d cluster %d ctas %d: error %g", p->n, p->k, t, f32, p->silu, plan ? (int)plan->how : -1,
                  plan ? plan->groups : 0, plan ? plan->panels : 0, plan ? plan->cluster : 0, plan ? plan->ctas : 0, sqrt(d / s));
     for (size_t i = written; i < bytes; i++)
@@ -120,5 +120,10 @@ int main(void)
     const struct CMUnitTest tests[] = { cmocka_unit_test(every_bucket), cmocka_unit_test(every_cut) };
     if (gpu_absent()) return GPU_SKIP;
     if (gpu_launch(0).sm != 90) { printf("skipped: not an sm_90 device\n"); return GPU_SKIP; }
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = 0;
+    for (int kind = 0; kind < GPU_KINDS; kind++) {
+        gpu_kind(kind);
+        failed += cmocka_run_group_tests(tests, NULL, NULL);
+    }
+    return failed;
 }

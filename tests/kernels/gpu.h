@@ -1,4 +1,4 @@
-/* gpu.h - what the kernel tests share: is there a GPU, device copies, random bf16, comparison. Header of one test program. */
+/* gpu.h - what the kernel tests share: is there a GPU, device copies, random elements, comparison. Header of one test program. */
 #ifndef SLUICE_TESTS_KERNELS_GPU_H
 #define SLUICE_TESTS_KERNELS_GPU_H
 
@@ -10,6 +10,9 @@
 #include <string.h>
 
 #include <sluice/kernels.h>
+
+#include "base/bf16.h"
+#include "base/half.h"
 
 enum { GPU_SKIP = 77 };            /* ctest: skipped */
 
@@ -26,11 +29,24 @@ static inline int gpu_absent(void)
     return 1;
 }
 
+/* The element type under test: every test runs with both. */
+static bool gpu_f16;
+enum { GPU_KINDS = 2 };
+static inline void gpu_kind(int kind)
+{
+    gpu_f16 = kind == 1;
+    printf("# %s\n", gpu_f16 ? "f16" : "bf16");
+}
+/* What a tolerance for bf16 is for the type under test: f16 has three bits more. */
+static inline double gpu_tolerance(double of_bf16) { return gpu_f16 ? of_bf16 / 8 : of_bf16; }
+/* One rounding of the type under test; f16 has denormals where bf16 has none to speak of. */
+static inline double gpu_rounding(double value) { return gpu_tolerance(0x1.02p-8) * fabs(value) + (gpu_f16 ? 0x1p-24 : 0); }
+
 static inline struct launch gpu_launch(int pdl)
 {
     struct cudaDeviceProp p;
     CUDA_MUST(cudaGetDeviceProperties(&p, 0));
-    return (struct launch){ .stream = NULL, .sm = p.major * 10 + p.minor, .num_sms = p.multiProcessorCount, .pdl = pdl };
+    return (struct launch){ .stream = NULL, .sm = p.major * 10 + p.minor, .num_sms = p.multiProcessorCount, .pdl = pdl, .f16 = gpu_f16 };
 }
 
 /* Waits for the device; aborts on any error of the launches before. */
@@ -52,20 +68,9 @@ static inline void *gpu_copy(const void *host, size_t bytes)
 static inline void gpu_read(void *host, const void *device, size_t bytes) { CUDA_MUST(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost)); }
 static inline void gpu_free(void *p) { CUDA_MUST(cudaFree(p)); }
 
-/* ---- bf16 on the host ---- */
-static inline uint16_t to_bf16(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    return (uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
-}
-static inline float of_bf16(uint16_t h)
-{
-    uint32_t u = (uint32_t)h << 16;
-    float x;
-    memcpy(&x, &u, 4);
-    return x;
-}
+/* ---- elements on the host ---- */
+static inline uint16_t to_elem(float x) { return gpu_f16 ? half_from_f32(x) : bf16_from_f32(x); }
+static inline float of_elem(uint16_t h) { return gpu_f16 ? half_to_f32(h) : bf16_to_f32(h); }
 
 static inline uint64_t rng_next(uint64_t *state)           /* splitmix64 */
 {
@@ -81,21 +86,21 @@ static inline float rng_normal(uint64_t *state)
     return (float)(sqrt(-2 * log(u + 1e-300)) * cos(6.283185307179586 * v));
 }
 
-/* n normal numbers times scale, rounded to bf16: as[] the values, raw[] the bits; either may be NULL. */
-static inline void random_bf16(uint64_t *state, float scale, float *as, uint16_t *raw, size_t n)
+/* n normal numbers times scale, rounded to elements: as[] the values, raw[] the bits; either may be NULL. */
+static inline void random_elem(uint64_t *state, float scale, float *as, uint16_t *raw, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        uint16_t h = to_bf16(scale * rng_normal(state));
+        uint16_t h = to_elem(scale * rng_normal(state));
         if (raw) raw[i] = h;
-        if (as) as[i] = of_bf16(h);
+        if (as) as[i] = of_elem(h);
     }
 }
 
-/* |a - b|_2 / |b|_2 of a (bf16 bits) against b; NaN where a has one. */
-static inline double relative_error_bf16(const uint16_t *a, const float *b, size_t n)
+/* |a - b|_2 / |b|_2 of a (elements) against b; NaN where a has one. */
+static inline double relative_error_elem(const uint16_t *a, const float *b, size_t n)
 {
     double d = 0, s = 0;
-    for (size_t i = 0; i < n; i++) { double x = (double)of_bf16(a[i]) - b[i]; d += x * x; s += (double)b[i] * b[i]; }
+    for (size_t i = 0; i < n; i++) { double x = (double)of_elem(a[i]) - b[i]; d += x * x; s += (double)b[i] * b[i]; }
     return s > 0 ? sqrt(d / s) : sqrt(d);
 }
 static inline double relative_error_f32(const float *a, const float *b, size_t n)

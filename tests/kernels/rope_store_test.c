@@ -31,9 +31,9 @@ static void head_expected(float *head, const struct shape *s, const float *bias,
 static void compare(const char *what, const struct shape *s, const uint16_t *got, const float *expected, float scale)
 {
     for (int i = 0; i < s->head_dim; i++)
-        if (!(fabsf(of_bf16(got[i]) - expected[i]) <= 0x1.02p-8f * fabsf(expected[i]) + 2e-6f * scale))
+        if (!(fabsf(of_elem(got[i]) - expected[i]) <= gpu_rounding(expected[i]) + 2e-6 * scale))
             fail_msg("%s: T=%d H=%d Hk=%d D=%d bias %d norm %d: element %d is %g, not %g", what, s->num_tokens, s->num_heads,
-                     s->num_kv_heads, s->head_dim, s->bias, s->norm, i, of_bf16(got[i]), expected[i]);
+                     s->num_kv_heads, s->head_dim, s->bias, s->norm, i, of_elem(got[i]), expected[i]);
 }
 
 static void check(struct shape s, int pdl)
@@ -48,7 +48,7 @@ static void check(struct shape s, int pdl)
     int64_t *slots = malloc((size_t)s.num_tokens * 8);
     struct launch launch = gpu_launch(pdl);
 
-    random_bf16(&rng, 2.0f, NULL, qkv, n);
+    random_elem(&rng, 2.0f, NULL, qkv, n);
     for (size_t i = 0; i < row; i++) bias[i] = rng_normal(&rng);
     for (int i = 0; i < 2 * d; i++) norms[i] = 1.0f + 0.3f * rng_normal(&rng);
     for (int p = 0; p < MAX_POSITION; p++)
@@ -75,7 +75,7 @@ static void check(struct shape s, int pdl)
         for (int h = 0; h < heads; h++) {
             size_t at = t * row + (size_t)h * d;
             int which = h < s.num_heads ? 0 : h < s.num_heads + s.num_kv_heads ? 1 : 2;
-            for (int i = 0; i < d; i++) head[i] = of_bf16(qkv[at + i]);
+            for (int i = 0; i < d; i++) head[i] = of_elem(qkv[at + i]);
             head_expected(head, &s, s.bias ? bias + (size_t)h * d : NULL, s.norm ? norms + (which == 1 ? d : 0) : NULL,
                           which < 2 ? table + (size_t)positions[t] * d : NULL);
             if (which == 0) { compare("q", &s, got + at, head, 10); continue; }
@@ -120,5 +120,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(heads_are_rotated_and_stored), cmocka_unit_test(odd_shapes_are_refused) };
     if (gpu_absent()) return GPU_SKIP;
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = 0;
+    for (int kind = 0; kind < GPU_KINDS; kind++) {
+        gpu_kind(kind);
+        failed += cmocka_run_group_tests(tests, NULL, NULL);
+    }
+    return failed;
 }

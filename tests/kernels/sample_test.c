@@ -105,7 +105,7 @@ static void fill_row(struct bed *b, float *row, int kind)
     float scale = kind == 0 ? 1.0f : kind == 1 ? 3.0f : kind == 2 ? 0.05f : 2.0f;
     for (int i = 0; i < n; i++) row[i] = scale * rng_normal(&b->rng);
     if (kind == 1) for (int i = 0; i < 20; i++) row[below(b, n)] += 8.0f;
-    if (kind == 3) for (int i = 0; i < n; i++) row[i] = of_bf16(to_bf16(row[i]));       /* many equal ones */
+    if (kind == 3) for (int i = 0; i < n; i++) row[i] = of_elem(to_elem(row[i]));       /* many equal ones */
     if (kind == 4) for (int i = 0; i < n; i++) if (below(b, 3)) row[i] = -INFINITY;
     if (kind == 5) for (int i = 0; i < n; i++) row[i] = 1.5f;                            /* nothing but ties */
 }

@@ -214,12 +214,15 @@ static void dummy_weights_are_the_hosts(void **state)
     uint16_t got[ROWS * COLS];
     struct dummy_kernel a = { .out = gpu_new(sizeof got), .num_rows = ROWS, .num_cols = COLS, .key = 12345, .first_row = 17,
                               .first_col = 30 };
-    struct launch l = gpu_launch(0);
-    assert_int_equal(launch_dummy(&a, &l), 0);
-    gpu_sync();
-    gpu_read(got, a.out, sizeof got);
-    for (int r = 0; r < ROWS; r++)
-        for (int c = 0; c < COLS; c++) assert_int_equal(got[r * COLS + c], to_bf16(host_dummy(12345, 17 + r, 30 + c)));
+    for (int kind = 0; kind < GPU_KINDS; kind++) {
+        gpu_kind(kind);
+        struct launch l = gpu_launch(0);
+        assert_int_equal(launch_dummy(&a, &l), 0);
+        gpu_sync();
+        gpu_read(got, a.out, sizeof got);
+        for (int r = 0; r < ROWS; r++)
+            for (int c = 0; c < COLS; c++) assert_int_equal(got[r * COLS + c], to_elem(host_dummy(12345, 17 + r, 30 + c)));
+    }
 }
 
 static void shards_are_joined(void **state)

@@ -5,7 +5,7 @@
 
 #include "base/bug.h"
 #include "base/bf16.h"
-#include "half.h"
+#include "base/half.h"
 #include "blocks.h"
 
 static void embed_rows(void *arg, int thread, int64_t begin, int64_t end)

@@ -6,7 +6,7 @@
  * Weight panel: 32 outputs x K inputs as uint32 pairs [K/2][32]: lower half = bf16 of the even input, upper = of the odd.
  * Packed activations: blocks of at most tile_rows rows, [K/2][rows] pairs: two bf16 or two f32, by table.
  * KV block of one head: K as pairs [D/2][block_size] (so that lanes are positions), V [block_size][D];
- * both binary16 (half.h). */
+ * both binary16 (base/half.h). */
 #ifndef SLUICE_BACKEND_CPU_KERNELS_H
 #define SLUICE_BACKEND_CPU_KERNELS_H
 

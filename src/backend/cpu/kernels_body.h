@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "base/bf16.h"
+#include "base/half.h"
 #include "blocks.h"
-#include "half.h"
 #include "kernels.h"
 
 #if defined(__AVX512F__)

@@ -44,7 +44,7 @@ struct workspace_sizes {
 
 struct backend {
     struct backend_options options;
-    struct launch launch;          /* stream, sm, number of SMs */
+    struct launch launch;          /* stream, sm, number of SMs, element type */
     cudaStream_t stream, copy_stream;
     char description[320];
     char *arena, *workspace;
@@ -79,14 +79,14 @@ struct backend {
 int  cuda_device_memory(int32_t device, uint64_t *total, uint64_t *available, struct err *err);
 uint64_t cuda_library_bytes(const struct backend_options *options);
 size_t cuda_workspace_bytes(const struct backend_options *options);
-int  cuda_open(struct backend **out, const struct backend_options *options, struct err *err);
+/* element: BF16 or F16, and kv_dtype has to be the same. */
+int  cuda_open(struct backend **out, const struct backend_options *options, enum dtype element, struct err *err);
 void cuda_close(struct backend *b);
 const char *cuda_describe(const struct backend *b);
 int  cuda_reserve(struct backend *b, size_t bytes, struct err *err);
 void *cuda_carve(struct backend *b, size_t bytes);
 size_t cuda_weight_bytes(enum weight_kind kind, int64_t rows, int64_t cols);
 void cuda_weight_store(struct backend *b, struct weight *w, enum weight_kind kind, int64_t row, int64_t n_rows, const float *src);
-size_t cuda_kept_bytes(enum dtype dtype, int64_t rows, int64_t cols);
 void cuda_store_kept(struct backend *b, struct weight *w, int64_t row, int64_t n_rows, const void *src);
 void cuda_store_dummy(struct backend *b, struct weight *w, int64_t row, int64_t n_rows, uint64_t key, int64_t first_row,
                       int64_t first_col);

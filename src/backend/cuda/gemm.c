@@ -12,6 +12,7 @@
 
 #include "base/bf16.h"
 #include "base/clock.h"
+#include "base/half.h"
 #include "base/log.h"
 #include "cublaslt.h"
 #include "gemm_cache.h"
@@ -27,6 +28,7 @@ static const size_t LEAD_BYTES = (size_t)256 << 20;        /* cleared ahead of a
 struct gemm {
     cublasLtHandle_t lt;
     int sm;
+    bool f16;
     void *counters;                /* MATMUL_COUNTER_BYTES, zero between launches, of gemv and the skinny kernel: the head of what was given */
     void *workspace;               /* the rest: the library's, or partial sums of own kernels */
     size_t workspace_bytes;
@@ -46,15 +48,16 @@ static int lt_error(struct err *err, cublasStatus_t status, const char *what)
     return err_set(err, ERR_INTERNAL, "%s: %s", what, cublasLtGetStatusString(status));
 }
 
-static cublasStatus_t product_init(struct product *p, int32_t rows, int32_t n, int32_t k, bool out_f32)
+static cublasStatus_t product_init(const struct gemm *g, struct product *p, int32_t rows, int32_t n, int32_t k, bool out_f32)
 {
+    cudaDataType_t elem = g->f16 ? CUDA_R_16F : CUDA_R_16BF;
     cublasOperation_t transposed = CUBLAS_OP_T;
     cublasStatus_t s = cublasLtMatmulDescInit(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F);
 
     if (s == CUBLAS_STATUS_SUCCESS) s = cublasLtMatmulDescSetAttribute(&p->op, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed);
-    if (s == CUBLAS_STATUS_SUCCESS) s = cublasLtMatrixLayoutInit(&p->w, CUDA_R_16BF, (uint64_t)k, (uint64_t)n, k);
-    if (s == CUBLAS_STATUS_SUCCESS) s = cublasLtMatrixLayoutInit(&p->x, CUDA_R_16BF, (uint64_t)k, (uint64_t)rows, k);
-    if (s == CUBLAS_STATUS_SUCCESS) s = cublasLtMatrixLayoutInit(&p->out, out_f32 ? CUDA_R_32F : CUDA_R_16BF, (uint64_t)n, (uint64_t)rows, n);
+    if (s == CUBLAS_STATUS_SUCCESS) s = cublasLtMatrixLayoutInit(&p->w, elem, (uint64_t)k, (uint64_t)n, k);
+    if (s == CUBLAS_STATUS_SUCCESS) s = cublasLtMatrixLayoutInit(&p->x, elem, (uint64_t)k, (uint64_t)rows, k);
+    if (s == CUBLAS_STATUS_SUCCESS) s = cublasLtMatrixLayoutInit(&p->out, out_f32 ? CUDA_R_32F : elem, (uint64_t)n, (uint64_t)rows, n);
     return s;
 }
 
@@ -142,10 +145,11 @@ int gemm_open(struct gemm **out, const struct gemm_options *options, struct err 
         goto out;
     }
     g->sm = prop.major * 10 + prop.minor;
+    g->f16 = options->f16;
     if ((rc = cublaslt_open(err)) < 0) goto out;
     if ((status = cublasLtCreate(&g->lt)) != CUBLAS_STATUS_SUCCESS) { rc = lt_error(err, status, "cublasLtCreate"); goto out; }
-    snprintf(g->table.key, sizeof g->table.key, "%.64s, %d SMs, driver %d, cublasLt %zu, workspace %zu, kernels %d", prop.name,
-             prop.multiProcessorCount, driver, cublasLtGetVersion(), g->workspace_bytes, KERNELS_REVISION);
+    snprintf(g->table.key, sizeof g->table.key, "%.64s, %d SMs, driver %d, cublasLt %zu, workspace %zu, kernels %d%s", prop.name,
+             prop.multiProcessorCount, driver, cublasLtGetVersion(), g->workspace_bytes, KERNELS_REVISION, g->f16 ? ", f16" : "");
     if (options->cache_path) {
         g->cache_path = strdup(options->cache_path);
         if (!g->cache_path) { rc = err_set(err, ERR_NO_MEMORY, "gemm: out of memory"); goto out; }
@@ -175,7 +179,7 @@ int gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct lau
     cublasStatus_t status;
 
     if (a->silu_mul || a->k % 8 != 0 || a->num_tokens < 1) return err_set(err, ERR_UNSUPPORTED, "matrix product %d x %d", a->n, a->k);
-    if ((status = product_init(&p, a->num_tokens, a->n, a->k, a->out_f32)) != CUBLAS_STATUS_SUCCESS) return lt_error(err, status, "matrix product");
+    if ((status = product_init(g, &p, a->num_tokens, a->n, a->k, a->out_f32)) != CUBLAS_STATUS_SUCCESS) return lt_error(err, status, "matrix product");
     e = gemm_table_find(&g->table, a->n, a->k, fresh.rows, a->out_f32, false);
     if (!e || e->how != GEMM_LIBRARY) {
         if (guess(g, &p, a->n, a->out_f32, 1, &result) < 1)
@@ -249,7 +253,7 @@ int gemm_run(struct gemm *g, const struct gemm_args *a, const struct launch *l, 
 /* ---- timing of candidates ---- */
 
 enum { CHECK_COLS = 1024, CHECK_PARTS = 4 };               /* both ends of the first and of the last row */
-static const double CHECK_ERROR = 2e-2;                    /* |own - library| / |library|: bf16 sums in another order stay below 5e-3 */
+static const double CHECK_ERROR = 2e-2;                    /* |own - library| / |library|: sums in another order, rounded to bf16, stay below 5e-3 */
 
 /* What the library makes of the first copy of w, and silu(gate) * up of it. */
 struct reference { bool known; float plain[CHECK_PARTS][CHECK_COLS], silu[CHECK_PARTS][CHECK_COLS]; };
@@ -264,8 +268,8 @@ struct bench {
     cudaEvent_t begin, end;
 };
 
-/* Random bf16 all over the scratch memory: zeros would make every algorithm look faster than it is. */
-static cudaError_t fill_random(void *scratch, size_t bytes, cudaStream_t stream)
+/* Random elements all over the scratch memory: zeros would make every algorithm look faster than it is. */
+static cudaError_t fill_random(void *scratch, size_t bytes, bool f16, cudaStream_t stream)
 {
     enum { HOST_BYTES = 1 << 20 };
     uint64_t state = 0x5DEECE66Du;
@@ -275,7 +279,8 @@ static cudaError_t fill_random(void *scratch, size_t bytes, cudaStream_t stream)
     if (!host) return cudaErrorMemoryAllocation;
     for (size_t i = 0; i < HOST_BYTES / sizeof *host; i++) {           /* sign, exponents of 0.008 .. 0.06, random mantissa */
         state = state * 6364136223846793005u + 1442695040888963407u;
-        host[i] = (uint16_t)((state >> 33 & 0x807F) | (uint64_t)(120 + (state >> 60 & 3)) << 7);
+        host[i] = (uint16_t)(f16 ? (state >> 33 & 0x83FF) | (uint64_t)(8 + (state >> 60 & 3)) << 10
+                                 : (state >> 33 & 0x807F) | (uint64_t)(120 + (state >> 60 & 3)) << 7);
     }
     for (size_t done = 0, have = 0; e == cudaSuccess && done < bytes; done += have) {
         if (done == 0) {
@@ -374,7 +379,7 @@ static float time_candidate(struct gemm *g, struct bench *b, const struct candid
 /* ---- an own kernel that disagrees with the library is not taken ---- */
 
 /* Columns of one part of out, a matrix of `stride` columns, counted in the `width` columns from `base` on. How many, < 0 on an error. */
-static int read_part(const struct bench *b, const struct candidate *c, int part, int32_t stride, int32_t base, int32_t width, float *to)
+static int read_part(const struct gemm *g, const struct bench *b, const struct candidate *c, int part, int32_t stride, int32_t base, int32_t width, float *to)
 {
     int32_t n = width < CHECK_COLS ? width : CHECK_COLS, row = part / 2 ? c->rows - 1 : 0, col = base + (part % 2 ? width - n : 0);
     size_t at = (size_t)row * (size_t)stride + (size_t)col;
@@ -384,7 +389,7 @@ static int read_part(const struct bench *b, const struct candidate *c, int part,
         return cudaMemcpy(to, (const float *)b->out + at, (size_t)n * sizeof *to, cudaMemcpyDeviceToHost) == cudaSuccess ? n : -1;
     }
     if (cudaMemcpy(half, (const uint16_t *)b->out + at, (size_t)n * sizeof *half, cudaMemcpyDeviceToHost) != cudaSuccess) return -1;
-    for (int32_t i = 0; i < n; i++) to[i] = bf16_to_f32(half[i]);
+    for (int32_t i = 0; i < n; i++) to[i] = g->f16 ? half_to_f32(half[i]) : bf16_to_f32(half[i]);
     return n;
 }
 
@@ -398,10 +403,10 @@ static void make_reference(struct gemm *g, struct bench *b, const struct candida
 
     reference->known = run_candidate(g, b, c, b->w[0]) && cudaStreamSynchronize(b->stream) == cudaSuccess;
     for (int part = 0; part < CHECK_PARTS && reference->known; part++) {
-        reference->known = read_part(b, c, part, n, 0, n, reference->plain[part]) > 0;
+        reference->known = read_part(g, b, c, part, n, 0, n, reference->plain[part]) > 0;
         if (!c->shape->silu_mul || !reference->known) continue;
-        have = read_part(b, c, part, n, 0, ffn, reference->silu[part]);
-        reference->known = have > 0 && read_part(b, c, part, n, ffn, ffn, up) == have;
+        have = read_part(g, b, c, part, n, 0, ffn, reference->silu[part]);
+        reference->known = have > 0 && read_part(g, b, c, part, n, ffn, ffn, up) == have;
         for (int i = 0; i < have; i++) {
             float gate = reference->silu[part][i];
             reference->silu[part][i] = gate / (1 + expf(-gate)) * up[i];
@@ -420,7 +425,7 @@ static bool agrees(struct gemm *g, struct bench *b, const struct candidate *c)
     for (int part = 0; part < CHECK_PARTS; part++) {
         const float *want = c->way->silu_mul ? b->reference.silu[part] : b->reference.plain[part];
         float got[CHECK_COLS];
-        int have = read_part(b, c, part, width, 0, width, got);
+        int have = read_part(g, b, c, part, width, 0, width, got);
         if (have < 0) return false;
         for (int i = 0; i < have; i++) {
             off += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
@@ -477,7 +482,7 @@ static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *s
     struct product p;
     struct candidate c = { .shape = shape, .rows = rows, .p = &p, .way = &way };
 
-    if (product_init(&p, rows, shape->n, shape->k, shape->out_f32) != CUBLAS_STATUS_SUCCESS) return;
+    if (product_init(g, &p, rows, shape->n, shape->k, shape->out_f32) != CUBLAS_STATUS_SUCCESS) return;
     found = guess(g, &p, shape->n, shape->out_f32, large ? CANDIDATES / 2 : CANDIDATES, results);
     for (int i = 0; i < found; i++) {
         if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
@@ -517,7 +522,7 @@ int gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launc
     if (done == total) return 0;                           /* the warm start */
 
     if (cudaEventCreate(&b.begin) != cudaSuccess || cudaEventCreate(&b.end) != cudaSuccess ||
-        fill_random(a->scratch, a->scratch_bytes < (size_t)4 << 30 ? a->scratch_bytes : (size_t)4 << 30, b.stream) != cudaSuccess) {
+        fill_random(a->scratch, a->scratch_bytes < (size_t)4 << 30 ? a->scratch_bytes : (size_t)4 << 30, g->f16, b.stream) != cudaSuccess) {
         rc = err_set(err, ERR_INTERNAL, "gemm: scratch memory: %s", cudaGetErrorString(cudaGetLastError()));
         goto out;
     }

@@ -21,14 +21,15 @@ struct gemm;
 struct gemm_options {
     int32_t device;                /* current on the calling thread */
     void *workspace; size_t workspace_bytes;     /* device memory, GEMM_WORKSPACE_BYTES or more, 256-byte aligned */
+    bool f16;                      /* what launches given to it have */
     const char *cache_path;        /* NULL: algorithms are neither read nor kept */
 };
 int  gemm_open(struct gemm **out, const struct gemm_options *options, struct err *err);
 void gemm_close(struct gemm *g);
 
 struct gemm_args {
-    const void *x, *w;             /* bf16 */
-    void *out;                     /* bf16, or f32 when out_f32 */
+    const void *x, *w;             /* elements */
+    void *out;                     /* elements, or f32 when out_f32 */
     int32_t num_tokens, n, k;
     bool out_f32;
     bool silu_mul;                 /* w [2F, K], n = 2F, out [T, F]: only where gemm_fuses_silu() */

@@ -11,6 +11,7 @@
 #include "attn_decode_plan.h"
 #include "base/bf16.h"
 #include "base/bug.h"
+#include "base/half.h"
 #include "base/log.h"
 
 enum { LANE_HALF = 4 << 20, LIBRARY_MIB = 192, GRAPH_KIB = 1536 };
@@ -190,30 +191,32 @@ static int choose_device(struct backend *b, struct err *err)
     CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking), out);
     CUDA_TRY(cudaStreamCreateWithFlags(&b->copy_stream, cudaStreamNonBlocking), out);
     b->launch = (struct launch){ .stream = b->stream, .sm = p.major * 10 + p.minor, .num_sms = p.multiProcessorCount,
-                                 .pdl = p.major >= 9 };
-    snprintf(b->description, sizeof(b->description), "%s, %d SMs, bf16", p.name, p.multiProcessorCount);
+                                 .pdl = p.major >= 9, .f16 = b->options.kv_dtype == DTYPE_F16 };
+    snprintf(b->description, sizeof(b->description), "%s, %d SMs, %s", p.name, p.multiProcessorCount, dtype_name(b->options.kv_dtype));
 out:
     return rc;
 }
 
 /* Algorithms timed on this kind of GPU, kept for the next start. */
-static const char *cache_path(char path[512])
+static const char *cache_path(char path[512], bool f16)
 {
     const char *cache = getenv("CACHE_DIRECTORY"), *home = getenv("HOME");    /* systemd's name first */
-    int n = cache ? snprintf(path, 512, "%s/gemm.txt", cache)
-                  : home ? snprintf(path, 512, "%s/.cache/sluice-gemm.txt", home) : -1;
+    const char *kind = f16 ? "-f16" : "";
+    int n = cache ? snprintf(path, 512, "%s/gemm%s.txt", cache, kind)
+                  : home ? snprintf(path, 512, "%s/.cache/sluice-gemm%s.txt", home, kind) : -1;
     return n > 0 && n < 512 ? path : NULL;
 }
 
-int cuda_open(struct backend **out, const struct backend_options *options, struct err *err)
+int cuda_open(struct backend **out, const struct backend_options *options, enum dtype element, struct err *err)
 {
     struct backend *b = NULL;
     char path[512];
     int rc = 0;
 
     *out = NULL;
-    if (options->kv_dtype != DTYPE_BF16) {
-        return err_set(err, ERR_CONFIG, "device cuda: KV cache in %s, must be bf16", dtype_name(options->kv_dtype));
+    if (options->kv_dtype != element) {
+        return err_set(err, ERR_CONFIG, "device cuda: KV cache in %s, must be %s as dtype is", dtype_name(options->kv_dtype),
+                       dtype_name(element));
     }
     b = calloc(1, sizeof(*b));
     if (!b) return err_set(err, ERR_NO_MEMORY, "cuda backend");
@@ -232,7 +235,8 @@ int cuda_open(struct backend **out, const struct backend_options *options, struc
     b->sampler.history = b->arrays.history;
     b->sampler.history_tokens = b->arrays.history_tokens;
     rc = gemm_open(&b->gemm, &(struct gemm_options){ .device = options->device, .workspace = b->workspace + layout,
-                                                     .workspace_bytes = GEMM_WORKSPACE_BYTES, .cache_path = cache_path(path) }, err);
+                                                     .workspace_bytes = GEMM_WORKSPACE_BYTES, .f16 = b->launch.f16,
+                                                     .cache_path = cache_path(path, b->launch.f16) }, err);
     if (rc < 0) goto out;
     CUDA_TRY(cudaStreamSynchronize(b->stream), out);
     *out = b;
@@ -351,14 +355,10 @@ void cuda_weight_store(struct backend *b, struct weight *w, enum weight_kind kin
         int64_t n = elems - at < most ? elems - at : most;
         char *half = next_half(lane);
         if (kind == WEIGHT_VECTOR) memcpy(half, src + at, (size_t)n * sizeof(float));
+        else if (b->launch.f16) for (int64_t i = 0; i < n; i++) ((uint16_t *)half)[i] = half_from_f32(src[at + i]);
         else for (int64_t i = 0; i < n; i++) ((uint16_t *)half)[i] = bf16_from_f32(src[at + i]);
         send_half(lane, dst + cuda_weight_bytes(kind, 1, at), half, cuda_weight_bytes(kind, 1, n));
     }
-}
-
-size_t cuda_kept_bytes(enum dtype dtype, int64_t rows, int64_t cols)
-{
-    return dtype == DTYPE_BF16 ? cuda_weight_bytes(WEIGHT_MATRIX, rows, cols) : 0;
 }
 
 void cuda_store_kept(struct backend *b, struct weight *w, int64_t row, int64_t n_rows, const void *src)

@@ -1,4 +1,5 @@
-/* ops.c - the table of backend_cuda: every op is one launch (attention: one for the decodes, one for the prompts). */
+/* ops.c - the tables of backend_cuda and backend_cuda_f16: every op is one launch (attention: one for the decodes, one for the
+ * prompts). */
 #include "cuda_backend.h"
 
 #include <sluice/parallel.h>
@@ -127,42 +128,50 @@ static void cuda_sample(struct backend *b, const struct sample_args *args)
     cuda_check(b, launch_sample(&sample, &b->launch), "sample");
 }
 
-const struct backend_ops backend_cuda = {
-    .name = "cuda",
-    .act_dtype = DTYPE_BF16,
-    .open = cuda_open,
-    .close = cuda_close,
-    .describe = cuda_describe,
-    .reserve = cuda_reserve,
-    .carve = cuda_carve,
-    .workspace_bytes = cuda_workspace_bytes,
-    .device_memory = cuda_device_memory,
-    .library_bytes = cuda_library_bytes,
-    .weight_bytes = cuda_weight_bytes,
-    .weight_store = cuda_weight_store,
-    .kept_bytes = cuda_kept_bytes,
-    .store_kept = cuda_store_kept,
-    .store_dummy = cuda_store_dummy,
-    .load_chunk = cuda_load_chunk,
-    .write = cuda_write,
-    .loaded = cuda_loaded,
-    .upload = cuda_upload,
-    .step_begin = cuda_step_begin,
-    .step_end = cuda_step_end,
-    .done = cuda_done,
-    .collect = cuda_collect,
-    .busy_ns = cuda_busy_ns,
-    .steps_in_flight = CUDA_STEPS,
-    .stream = cuda_stream,
-    .parallel_for = cuda_parallel_for,
-    .embed = cuda_embed,
-    .rmsnorm = cuda_rmsnorm,
-    .matmul = cuda_matmul,
-    .rope_store = cuda_rope_store,
-    .attention = cuda_attention,
-    .silu_mul = cuda_silu_mul,
-    .gate_up = cuda_gate_up,
-    .norm_rows = cuda_norm_rows,
-    .join_shards = cuda_join_shards,
-    .sample = cuda_sample,
-};
+/* ---- the tables: what depends on the element type, then what does not ---- */
+
+static int open_bf16(struct backend **out, const struct backend_options *options, struct err *err) { return cuda_open(out, options, DTYPE_BF16, err); }
+static int open_f16(struct backend **out, const struct backend_options *options, struct err *err) { return cuda_open(out, options, DTYPE_F16, err); }
+
+/* Matrices whose file has them as the device wants them are copied as they are. */
+static size_t kept_bf16(enum dtype dtype, int64_t rows, int64_t cols) { return dtype == DTYPE_BF16 ? cuda_weight_bytes(WEIGHT_MATRIX, rows, cols) : 0; }
+static size_t kept_f16(enum dtype dtype, int64_t rows, int64_t cols) { return dtype == DTYPE_F16 ? cuda_weight_bytes(WEIGHT_MATRIX, rows, cols) : 0; }
+
+#define CUDA_OPS \
+    .close = cuda_close, \
+    .describe = cuda_describe, \
+    .reserve = cuda_reserve, \
+    .carve = cuda_carve, \
+    .workspace_bytes = cuda_workspace_bytes, \
+    .device_memory = cuda_device_memory, \
+    .library_bytes = cuda_library_bytes, \
+    .weight_bytes = cuda_weight_bytes, \
+    .weight_store = cuda_weight_store, \
+    .store_kept = cuda_store_kept, \
+    .store_dummy = cuda_store_dummy, \
+    .load_chunk = cuda_load_chunk, \
+    .write = cuda_write, \
+    .loaded = cuda_loaded, \
+    .upload = cuda_upload, \
+    .step_begin = cuda_step_begin, \
+    .step_end = cuda_step_end, \
+    .done = cuda_done, \
+    .collect = cuda_collect, \
+    .busy_ns = cuda_busy_ns, \
+    .steps_in_flight = CUDA_STEPS, \
+    .stream = cuda_stream, \
+    .parallel_for = cuda_parallel_for, \
+    .embed = cuda_embed, \
+    .rmsnorm = cuda_rmsnorm, \
+    .matmul = cuda_matmul, \
+    .rope_store = cuda_rope_store, \
+    .attention = cuda_attention, \
+    .silu_mul = cuda_silu_mul, \
+    .gate_up = cuda_gate_up, \
+    .norm_rows = cuda_norm_rows, \
+    .join_shards = cuda_join_shards, \
+    .sample = cuda_sample
+
+const struct backend_ops backend_cuda_f16 = { .name = "cuda", .act_dtype = DTYPE_F16, .open = open_f16, .kept_bytes = kept_f16, CUDA_OPS };
+const struct backend_ops backend_cuda = { .name = "cuda", .act_dtype = DTYPE_BF16, .f16 = &backend_cuda_f16, .open = open_bf16, .kept_bytes = kept_bf16,
+                                          CUDA_OPS };

@@ -52,6 +52,7 @@ static void tiny_file_is_read(void **state)
     assert_int_equal(gguf_model_config(gguf, &index, "t.gguf", &config, &err), 0);
     assert_int_equal(config.arch, ARCH_LLAMA);
     assert_int_equal(config.vocab_size, 8);
+    assert_int_equal(config.dtype, DTYPE_F16);             /* nothing in it is bf16 */
     assert_int_equal(config.hidden_size, 32);
     assert_int_equal(config.head_dim, 16);
     assert_int_equal(config.num_key_value_heads, 1);

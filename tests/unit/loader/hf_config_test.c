@@ -41,6 +41,16 @@ static void refuses(const char *architecture, const char *extra, const char *mes
     refuses_text(with(text, architecture, extra), message);
 }
 
+static void dtype_in_both_spellings(void **state)
+{
+    (void)state;
+    assert_int_equal(parse_ok("LlamaForCausalLM", "").dtype, DTYPE_BF16);
+    assert_int_equal(parse_ok("LlamaForCausalLM", "\"torch_dtype\":\"float16\"").dtype, DTYPE_F16);
+    assert_int_equal(parse_ok("Qwen3ForCausalLM", "\"dtype\":\"float16\"").dtype, DTYPE_F16);
+    assert_int_equal(parse_ok("LlamaForCausalLM", "\"torch_dtype\":\"bfloat16\"").dtype, DTYPE_BF16);
+    assert_int_equal(parse_ok("LlamaForCausalLM", "\"torch_dtype\":\"float32\"").dtype, DTYPE_BF16);
+}
+
 static void defaults_of_each_architecture(void **state)
 {
     (void)state;
@@ -231,6 +241,7 @@ static void variants_that_would_answer_wrongly_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(dtype_in_both_spellings),
         cmocka_unit_test(defaults_of_each_architecture),
         cmocka_unit_test(model_type_serves_without_architectures),
         cmocka_unit_test(rope_scaling_in_all_spellings),

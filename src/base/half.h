@@ -1,8 +1,7 @@
-/* half.h - IEEE binary16, the KV cache of the fast backend: as wide as bf16 with eight times its precision, which the keys
- * and values of served models fit (65,504; what is larger is cut to it, infinities and NaN stay). To float is exact, from
- * float rounds to nearest, ties to even. */
-#ifndef SLUICE_BACKEND_CPU_HALF_H
-#define SLUICE_BACKEND_CPU_HALF_H
+/* half.h - IEEE binary16: as wide as bf16 with eight times its precision, which keys, values and most weights fit (65,504; what is
+ * larger is cut to it, infinities and NaN stay). To float is exact, from float rounds to nearest, ties to even. */
+#ifndef SLUICE_BASE_HALF_H
+#define SLUICE_BASE_HALF_H
 
 #include <stdint.h>
 #include <string.h>
