@@ -713,3 +713,5 @@ extern "C" int ELEM_NAME(launch_attn_decode)(const struct attn_decode_kernel *a,
     }
     return ERR_UNSUPPORTED;
 }
+
+ELEM_DOOR(launch_attn_decode, attn_decode_kernel)

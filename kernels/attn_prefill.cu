@@ -199,3 +199,5 @@ extern "C" int ELEM_NAME(launch_attn_prefill)(const struct attn_prefill_kernel *
     default: return ERR_UNSUPPORTED;
     }
 }
+
+ELEM_DOOR(launch_attn_prefill, attn_prefill_kernel)

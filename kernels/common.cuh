@@ -13,13 +13,23 @@
 constexpr int WARP = 32;
 
 /* ---- the element type: what matrices, activations, K and V are made of ----
- * A file that touches elements is compiled twice, the second time with SLUICE_ELEM_F16, and names its doors with ELEM_NAME();
- * launch.cu chooses between the two. Everything but the doors is in an unnamed namespace, so that the two do not meet. */
+ * A file that touches elements is compiled twice (ELEMENT_OPS in CMakeLists.txt), the second time with SLUICE_ELEM_F16. What it launches
+ * with has a name for each, ELEM_NAME(launch_x); the door of kernels.h chooses between them, ELEM_DOOR. All else is in an unnamed
+ * namespace, so that the two do not meet. */
 
 #ifndef SLUICE_ELEM_F16
 using elem = __nv_bfloat16;
 using elem2 = __nv_bfloat162;
 #define ELEM_NAME(name) name##_bf16
+#define ELEM_DOOR(name, args)                                                                              \
+    extern "C" int name##_f16(const struct args *a, const struct launch *l);                               \
+    extern "C" int name(const struct args *a, const struct launch *l) { return l->f16 ? name##_f16(a, l) : name##_bf16(a, l); }
+#define ELEM_PLANNED_DOOR(name, args, plan)                                                                \
+    extern "C" int name##_f16(const struct args *a, const struct plan *p, const struct launch *l);         \
+    extern "C" int name(const struct args *a, const struct plan *p, const struct launch *l)                \
+    {                                                                                                      \
+        return l->f16 ? name##_f16(a, p, l) : name##_bf16(a, p, l);                                        \
+    }
 #define ELEM_PTX "bf16"
 #define ELEM_TENSOR_MAP CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
 
@@ -31,6 +41,8 @@ __device__ __forceinline__ float2 to_finite2(elem2 x) { return to_float2(x); }
 using elem = __half;
 using elem2 = __half2;
 #define ELEM_NAME(name) name##_f16
+#define ELEM_DOOR(name, args)
+#define ELEM_PLANNED_DOOR(name, args, plan)
 #define ELEM_PTX "f16"
 #define ELEM_TENSOR_MAP CU_TENSOR_MAP_DATA_TYPE_FLOAT16
 

@@ -42,3 +42,5 @@ extern "C" int ELEM_NAME(launch_dummy)(const struct dummy_kernel *a, const struc
     int64_t blocks = (a->num_cols + THREADS - 1) / THREADS;
     return launch_kernel(&plain, dummy, dim3(blocks < 16 ? (unsigned)blocks : 16, a->num_rows < 2048 ? (unsigned)a->num_rows : 2048), dim3(THREADS), 0, *a);
 }
+
+ELEM_DOOR(launch_dummy, dummy_kernel)

@@ -52,3 +52,5 @@ extern "C" int ELEM_NAME(launch_embed)(const struct embed_kernel *a, const struc
     return launch_kernel(l, wide ? embed_rows<2> : embed_rows<1>, grid, dim3(EMBED_THREADS), 0, a->ids,
                          (const elem *)a->table, a->out, num_units, units_per_row, a->first_row, a->num_rows);
 }
+
+ELEM_DOOR(launch_embed, embed_kernel)

@@ -396,3 +396,6 @@ extern "C" int ELEM_NAME(launch_gemm_skinny)(const struct gemv_kernel *a, const 
     plan = gemm_skinny_plan_for(a->num_tokens, a->n, a->k, a->cut, l->num_sms);
     return ELEM_NAME(launch_gemm_skinny_planned)(a, &plan, l);
 }
+
+ELEM_PLANNED_DOOR(launch_gemm_skinny_planned, gemv_kernel, gemm_skinny_plan)
+ELEM_DOOR(launch_gemm_skinny, gemv_kernel)

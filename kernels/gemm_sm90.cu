@@ -428,3 +428,6 @@ extern "C" int ELEM_NAME(launch_gemm)(const struct gemm_kernel *a, const struct 
     if (l->sm != 90 || !gemm_sm90_plan_at(&plan, 0, a, l->num_sms)) return ERR_UNSUPPORTED;
     return ELEM_NAME(launch_gemm_planned)(a, &plan, l);
 }
+
+ELEM_PLANNED_DOOR(launch_gemm_planned, gemm_kernel, gemm_sm90_plan)
+ELEM_DOOR(launch_gemm, gemm_kernel)

@@ -293,3 +293,6 @@ extern "C" int ELEM_NAME(launch_gemv)(const struct gemv_kernel *a, const struct 
     plan = gemv_plan_for(a->silu_mul ? a->n / 2 : a->n, a->k, a->silu_mul, l->sm, l->num_sms);
     return ELEM_NAME(launch_gemv_planned)(a, &plan, l);
 }
+
+ELEM_PLANNED_DOOR(launch_gemv_planned, gemv_kernel, gemv_plan)
+ELEM_DOOR(launch_gemv, gemv_kernel)

@@ -78,3 +78,5 @@ extern "C" int ELEM_NAME(launch_rmsnorm)(const struct rmsnorm_kernel *a, const s
     if (a->hidden <= 8192) return launch_rows<2>(a, l);
     return launch_rows<4>(a, l);
 }
+
+ELEM_DOOR(launch_rmsnorm, rmsnorm_kernel)

@@ -162,3 +162,5 @@ extern "C" int ELEM_NAME(launch_rope_store)(const struct rope_store_kernel *a, c
     default:  return ERR_UNSUPPORTED;
     }
 }
+
+ELEM_DOOR(launch_rope_store, rope_store_kernel)

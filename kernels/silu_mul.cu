@@ -44,3 +44,5 @@ extern "C" int ELEM_NAME(launch_silu_mul)(const struct silu_mul_kernel *a, const
     return launch_kernel(l, silu_mul_rows, dim3((num_units + SILU_THREADS - 1) / SILU_THREADS), dim3(SILU_THREADS), 0,
                          (const uint4 *)a->gate_up, (uint4 *)a->out, num_units, units_per_row);
 }
+
+ELEM_DOOR(launch_silu_mul, silu_mul_kernel)
