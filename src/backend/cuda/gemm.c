@@ -18,7 +18,7 @@
 #include "gemm_cache.h"
 #include "gemm_sm90_plan.h"
 
-enum { SPACER_WIDTH = 1024, CANDIDATES = 16, OWN_CANDIDATES = 12, TIMED_RUNS = 5, MAX_COPIES = 16 };
+enum { SPACER_WIDTH = 1024, CANDIDATES = 16, OWN_CANDIDATES = 16, MAX_WAYS = 48, LEADS = 4, FINALISTS = 6, TIMED_RUNS = 5, MAX_COPIES = 16 };
 enum { GEMV_ALWAYS_ROWS = 8,                               /* up to here gemv is never beaten */
        KERNELS_REVISION = 2,                               /* raised when an own kernel changes: old timings are forgotten */
        SM90_MIN_ROWS = 96 };                               /* below, tiles of 128 rows are not worth timing */
@@ -265,7 +265,7 @@ struct bench {
     size_t lead_bytes;
     const struct launch *launch;
     cudaStream_t stream;
-    cudaEvent_t begin, end;
+    cudaEvent_t begin, end, laps[MAX_WAYS + 1];
 };
 
 /* Random elements all over the scratch memory: zeros would make every algorithm look faster than it is. */
@@ -439,22 +439,19 @@ static bool agrees(struct gemm *g, struct bench *b, const struct candidate *c)
     return false;
 }
 
-static void keep_best(struct gemm *g, struct bench *b, const struct candidate *c, int runs, struct gemm_entry *best)
-{
-    float us = time_candidate(g, b, c, runs, false);
+/* ---- a contest: all ways once, the best few again and with care ---- */
 
-    if (us <= 0 || (best->tuned && us >= best->us)) return;
-    if (c->way->how != GEMM_LIBRARY && !agrees(g, b, c)) return;
-    *best = *c->way;
-    best->us = us;
-    best->tuned = true;
+struct contest { int n; struct gemm_entry ways[MAX_WAYS]; float us[MAX_WAYS]; };
+
+static void enter(struct contest *c, const struct gemm_entry *way)
+{
+    if (c->n < MAX_WAYS) c->ways[c->n++] = *way;
 }
 
 /* The own kernels' cuts of this product. */
-static void try_own(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, bool silu_mul, int runs, int most, struct gemm_entry *best)
+static void enter_own(struct contest *c, const struct bench *b, const struct gemm_shape *shape, int32_t rows, bool silu_mul, int most)
 {
     struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = rows, .out_f32 = shape->out_f32, .silu_mul = silu_mul };
-    struct candidate c = { .shape = shape, .rows = rows, .way = &way };
     struct gemm_args a = { .num_tokens = rows, .n = shape->n, .k = shape->k, .out_f32 = shape->out_f32, .silu_mul = silu_mul };
     struct gemm_kernel own = own_product(&a);
     struct gemm_sm90_plan plan;
@@ -463,41 +460,98 @@ static void try_own(struct gemm *g, struct bench *b, const struct gemm_shape *sh
     for (uint64_t cut = 1; cut <= GEMM_SKINNY_CUTS && rows <= GEMM_SKINNY_MAX_ROWS; cut++) {
         way.how = GEMM_SKINNY;
         way.algo[0] = cut;
-        keep_best(g, b, &c, runs, best);
+        enter(c, &way);
     }
-    if (rows < SM90_MIN_ROWS) return;
-    for (int i = 0; i < most && gemm_sm90_plan_at(&plan, i, &own, b->launch->num_sms); i++) {
+    for (int i = 0; rows >= SM90_MIN_ROWS && i < most && gemm_sm90_plan_at(&plan, i, &own, b->launch->num_sms); i++) {
         entry_set_plan(&way, &plan);
-        keep_best(g, b, &c, runs, best);
+        enter(c, &way);
     }
 }
 
-/* Times the candidates of one shape and bucket into the table. */
+/* Each way once, one behind the other on a device that is kept busy until all are queued; the ones that run, fastest first. */
+static void first_round(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, struct product *p, struct contest *c)
+{
+    struct candidate now = { .shape = shape, .rows = rows, .p = p };
+    int ran = 0;
+
+    for (int i = 0; i < c->n; i++) {                       /* kernels get loaded, what is not supported drops out */
+        now.way = &c->ways[i];
+        if (run_candidate(g, b, &now, b->w[0])) c->ways[ran++] = c->ways[i];
+    }
+    c->n = ran;
+    for (int i = 0; i < LEADS && b->lead_bytes > 0; i++)
+        if (cudaMemsetAsync(b->lead, 0, b->lead_bytes, b->stream) != cudaSuccess) c->n = 0;
+    if (cudaEventRecord(b->laps[0], b->stream) != cudaSuccess) c->n = 0;
+    for (int i = 0; i < c->n; i++) {
+        now.way = &c->ways[i];
+        if (!run_spacer(b, rows) || !run_candidate(g, b, &now, b->w[i % b->copies]) || cudaEventRecord(b->laps[i + 1], b->stream) != cudaSuccess) c->n = i;
+    }
+    if (cudaStreamSynchronize(b->stream) != cudaSuccess) c->n = 0;
+    for (int i = 0; i < c->n; i++) {
+        struct gemm_entry way = c->ways[i];
+        float us = 0;
+        int at = i;
+        if (cudaEventElapsedTime(&us, b->laps[i], b->laps[i + 1]) != cudaSuccess) us = 1e9f;
+        for (; at > 0 && c->us[at - 1] > us; at--) c->ways[at] = c->ways[at - 1], c->us[at] = c->us[at - 1];
+        c->ways[at] = way;
+        c->us[at] = us;
+    }
+}
+
+static void final_round(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, struct product *p, const struct contest *c, int runs,
+                        struct gemm_entry *best)
+{
+    int own = 0, library = 0;
+
+    for (int i = 0; i < c->n && own + library < FINALISTS; i++) {
+        const struct candidate now = { .shape = shape, .rows = rows, .p = p, .way = &c->ways[i] };
+        int *kind = c->ways[i].how == GEMM_LIBRARY ? &library : &own;
+        float us;
+        if (*kind == FINALISTS - 2) continue;              /* two of the other kind at least */
+        ++*kind;
+        us = time_candidate(g, b, &now, runs, false);
+        if (us <= 0 || (best->tuned && us >= best->us)) continue;
+        if (now.way->how != GEMM_LIBRARY && !agrees(g, b, &now)) continue;
+        *best = *now.way;
+        best->us = us;
+        best->tuned = true;
+    }
+}
+
+/* Times the ways to do one shape and bucket into the table. */
 static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, bool library_only)
 {
     cublasLtMatmulHeuristicResult_t results[CANDIDATES];
     struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = rows, .out_f32 = shape->out_f32 }, best = way;
-    bool large = (double)rows * shape->n * shape->k > 1e11;            /* above about 0.3 ms: fewer runs, fewer candidates */
+    bool large = (double)rows * shape->n * shape->k > 1e11;            /* above about 0.3 ms: fewer runs, fewer ways */
     int runs = large ? 2 : TIMED_RUNS, own = large ? OWN_CANDIDATES / 2 : OWN_CANDIDATES, found;
+    struct contest contest = { 0 };
     struct product p;
-    struct candidate c = { .shape = shape, .rows = rows, .p = &p, .way = &way };
 
     if (product_init(g, &p, rows, shape->n, shape->k, shape->out_f32) != CUBLAS_STATUS_SUCCESS) return;
     found = guess(g, &p, shape->n, shape->out_f32, large ? CANDIDATES / 2 : CANDIDATES, results);
     for (int i = 0; i < found; i++) {
         if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
         entry_set(&way, &results[i]);
-        keep_best(g, b, &c, runs, &best);
+        enter(&contest, &way);
     }
     b->reference.known = false;
-    if (best.tuned && !library_only) make_reference(g, b, &(struct candidate){ .shape = shape, .rows = rows, .p = &p, .way = &best });
-    if (!library_only) try_own(g, b, shape, rows, false, runs, own, &best);
+    if (contest.n > 0 && !library_only) {
+        way = contest.ways[0];
+        make_reference(g, b, &(struct candidate){ .shape = shape, .rows = rows, .p = &p, .way = &way });
+        enter_own(&contest, b, shape, rows, false, own);
+    }
+    first_round(g, b, shape, rows, &p, &contest);
+    final_round(g, b, shape, rows, &p, &contest, runs, &best);
     if (best.tuned) gemm_table_put(&g->table, &best);
     if (best.tuned && shape->silu_mul && !library_only) {
         struct gemm_entry fused = { .n = shape->n, .k = shape->k, .rows = rows, .silu_mul = true };
         struct candidate apart = { .shape = shape, .rows = rows, .p = &p, .way = &best };
         float apart_us = time_candidate(g, b, &apart, runs, true);
-        try_own(g, b, shape, rows, true, runs, own, &fused);
+        contest.n = 0;
+        enter_own(&contest, b, shape, rows, true, own);
+        first_round(g, b, shape, rows, &p, &contest);
+        final_round(g, b, shape, rows, &p, &contest, runs, &fused);
         if (!fused.tuned || (apart_us > 0 && fused.us >= apart_us)) {
             fused.how = GEMM_APART;
             fused.us = apart_us;
@@ -521,7 +575,9 @@ int gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launc
             done += gemm_table_find(&g->table, a->shapes[i].n, a->shapes[i].k, gemm_bucket(rows), a->shapes[i].out_f32, false) != NULL;
     if (done == total) return 0;                           /* the warm start */
 
-    if (cudaEventCreate(&b.begin) != cudaSuccess || cudaEventCreate(&b.end) != cudaSuccess ||
+    for (int i = 0; i <= MAX_WAYS; i++)
+        if (cudaEventCreate(&b.laps[i]) != cudaSuccess) rc = ERR_INTERNAL;
+    if (rc < 0 || cudaEventCreate(&b.begin) != cudaSuccess || cudaEventCreate(&b.end) != cudaSuccess ||
         fill_random(a->scratch, a->scratch_bytes < (size_t)4 << 30 ? a->scratch_bytes : (size_t)4 << 30, g->f16, b.stream) != cudaSuccess) {
         rc = err_set(err, ERR_INTERNAL, "gemm: scratch memory: %s", cudaGetErrorString(cudaGetLastError()));
         goto out;
@@ -547,6 +603,8 @@ tuned:
         if (gemm_cache_write(&g->table, g->cache_path, &write_err) < 0) log_warn("gemm_cache_write", "%s", write_err.message);
     }
 out:
+    for (int i = 0; i <= MAX_WAYS; i++)
+        if (b.laps[i]) cudaEventDestroy(b.laps[i]);
     if (b.begin) cudaEventDestroy(b.begin);
     if (b.end) cudaEventDestroy(b.end);
     return rc;
