@@ -4,14 +4,17 @@
  * Roofline  matrix bound from T of about 200: 4096 operations a clock and multiprocessor, 811 TFLOP/s at the 1.5 GHz that an H200
  *           keeps under this load.
  * Launch    persistent: clusters of 1, 2 or 4 blocks (gemm_sm90_plan.h), one block per multiprocessor; one producer warp, then GROUPS
- *           warpgroups of TALL times 64 rows each. Shared memory: a ring of stages of [ROWS + COLS, 64], 200 KB.
+ *           warpgroups of TALL times 64 rows each. Shared memory: a ring of stages of [ROWS + COLS, 64], and room for rows on their way
+ *           out.
  * Order     K ascending in steps of 16; with a split the parts in order of K. So it depends on the plan: on shapes alone.
  * Oracle    a double loop, tests/kernels/gemm_sm90_test.c.  Figures: kernels/README.md.
- * Why       The weights are the N side of the product, so that the sums lie as out does. What limits a tile of 128 x 256 is not the
- *           matrix unit alone: what the tile loads has to come from the L2. Blocks of a cluster load half each and send it to both.
- *           The widths 192 and 224 exist because tiles come in waves of 132: N = 28672 is 128 tiles of 224.
- *           A warpgroup in its epilogue leaves the matrix unit to the other one: the ring lets it run ahead by some stages.
- *           A split's parts meet in the L2, not in a cluster: each of the blocks adds up a slice of the columns of all parts. */
+ * Why       The weights are the N side of the product, so that the sums lie as out does. The loop itself keeps the matrix unit busy (a
+ *           tile of 128 x 224: 910 clocks a stage of 896); what is left to win is before and behind it: the wait for x, the way out, and
+ *           the waves of tiles, for which the widths 192 and 224 exist (N = 28672 is 128 tiles of 224).
+ *           Where tiles are few, blocks divide their K. These are a cluster, so they run at the same time by construction, and the
+ *           parts go through shared memory: an exchange through the L2 with flags took 10,000 clocks, this one half of that, and had to
+ *           rely on all blocks of the launch being resident.
+ *           A cluster along M or N shares what it loads: it saves power rather than time. */
 #include "common.cuh"
 #include "gemm_sm90_plan.h"
 #include "hopper.cuh"
@@ -23,81 +26,94 @@ namespace {
 constexpr int SMEM_MAX = 227 << 10;
 constexpr int BLOCK_K = PANEL;           /* a stage's share of K: one panel */
 constexpr int WGMMA_ROWS = 64;
+constexpr int ONCE_ROWS = 512;           /* up to here the weights pass the L2 once: they go first */
 constexpr int L2_ROWS = 2048;            /* tokens whose tiles are worked on together, so that x stays in the L2 while w passes */
 
 template <int GROUPS_, int TALL_, int COLS_> struct config {
     static constexpr int GROUPS = GROUPS_, TALL = TALL_, COLS = COLS_, ROWS = WGMMA_ROWS * TALL * GROUPS, SUMS = COLS / 2, THREADS = WARPGROUP * (GROUPS + 1);
-    static constexpr int CONSUMER_WARPS = GROUPS * (WARPGROUP / WARP);
-    static constexpr int PRODUCER_REGISTERS = GROUPS == 2 ? 24 : 32, CONSUMER_REGISTERS = GROUPS == 2 ? 240 : 160;
-    static constexpr int STAGE_BYTES = (ROWS + COLS) * PANEL_ROW_BYTES, STAGES = (SMEM_MAX - 256) / STAGE_BYTES;
+    static constexpr int CONSUMER_WARPS = GROUPS * (WARPGROUP / WARP), SETS = GROUPS * TALL;
+    static constexpr int PRODUCER_REGISTERS = GROUPS == 2 ? 40 : 32, CONSUMER_REGISTERS = GROUPS == 2 ? 232 : 160;
+    /* A warp's rows on their way out: so many columns at once, 16 bytes apart from a multiple of 32 so that no two rows share banks. */
+    static constexpr int OUT_COLS = COLS == 192 && GROUPS == 3 ? 64 : COLS > 128 ? COLS / 2 : COLS, OUT_STRIDE = OUT_COLS + 8;
+    static constexpr int STAGE_BYTES = (ROWS + COLS) * PANEL_ROW_BYTES, STAGES = (SMEM_MAX - 512 - CONSUMER_WARPS * 16 * OUT_STRIDE * 2) / STAGE_BYTES;
 };
 
 template <class C> struct shared_memory {
     struct { elem x[C::ROWS * PANEL], w[C::COLS * PANEL]; } stage[C::STAGES];
+    elem out[C::CONSUMER_WARPS][16 * C::OUT_STRIDE];
     uint64_t full[C::STAGES], empty[C::STAGES];
+    uint64_t drained, parts;             /* split: the rings of all parts are free; what they sent is here */
 };
 
 struct params {
     void *out;
-    float *partials;
-    uint32_t *flags;
     int num_tokens, width;               /* of out */
     int up;                              /* silu_mul: the first up row of w, else 0 */
     int k_blocks, split, cluster_m, cluster_n;
     int clusters_m, clusters_n;          /* the output in clusters of tiles */
     int group;                           /* clusters along M that are worked on together */
     bool out_f32;
+    uint64_t w_l2;                       /* how long weights stay in the L2 */
 };
 
 /* ---- which tile is whose ---- */
 
-struct work { int m, n, tile, split, first, last; };     /* tile m, n; part of K: stages first .. last - 1 */
+/* A block's place in its cluster: part of K, then the tile among the neighbours. first: rank of tile 0 of this part. */
+struct place { uint32_t part, tile, first; };
 
-__device__ __forceinline__ bool find_work(const params &p, int round, uint32_t rank, work *w)
+__device__ __forceinline__ place find_place(const params &p)
 {
-    int clusters = gridDim.x / (p.cluster_m * p.cluster_n), item = blockIdx.x / (p.cluster_m * p.cluster_n) + round * clusters;
-    int cluster = item / p.split, per_group = p.group * p.clusters_n, rest = cluster % per_group, begin = cluster / per_group * p.group;
+    uint32_t tiles = p.cluster_m * p.cluster_n, rank = tiles * p.split > 1 ? cluster_rank() : 0;
+    return { rank / tiles, rank % tiles, rank - rank % tiles };
+}
+
+struct work { int m, n, first, last; };  /* tile m, n; stages first .. last - 1 of K */
+
+__device__ __forceinline__ bool find_work(const params &p, int round, const place &here, work *w)
+{
+    int size = p.cluster_m * p.cluster_n * p.split, cluster = blockIdx.x / size + round * (gridDim.x / size);
+    int per_group = p.group * p.clusters_n, rest = cluster % per_group, begin = cluster / per_group * p.group;
     int high = min(p.group, p.clusters_m - begin);
 
     if (cluster >= p.clusters_m * p.clusters_n) return false;
-    w->split = item % p.split;
-    w->first = (int)((int64_t)p.k_blocks * w->split / p.split);
-    w->last = (int)((int64_t)p.k_blocks * (w->split + 1) / p.split);
-    w->m = (begin + rest % high) * p.cluster_m + (int)rank % p.cluster_m;
-    w->n = rest / high * p.cluster_n + (int)rank / p.cluster_m;
-    w->tile = cluster * p.cluster_m * p.cluster_n + (int)rank;
+    w->first = (int)((int64_t)p.k_blocks * here.part / p.split);
+    w->last = (int)((int64_t)p.k_blocks * (here.part + 1) / p.split);
+    w->m = (begin + rest % high) * p.cluster_m + (int)here.tile % p.cluster_m;
+    w->n = rest / high * p.cluster_n + (int)here.tile / p.cluster_m;
     return true;
 }
 
 /* ---- producer: one thread ---- */
 
 /* An operand's tile comes as two halves of its rows. In a cluster that shares it each of two blocks loads one half, for both. */
-struct operand { const CUtensorMap *map; int row, second, half; uint32_t blocks; };      /* first rows; half: the one to load, -1: both and alone */
+struct operand { const CUtensorMap *map; int row, second, half; uint32_t blocks; uint64_t l2; };      /* first rows; half: the one to load, -1: both and alone */
 
 template <int HALF_ROWS> __device__ __forceinline__ void load(const operand &o, elem *tile, int k, uint64_t *full)
 {
     if (o.half >= 0) {
-        tma_load_2d_multicast(tile + o.half * HALF_ROWS * PANEL, o.map, k, o.half ? o.second : o.row, full, o.blocks);
+        tma_load_2d_multicast(tile + o.half * HALF_ROWS * PANEL, o.map, k, o.half ? o.second : o.row, full, o.blocks, o.l2);
     } else {
-        tma_load_2d(tile, o.map, k, o.row, full);
-        tma_load_2d(tile + HALF_ROWS * PANEL, o.map, k, o.second, full);
+        tma_load_2d_hinted(tile, o.map, k, o.row, full, o.l2);
+        tma_load_2d_hinted(tile + HALF_ROWS * PANEL, o.map, k, o.second, full, o.l2);
     }
 }
 
 template <class C> __device__ __forceinline__ void produce(shared_memory<C> &s, const params &p, const CUtensorMap *x_map, const CUtensorMap *w_map)
 {
-    uint32_t rank = p.cluster_m * p.cluster_n > 1 ? cluster_rank() : 0;
+    place here = find_place(p);
     int stage = 0, phase = 0, w_half = p.up ? C::COLS / 2 : C::COLS;
     operand x = {}, w = {};
     work job;
 
     x.map = x_map;
     w.map = w_map;
-    x.half = p.cluster_n > 1 ? (int)rank / p.cluster_m : -1;
-    w.half = p.cluster_m > 1 ? (int)rank % p.cluster_m : -1;
-    x.blocks = (1u | 1u << p.cluster_m) << rank % p.cluster_m;
-    w.blocks = 3u << rank / p.cluster_m * p.cluster_m;
-    for (int round = 0; find_work(p, round, rank, &job); round++) {
+    x.l2 = L2_EVICT_NORMAL;
+    w.l2 = p.w_l2;
+    x.half = p.cluster_n > 1 ? (int)here.tile / p.cluster_m : -1;
+    w.half = p.cluster_m > 1 ? (int)here.tile % p.cluster_m : -1;
+    x.blocks = (1u | 1u << p.cluster_m) << here.tile % p.cluster_m << here.first;
+    w.blocks = 3u << here.tile / p.cluster_m * p.cluster_m << here.first;
+    for (int round = 0; find_work(p, round, here, &job); round++) {
         int k = job.first;
         x.row = job.m * C::ROWS;
         x.second = x.row + C::ROWS / 2;
@@ -127,149 +143,141 @@ template <class C> __device__ __forceinline__ void produce(shared_memory<C> &s, 
 
 /* ---- consumers: a warpgroup has 64 TALL rows of the tile, 64 to a set of sums ---- */
 
-/* Groups of eight columns as they lie in the sums, to out. Where four groups are left the four lanes of a row exchange pairs, so that
- * each stores 16 bytes. row: of this thread's first; the other one is 8 below. */
-template <int GROUPS> __device__ __forceinline__ void store_groups(const float (&v)[4 * GROUPS], const params &p, int row, int col)
+/* Groups of eight columns as they lie in the sums, to out. By way of shared memory, so that a warp's 16 rows leave as whole rows. row:
+ * the warp's first. */
+template <class C, int GROUPS> __device__ __forceinline__ void store_groups(const float (&v)[4 * GROUPS], elem *stage, const params &p, int row, int col)
 {
-    int quad = threadIdx.x % 4;
+    int lane = threadIdx.x % WARP;
+
+    if (p.out_f32) {
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        bool mine = row + 8 * r < p.num_tokens;
-        int64_t at = (int64_t)(row + 8 * r) * p.width + col;
-        if (p.out_f32) {
+        for (int r = 0; r < 2; r++) {
+            int mine = row + lane / 4 + 8 * r;
 #pragma unroll
             for (int j = 0; j < GROUPS; j++)
-                if (mine && col + 8 * j < p.width) *(float2 *)((float *)p.out + at + 8 * j + 2 * quad) = make_float2(v[4 * j + 2 * r], v[4 * j + 2 * r + 1]);
-            continue;
+                if (mine < p.num_tokens && col + 8 * j < p.width)
+                    *(float2 *)((float *)p.out + (int64_t)mine * p.width + col + 8 * j + 2 * (lane % 4)) = make_float2(v[4 * j + 2 * r], v[4 * j + 2 * r + 1]);
         }
+        return;
+    }
+    uint32_t at = smem_address(stage + lane % 16 * C::OUT_STRIDE + lane / 16 * 8);
 #pragma unroll
-        for (int j = 0; j < GROUPS / 4 * 4; j += 4) {        /* lane q of the four ends with columns 8 (j + q) .. + 7 */
-            uint32_t x[4];
+    for (int first = 0; first < GROUPS; first += C::OUT_COLS / 8) {
+        const int units = C::OUT_COLS / 8 < GROUPS - first ? C::OUT_COLS / 8 : GROUPS - first;
+        __syncwarp();                                        /* what it held before is read */
 #pragma unroll
-            for (int i = 0; i < 4; i++) x[i] = pack_elem(v[4 * (j + i) + 2 * r], v[4 * (j + i) + 2 * r + 1]);
-#pragma unroll
-            for (int bit = 1; bit < 4; bit *= 2)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    if (i & bit) continue;
-                    uint32_t give = quad & bit ? x[i] : x[i | bit], got = __shfl_xor_sync(0xffffffffu, give, bit);
-                    if (quad & bit) x[i] = got; else x[i | bit] = got;
-                }
-            if (mine && col + 8 * (j + quad) < p.width) *(uint4 *)((elem *)p.out + at + 8 * (j + quad)) = make_uint4(x[0], x[1], x[2], x[3]);
+        for (int j = first; j < first + units; j += 2) {
+            uint32_t a = pack_elem(v[4 * j], v[4 * j + 1]), b = pack_elem(v[4 * j + 2], v[4 * j + 3]);
+            if (j + 1 < first + units) store_matrices(at + (j - first) * 16, a, b, pack_elem(v[4 * j + 4], v[4 * j + 5]), pack_elem(v[4 * j + 6], v[4 * j + 7]));
+            else store_matrices(at + (j - first) * 16, a, b);
         }
+        __syncwarp();
 #pragma unroll
-        for (int j = GROUPS / 4 * 4; j < GROUPS; j++)
-            if (mine && col + 8 * j < p.width) *(uint32_t *)((elem *)p.out + at + 8 * j + 2 * quad) = pack_elem(v[4 * j + 2 * r], v[4 * j + 2 * r + 1]);
+        for (int i = 0; i < 16 * units; i += WARP) {
+            int r = (i + lane) / units, c = (i + lane) % units * 8;
+            if (r < 16 && row + r < p.num_tokens && col + 8 * first + c < p.width)
+                *(uint4 *)((elem *)p.out + (int64_t)(row + r) * p.width + col + 8 * first + c) = *(const uint4 *)(stage + r * C::OUT_STRIDE + c);
+        }
     }
 }
 
-/* The first half of v is gate, the second up. */
+/* The first half of v is gate, the second up. Two share a reciprocal: the unit for these is the bottleneck here. */
 template <int N> __device__ __forceinline__ void gate(float (&v)[N / 2], const float (&sums)[N])
 {
 #pragma unroll
-    for (int i = 0; i < N / 2; i++) v[i] = __fdividef(sums[i], 1.0f + __expf(-sums[i])) * sums[i + N / 2];
+    for (int i = 0; i < N / 2; i += 2) {
+        float a = 1.0f + __expf(fminf(-sums[i], 40.0f)), b = 1.0f + __expf(fminf(-sums[i + 1], 40.0f)), r = __fdividef(1.0f, a * b);
+        v[i] = sums[i] * sums[i + N / 2] * (r * b);
+        v[i + 1] = sums[i + 1] * sums[i + 1 + N / 2] * (r * a);
+    }
 }
 
-template <class C> __device__ __forceinline__ void store_tile(const float (&sums)[C::SUMS], const params &p, const work &job, int row)
+template <class C> __device__ __forceinline__ void store_tile(const float (&sums)[C::SUMS], elem *stage, const params &p, const work &job, int row)
 {
     if (p.up) {
         float v[C::SUMS / 2];
         gate(v, sums);
-        store_groups<C::COLS / 16>(v, p, row, job.n * (C::COLS / 2));
+        store_groups<C, C::COLS / 16>(v, stage, p, row, job.n * (C::COLS / 2));
     } else {
-        store_groups<C::COLS / 8>(sums, p, row, job.n * C::COLS);
+        store_groups<C, C::COLS / 8>(sums, stage, p, row, job.n * C::COLS);
     }
 }
 
-/* All threads of the warpgroup: every part of the tile has come to this point with the same rows. flag: 0 .. split while they come,
- * up to 2 split while they leave; the last one out sets it to 0 again. */
-__device__ __forceinline__ void meet(uint32_t *flag, uint32_t parts, int barrier)
+/* The parts of a tile are a cluster: each gets slice d of all sums into its ring, adds them up in order of K and stores them. Slice d is
+ * the d-th piece of the first and of the second half of the tile's columns, so that gate and up stay together. */
+template <class C, int SPLIT> __device__ __forceinline__ void add_parts(const float (&sums)[C::TALL][C::SUMS], shared_memory<C> &s, const params &p, const work &job,
+                                                                        const place &here, elem *stage, int row)
 {
-    __threadfence();
-    named_sync(barrier, WARPGROUP);
-    if (threadIdx.x % WARPGROUP == 0) {
-        uint32_t seen;
-        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" :: "l"(flag) : "memory");
-        do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory"); while (seen < parts);
-    }
-    named_sync(barrier, WARPGROUP);
-}
-__device__ __forceinline__ void leave(uint32_t *flag, uint32_t parts, int barrier)
-{
-    named_sync(barrier, WARPGROUP);
-    if (threadIdx.x % WARPGROUP == 0 && atomicAdd(flag, 1) == 2 * parts - 1) *(volatile uint32_t *)flag = 0;
-}
+    constexpr int PIECE = C::SUMS / (2 * SPLIT), SLICE = 2 * PIECE, WIDTH = C::COLS / (2 * SPLIT), SET = SLICE / 4 * WARPGROUP, PART = C::SETS * SET;
+    int lane = threadIdx.x % WARP;
+    /* [part][set][SLICE / 4][thread] of four floats */
+    float4 *ring = (float4 *)s.stage + (threadIdx.x / WARPGROUP - 1) * C::TALL * SET + threadIdx.x % WARPGROUP;
 
-/* Slice d of SPLIT: the d-th piece of the first and of the second half of the tile's columns, so that gate and up stay together. */
-template <class C, int SPLIT> __device__ __forceinline__ void add_parts(const float (&sums)[C::SUMS], const params &p, const work &job, int row, int set)
-{
-    constexpr int SETS = C::GROUPS * C::TALL, PIECE = C::SUMS / (2 * SPLIT), SLICE = 2 * PIECE, WIDTH = C::COLS / (2 * SPLIT);
-    float mine[SLICE], total[SLICE];
-    int barrier = threadIdx.x / WARPGROUP;
-    uint32_t *flag = p.flags + job.tile * SETS + set;
-    /* [tile][slice][part][set][SLICE / 4][thread] of four floats */
-    float4 *at = (float4 *)p.partials + ((int64_t)job.tile * SPLIT * SPLIT * SETS + set) * (SLICE / 4 * WARPGROUP) + threadIdx.x % WARPGROUP;
-    constexpr int64_t PART = (int64_t)SETS * (SLICE / 4 * WARPGROUP);
-
+    static_assert(sizeof(float) * C::ROWS * C::COLS <= sizeof s.stage);
+    if (lane < SPLIT) mbar_arrive_cluster(&s.drained, here.tile + lane * p.cluster_m * p.cluster_n);
+    mbar_wait(&s.drained, 0);
 #pragma unroll
     for (int d = 0; d < SPLIT; d++) {
-        float slice[SLICE];
+        uint32_t rank = here.tile + d * p.cluster_m * p.cluster_n, bar = cluster_address(&s.parts, rank), to = cluster_address(ring + here.part * PART, rank);
+        bool own = d == (int)here.part;
 #pragma unroll
-        for (int i = 0; i < SLICE; i++) slice[i] = sums[i / PIECE * (C::SUMS / 2) + d * PIECE + i % PIECE];
-        if (d == job.split) {
+        for (int t = 0; t < C::TALL; t++)
 #pragma unroll
-            for (int i = 0; i < SLICE; i++) mine[i] = slice[i];
+            for (int i = 0; i < SLICE / 4; i++) {
+                float v[4];
+#pragma unroll
+                for (int j = 0; j < 4; j++) v[j] = sums[t][(4 * i + j) / PIECE * (C::SUMS / 2) + d * PIECE + (4 * i + j) % PIECE];
+                if (own) ring[here.part * PART + t * SET + i * WARPGROUP] = make_float4(v[0], v[1], v[2], v[3]);
+                else cluster_store(to + (t * SET + i * WARPGROUP) * 16, make_float4(v[0], v[1], v[2], v[3]), bar);
+            }
+    }
+    mbar_wait(&s.parts, 0);
+#pragma unroll
+    for (int t = 0; t < C::TALL; t++) {
+        float total[SLICE];
+#pragma unroll
+        for (int part = 0; part < SPLIT; part++)
+#pragma unroll
+            for (int i = 0; i < SLICE / 4; i++) {
+                float4 v = ring[part * PART + t * SET + i * WARPGROUP];
+                if (part == 0) total[4 * i] = v.x, total[4 * i + 1] = v.y, total[4 * i + 2] = v.z, total[4 * i + 3] = v.w;
+                else total[4 * i] += v.x, total[4 * i + 1] += v.y, total[4 * i + 2] += v.z, total[4 * i + 3] += v.w;
+            }
+        if (p.up) {
+            float v[PIECE];
+            gate(v, total);
+            store_groups<C, WIDTH / 8>(v, stage, p, row + t * WGMMA_ROWS, job.n * (C::COLS / 2) + here.part * WIDTH);
         } else {
 #pragma unroll
-            for (int i = 0; i < SLICE / 4; i++)
-                __stcg(at + (d * SPLIT + job.split) * PART + i * WARPGROUP, make_float4(slice[4 * i], slice[4 * i + 1], slice[4 * i + 2], slice[4 * i + 3]));
-        }
-    }
-    meet(flag, SPLIT, barrier);
+            for (int half = 0; half < 2; half++) {
+                float v[PIECE];
 #pragma unroll
-    for (int part = 0; part < SPLIT; part++) {
-#pragma unroll
-        for (int i = 0; i < SLICE / 4; i++) {
-            float4 v = make_float4(mine[4 * i], mine[4 * i + 1], mine[4 * i + 2], mine[4 * i + 3]);
-            if (part != job.split) v = __ldcg(at + (job.split * SPLIT + part) * PART + i * WARPGROUP);
-            if (part == 0) total[4 * i] = v.x, total[4 * i + 1] = v.y, total[4 * i + 2] = v.z, total[4 * i + 3] = v.w;
-            else total[4 * i] += v.x, total[4 * i + 1] += v.y, total[4 * i + 2] += v.z, total[4 * i + 3] += v.w;
-        }
-    }
-    leave(flag, SPLIT, barrier);
-    if (p.up) {
-        float v[PIECE];
-        gate(v, total);
-        store_groups<WIDTH / 8>(v, p, row, job.n * (C::COLS / 2) + job.split * WIDTH);
-    } else {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float v[PIECE];
-#pragma unroll
-            for (int i = 0; i < PIECE; i++) v[i] = total[half * PIECE + i];
-            store_groups<WIDTH / 8>(v, p, row, job.n * C::COLS + half * (C::COLS / 2) + job.split * WIDTH);
+                for (int i = 0; i < PIECE; i++) v[i] = total[half * PIECE + i];
+                store_groups<C, WIDTH / 8>(v, stage, p, row + t * WGMMA_ROWS, job.n * C::COLS + half * (C::COLS / 2) + here.part * WIDTH);
+            }
         }
     }
 }
 
 template <class C> __device__ __forceinline__ void consume(shared_memory<C> &s, const params &p)
 {
-    uint32_t rank = p.cluster_m * p.cluster_n > 1 ? cluster_rank() : 0;
+    place here = find_place(p);
     int group = threadIdx.x / WARPGROUP - 1, lane = threadIdx.x % WARP, stage = 0, phase = 0;
-    int first_row = group * C::TALL * WGMMA_ROWS + threadIdx.x % WARPGROUP / WARP * 16 + lane / 4;
+    int first_row = group * C::TALL * WGMMA_ROWS + threadIdx.x % WARPGROUP / WARP * 16;
+    elem *out = s.out[threadIdx.x / WARP - WARPGROUP / WARP];
     /* A stage is empty for all who write it: the blocks that load w for this one and those that load x. Lane i tells peer i. */
     int peers = p.cluster_m + p.cluster_n - 1;
-    uint32_t peer = lane < p.cluster_m ? rank / p.cluster_m * p.cluster_m + lane : rank % p.cluster_m + (1 - rank / p.cluster_m) * p.cluster_m;
+    uint32_t peer = here.first + (lane < p.cluster_m ? here.tile / p.cluster_m * p.cluster_m + lane : here.tile % p.cluster_m + (1 - here.tile / p.cluster_m) * p.cluster_m);
     work job;
     auto release = [&](int at) {
         if (peers == 1) { if (lane == 0) mbar_arrive(&s.empty[at]); }
         else if (lane < peers) mbar_arrive_cluster(&s.empty[at], peer);
     };
 
-    pdl_wait();                                              /* out and partials may be in use until then */
-    for (int round = 0; find_work(p, round, rank, &job); round++) {
+    pdl_wait();                                              /* out may be in use until then */
+    for (int round = 0; find_work(p, round, here, &job); round++) {
         float sums[C::TALL][C::SUMS];
-        int before = 0;
+        int before = 0, row = job.m * C::ROWS + first_row;
         for (int k = job.first; k < job.last; k++) {
             mbar_wait(&s.full[stage], phase);
             uint64_t x = wgmma_desc_k(s.stage[stage].x + group * C::TALL * WGMMA_ROWS * PANEL), w = wgmma_desc_k(s.stage[stage].w);
@@ -291,12 +299,13 @@ template <class C> __device__ __forceinline__ void consume(shared_memory<C> &s, 
 #pragma unroll
         for (int t = 0; t < C::TALL; t++) wgmma_hold(sums[t]);
         release(before);
+        if (p.split == 1) {
 #pragma unroll
-        for (int t = 0; t < C::TALL; t++) {
-            int row = job.m * C::ROWS + first_row + t * WGMMA_ROWS, set = group * C::TALL + t;
-            if (p.split == 1) store_tile<C>(sums[t], p, job, row);
-            else if (p.split == 2) add_parts<C, 2>(sums[t], p, job, row, set);
-            else if constexpr (C::COLS % 64 == 0) add_parts<C, 4>(sums[t], p, job, row, set);
+            for (int t = 0; t < C::TALL; t++) store_tile<C>(sums[t], out, p, job, row + t * WGMMA_ROWS);
+        } else if (p.split == 2) {
+            add_parts<C, 2>(sums, s, p, job, here, out, row);
+        } else if constexpr (C::COLS % 64 == 0) {
+            add_parts<C, 4>(sums, s, p, job, here, out, row);
         }
     }
 }
@@ -317,9 +326,12 @@ __global__ void __launch_bounds__(C::THREADS, 1) gemm_wgmma(const __grid_constan
             mbar_init(&s.full[i], 1);
             mbar_init(&s.empty[i], C::CONSUMER_WARPS * (p.cluster_m + p.cluster_n - 1));
         }
+        mbar_init(&s.drained, C::CONSUMER_WARPS * p.split);
+        mbar_init(&s.parts, 1);
+        if (p.split > 1) mbar_expect(&s.parts, (uint32_t)sizeof(float) * C::ROWS * C::COLS / p.split * (p.split - 1));
         mbar_init_fence();
     }
-    if (p.cluster_m * p.cluster_n > 1) cluster_sync(); else __syncthreads();
+    if (p.cluster_m * p.cluster_n * p.split > 1) cluster_sync(); else __syncthreads();
     if (threadIdx.x < WARPGROUP) {
         registers_down<C::PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) produce<C>(s, p, &x_map, &w_map);
@@ -359,7 +371,7 @@ template <class C> static int resident_clusters(int cluster, int num_sms)
 template <class C> static int launch_config(const struct gemm_kernel *a, const struct gemm_sm90_plan *plan, const struct launch *l)
 {
     int rows = a->num_tokens, width = a->silu_mul ? a->n / 2 : a->n, tile_width = a->silu_mul ? C::COLS / 2 : C::COLS;
-    int cluster = plan->cluster_m * plan->cluster_n, smem = (int)sizeof(shared_memory<C>);
+    int cluster = plan->cluster_m * plan->cluster_n * plan->split, smem = (int)sizeof(shared_memory<C>);
     uint64_t x_dims[2] = { (uint64_t)a->k, (uint64_t)rows }, w_dims[2] = { (uint64_t)a->k, (uint64_t)a->n }, strides[1] = { (uint64_t)a->k * sizeof(elem) };
     uint32_t x_box[2] = { PANEL, C::ROWS / 2 }, w_box[2] = { PANEL, C::COLS / 2 };
     CUtensorMap x_map, w_map;
@@ -367,8 +379,6 @@ template <class C> static int launch_config(const struct gemm_kernel *a, const s
 
     if (tensor_map_elem(&x_map, a->x, 2, x_dims, strides, x_box) < 0 || tensor_map_elem(&w_map, a->w, 2, w_dims, strides, w_box) < 0) return ERR_INTERNAL;
     p.out = a->out;
-    p.partials = a->partials;
-    p.flags = a->flags;
     p.num_tokens = rows;
     p.width = width;
     p.up = a->silu_mul ? width : 0;
@@ -380,10 +390,11 @@ template <class C> static int launch_config(const struct gemm_kernel *a, const s
     p.clusters_n = (width + tile_width * plan->cluster_n - 1) / (tile_width * plan->cluster_n);
     p.group = std::max(1, L2_ROWS / (C::ROWS * plan->cluster_m));
     p.out_f32 = a->out_f32;
+    p.w_l2 = rows <= ONCE_ROWS && !a->out_f32 ? L2_EVICT_FIRST : L2_EVICT_NORMAL;
 
     cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = {};
-    int64_t items = (int64_t)p.clusters_m * p.clusters_n * p.split;
+    int64_t items = (int64_t)p.clusters_m * p.clusters_n;
     config.blockDim = dim3(C::THREADS);
     config.dynamicSmemBytes = smem;
     config.stream = (cudaStream_t)l->stream;
@@ -409,6 +420,7 @@ extern "C" int ELEM_NAME(launch_gemm_planned)(const struct gemm_kernel *a, const
 {
     if (l->sm != 90 || !gemm_sm90_plan_valid(plan, a, l->num_sms)) return ERR_UNSUPPORTED;
     switch (plan->rows << 16 | plan->cols) {
+    case 128 << 16 | 64: return launch_config<config<2, 1, 64>>(a, plan, l);
     case 128 << 16 | 128: return launch_config<config<2, 1, 128>>(a, plan, l);
     case 128 << 16 | 192: return launch_config<config<2, 1, 192>>(a, plan, l);
     case 128 << 16 | 224: return launch_config<config<2, 1, 224>>(a, plan, l);
@@ -416,7 +428,6 @@ extern "C" int ELEM_NAME(launch_gemm_planned)(const struct gemm_kernel *a, const
     case 192 << 16 | 128: return launch_config<config<3, 1, 128>>(a, plan, l);
     case 192 << 16 | 192: return launch_config<config<3, 1, 192>>(a, plan, l);
     case 256 << 16 | 128: return launch_config<config<2, 2, 128>>(a, plan, l);
-    case 256 << 16 | 192: return launch_config<config<2, 2, 192>>(a, plan, l);
     default: return ERR_UNSUPPORTED;
     }
 }

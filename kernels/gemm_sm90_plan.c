@@ -4,8 +4,8 @@
 
 enum { BLOCK_K = 64, MAX_WAYS = 128 };
 
-static const struct { int32_t rows, cols; } tiles[] = { { 128, 256 }, { 128, 224 }, { 128, 192 }, { 128, 128 },
-                                                        { 192, 192 }, { 192, 128 }, { 256, 192 }, { 256, 128 } };
+static const struct { int32_t rows, cols; } tiles[] = { { 128, 256 }, { 128, 224 }, { 128, 192 }, { 128, 128 }, { 128, 64 },
+                                                        { 192, 192 }, { 192, 128 }, { 256, 128 } };
 static const struct { int32_t m, n; } clusters[] = { { 2, 1 }, { 1, 2 }, { 2, 2 }, { 1, 1 } };
 
 static int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
@@ -16,15 +16,14 @@ static int64_t clusters_of(const struct gemm_sm90_plan *p, int32_t num_tokens, i
     return up_to(num_tokens, (int64_t)p->rows * p->cluster_m) * up_to(n, (int64_t)p->cols * p->cluster_n);
 }
 
-size_t gemm_sm90_partials_bytes(const struct gemm_sm90_plan *p, int32_t num_tokens, int32_t n)
-{
-    if (p->split == 1) return 0;
-    return (size_t)(clusters_of(p, num_tokens, n) * p->cluster_m * p->cluster_n * p->split) * (size_t)p->rows * (size_t)p->cols * sizeof(float);
-}
+static int blocks_of(const struct gemm_sm90_plan *p) { return p->cluster_m * p->cluster_n * p->split; }
+
+/* Clusters that run at once. One has to fit into a group of 16 or 18 multiprocessors, of which some may be off: four do not fit
+ * everywhere. */
+static int resident(const struct gemm_sm90_plan *p, int num_sms) { return num_sms / blocks_of(p) - (blocks_of(p) == 4 ? 3 : 0); }
 
 bool gemm_sm90_plan_valid(const struct gemm_sm90_plan *p, const struct gemm_kernel *a, int num_sms)
 {
-    int64_t blocks;
     bool known = false;
 
     for (size_t i = 0; i < sizeof tiles / sizeof tiles[0]; i++) known |= tiles[i].rows == p->rows && tiles[i].cols == p->cols;
@@ -32,22 +31,19 @@ bool gemm_sm90_plan_valid(const struct gemm_sm90_plan *p, const struct gemm_kern
     if (a->silu_mul && a->out_f32) return false;
     if (p->cluster_m < 1 || p->cluster_m > 2 || p->cluster_n < 1 || p->cluster_n > 2) return false;
     if (p->split == 1) return true;
-    /* The parts of a tile wait for each other: all of them run at once. A cluster of four does not fit everywhere on the device. */
-    blocks = clusters_of(p, a->num_tokens, a->n) * p->cluster_m * p->cluster_n * p->split;
-    return (p->split == 2 || (p->split == 4 && p->cols % 64 == 0)) && up_to(a->k, BLOCK_K) >= p->split && p->cluster_m * p->cluster_n <= 2 &&
-           blocks <= num_sms / 2 * 2 && a->flags && a->partials && gemm_sm90_partials_bytes(p, a->num_tokens, a->n) <= a->partials_bytes;
+    /* The parts of a tile are one cluster, and it has one tile: they exchange their sums where the operands were. */
+    return (p->split == 2 || (p->split == 4 && p->cols % 64 == 0)) && up_to(a->k, BLOCK_K) >= p->split && blocks_of(p) <= 4 &&
+           clusters_of(p, a->num_tokens, a->n) <= resident(p, num_sms);
 }
 
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static int64_t cost(const struct gemm_sm90_plan *p, const struct gemm_kernel *a, int num_sms)
 {
-    int64_t matrix = p->rows * p->cols / 32, shared = p->rows / 64 * (p->cols + 64) + p->rows + p->cols;
-    int64_t l2 = 4 * (p->rows / p->cluster_n + p->cols / p->cluster_m), stage = most(most(matrix, shared), l2);
-    int64_t size = (int64_t)p->cluster_m * p->cluster_n, resident = num_sms / size - (size == 4);
-    int64_t rounds = up_to(clusters_of(p, a->num_tokens, a->n) * p->split, resident), tile = (int64_t)p->rows * p->cols;
+    int64_t matrix = p->rows * p->cols / 32, l2 = 5 * (p->rows / p->cluster_n + p->cols / p->cluster_m) / 4, stage = most(matrix, l2);
+    int64_t rounds = up_to(clusters_of(p, a->num_tokens, a->n), resident(p, num_sms)), tile = (int64_t)p->rows * p->cols;
 
-    return 3000 + rounds * (up_to(up_to(a->k, BLOCK_K), p->split) * stage + 1000 + tile / 64) + (p->split > 1 ? 2500 + tile / p->split * (p->split - 1) / 4 : 0);
+    return 5000 + 500 * (blocks_of(p) > 1) + rounds * (up_to(up_to(a->k, BLOCK_K), p->split) * stage + 500 + tile / 32) + (p->split > 1 ? 1500 + tile / 16 : 0);
 }
 
 bool gemm_sm90_plan_at(struct gemm_sm90_plan *plan, int index, const struct gemm_kernel *a, int num_sms)

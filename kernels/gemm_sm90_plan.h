@@ -1,6 +1,8 @@
 /* gemm_sm90_plan.h - how a large product is cut over the device: pure arithmetic, no CUDA. For launch_gemm and for who times cuts.
  * A tile is rows x cols of the output; a cluster is cluster_m x cluster_n neighbouring tiles whose blocks share what they load: blocks
- * side by side along M the weights, along N the tokens. split > 1: that many blocks divide the K of a tile and add their sums. */
+ * side by side along M the weights, along N the tokens. split > 1: that many such clusters divide the K of their tiles and are one
+ * cluster of blocks, through whose shared memory the sums are added. A cluster has 1, 2 or 4 blocks; the device sees to it that all of
+ * them run at once, so nothing here waits for a block that may not have started. */
 #ifndef SLUICE_KERNELS_GEMM_SM90_PLAN_H
 #define SLUICE_KERNELS_GEMM_SM90_PLAN_H
 
@@ -16,12 +18,10 @@ extern "C" {
 
 struct gemm_sm90_plan { int32_t rows, cols, cluster_m, cluster_n, split; };
 
-/* The i-th way to cut this product, best guess first; false: there are no more. Ways that need more blocks at once than num_sms, or
- * more partials than partials_bytes, are left out. */
+/* The i-th way to cut this product, best guess first; false: there are no more. */
 bool gemm_sm90_plan_at(struct gemm_sm90_plan *plan, int i, const struct gemm_kernel *a, int num_sms);
 /* Whether the kernel can run it at all. */
 bool gemm_sm90_plan_valid(const struct gemm_sm90_plan *plan, const struct gemm_kernel *a, int num_sms);
-size_t gemm_sm90_partials_bytes(const struct gemm_sm90_plan *plan, int32_t num_tokens, int32_t n);
 
 /* launch_gemm with this cut. */
 int launch_gemm_planned(const struct gemm_kernel *a, const struct gemm_sm90_plan *plan, const struct launch *l);

@@ -111,6 +111,18 @@ template <typename T> __device__ __forceinline__ const T *cluster_map(const T *p
     asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"((uint64_t)p), "r"(rank));
     return (const T *)there;
 }
+/* Where `address` of this block's shared memory lies in block `rank`, and a store there that counts its 16 bytes on that block's barrier. */
+__device__ __forceinline__ uint32_t cluster_address(const void *address, uint32_t rank)
+{
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(smem_address(address)), "r"(rank));
+    return there;
+}
+__device__ __forceinline__ void cluster_store(uint32_t there, float4 v, uint32_t bar)
+{
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
+                 :: "r"(there), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(bar) : "memory");
+}
 
 /* ---- bulk tensor copies; one thread issues, bar counts the bytes. Elements outside the tensor arrive as zeros and count. ---- */
 
@@ -123,11 +135,18 @@ __device__ __forceinline__ void tma_load_2d(void *smem, const CUtensorMap *map, 
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                  :: "r"(smem_address(smem)), "l"(map), "r"(x), "r"(y), "r"(smem_address(bar)) : "memory");
 }
-/* The same box for every block of the cluster whose bit is set, to the same place in each and counted by the same barrier of each. */
-__device__ __forceinline__ void tma_load_2d_multicast(void *smem, const CUtensorMap *map, int x, int y, uint64_t *bar, uint32_t blocks)
+/* How long a box stays in the L2: words that the copy engine takes as they are. */
+constexpr uint64_t L2_EVICT_NORMAL = 0x1000000000000000, L2_EVICT_FIRST = 0x12F0000000000000, L2_EVICT_LAST = 0x14F0000000000000;
+__device__ __forceinline__ void tma_load_2d_hinted(void *smem, const CUtensorMap *map, int x, int y, uint64_t *bar, uint64_t l2)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
-                 :: "r"(smem_address(smem)), "l"(map), "r"(x), "r"(y), "r"(smem_address(bar)), "h"((uint16_t)blocks) : "memory");
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;"
+                 :: "r"(smem_address(smem)), "l"(map), "r"(x), "r"(y), "r"(smem_address(bar)), "l"(l2) : "memory");
+}
+/* The same box for every block of the cluster whose bit is set, to the same place in each and counted by the same barrier of each. */
+__device__ __forceinline__ void tma_load_2d_multicast(void *smem, const CUtensorMap *map, int x, int y, uint64_t *bar, uint32_t blocks, uint64_t l2)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;"
+                 :: "r"(smem_address(smem)), "l"(map), "r"(x), "r"(y), "r"(smem_address(bar)), "h"((uint16_t)blocks), "l"(l2) : "memory");
 }
 __device__ __forceinline__ void tma_load_3d(void *smem, const CUtensorMap *map, int x, int y, int z, uint64_t *bar)
 {
@@ -157,6 +176,16 @@ template <int N> __device__ __forceinline__ void tma_store_wait() { asm volatile
 /* Ordinary stores to shared memory before this are seen by copy engine and matrix unit after it: in every storing thread, then a
  * barrier. */
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/* Sums of wgmma, packed to bf16 pairs, as rows: lane l gives the address of row l % 8 of matrix l / 8, of 8 x 8 each. */
+__device__ __forceinline__ void store_matrices(uint32_t smem, uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" :: "r"(smem), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+__device__ __forceinline__ void store_matrices(uint32_t smem, uint32_t a, uint32_t b)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" :: "r"(smem), "r"(a), "r"(b) : "memory");
+}
 
 /* ---- registers: the producer gives most of its share to the consumers. N % 8 == 0; whole warpgroups, and the kernel needs
  * __launch_bounds__(threads, 1) ---- */

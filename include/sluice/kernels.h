@@ -116,16 +116,8 @@ int launch_gemm_skinny(const struct gemv_kernel *a, const struct launch *l);
 
 /* out [T, N] = x [T, K] * w [N, K]^T for T from about 96 up, sm_90 only: fp32 sums; out elements, or f32 when out_f32. silu_mul: w is
  * [2F, K], gate rows then up rows, n = 2F, and out is [T, F] = silu(gate) * up, elements. N % 8 == 0 (silu_mul: F % 8), K % 8 == 0.
- * A sum's order depends on the shape alone. flags, partials: launch_gemm works without (NULL), but slower where tiles are few; the
- * same memory serves launches that follow each other on one stream. Blocks that share a tile wait for each other: on one device only
- * one stream may launch products with flags. */
-struct gemm_kernel {
-    const void *x, *w; void *out;
-    int32_t num_tokens, n, k; bool out_f32, silu_mul;
-    uint32_t *flags;                                     /* GEMM_FLAGS words; zeroed once at start, left zeroed */
-    float *partials; size_t partials_bytes;              /* up to 32 MB are of use */
-};
-enum { GEMM_FLAGS = 1024 };
+ * A sum's order depends on the shape alone. */
+struct gemm_kernel { const void *x, *w; void *out; int32_t num_tokens, n, k; bool out_f32, silu_mul; };
 int launch_gemm(const struct gemm_kernel *a, const struct launch *l);
 
 /* ---- sampling ---- */

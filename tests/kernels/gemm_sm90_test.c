@@ -4,17 +4,13 @@
 #include "unit/base/cmocka_all.h"
 
 enum { GUARD = 4096, SAMPLES = 1000 };
-static const size_t partials_bytes = (size_t)32 << 20;
 
-static struct { uint32_t *flags; float *partials; struct launch l; } device;
+static struct launch device;
 
 static int setup(void **state)
 {
     (void)state;
-    device.flags = gpu_new(GEMM_FLAGS * sizeof(uint32_t));
-    CUDA_MUST(cudaMemset(device.flags, 0, GEMM_FLAGS * sizeof(uint32_t)));
-    device.partials = gpu_new(partials_bytes);
-    device.l = gpu_launch(1);
+    device = gpu_launch(1);
     return 0;
 }
 
@@ -63,7 +59,7 @@ static double expected(const struct problem *p, int t, int n, bool silu)
 }
 
 /* Nothing is NaN (the poison), the guard behind out is as it was, and samples agree. plan NULL: launch_gemm's own. */
-static void check(struct problem *p, const struct gemm_sm90_plan *plan, bool f32, bool silu, bool scratch)
+static void check(struct problem *p, const struct gemm_sm90_plan *plan, bool f32, bool silu)
 {
     struct gemm_kernel a = { .x = p->x_dev, .w = p->w_dev, .out = p->out_dev, .num_tokens = p->t, .n = p->n, .k = p->k, .out_f32 = f32, .silu_mul = silu };
     int width = silu ? p->n / 2 : p->n, rc;
@@ -72,11 +68,10 @@ static void check(struct problem *p, const struct gemm_sm90_plan *plan, bool f32
     double d = 0, s = 0, worst = 0;
     char name[128];
 
-    if (scratch) a.flags = device.flags, a.partials = device.partials, a.partials_bytes = partials_bytes;
     snprintf(name, sizeof name, "T %d N %d K %d f32 %d silu %d, %d x %d cluster %d x %d split %d", p->t, p->n, p->k, f32, silu, plan ? plan->rows : 0,
              plan ? plan->cols : 0, plan ? plan->cluster_m : 0, plan ? plan->cluster_n : 0, plan ? plan->split : 0);
     CUDA_MUST(cudaMemset(p->out_dev, 0xFF, p->out_bytes));
-    rc = plan ? launch_gemm_planned(&a, plan, &device.l) : launch_gemm(&a, &device.l);
+    rc = plan ? launch_gemm_planned(&a, plan, &device) : launch_gemm(&a, &device);
     if (rc < 0) fail_msg("%s: %d %s", name, rc, cudaGetErrorString(cudaGetLastError()));
     gpu_sync();
     gpu_read(p->out, p->out_dev, p->out_bytes);
@@ -104,12 +99,10 @@ static void all_plans(int t, int n, int k)
     int tried = 0;
 
     for (int kind = 0; kind < 3; kind++) {
-        struct gemm_kernel a = { .num_tokens = t, .n = n, .k = k, .out_f32 = kinds[kind].f32, .silu_mul = kinds[kind].silu, .flags = device.flags,
-                                 .partials = device.partials, .partials_bytes = partials_bytes };
+        struct gemm_kernel a = { .num_tokens = t, .n = n, .k = k, .out_f32 = kinds[kind].f32, .silu_mul = kinds[kind].silu };
         struct gemm_sm90_plan plan;
-        for (int i = 0; gemm_sm90_plan_at(&plan, i, &a, device.l.num_sms); i++, tried++) check(&p, &plan, kinds[kind].f32, kinds[kind].silu, true);
-        check(&p, NULL, kinds[kind].f32, kinds[kind].silu, true);
-        check(&p, NULL, kinds[kind].f32, kinds[kind].silu, false);
+        for (int i = 0; gemm_sm90_plan_at(&plan, i, &a, device.num_sms); i++, tried++) check(&p, &plan, kinds[kind].f32, kinds[kind].silu);
+        check(&p, NULL, kinds[kind].f32, kinds[kind].silu);
     }
     if (tried < 20) fail_msg("only %d plans", tried);
     problem_free(&p);
@@ -121,33 +114,32 @@ static void one_stage_of_k(void **state) { (void)state; all_plans(128, 272, 264)
 static void several_rounds(void **state) { (void)state; all_plans(1000, 6160, 200); }
 static void long_sums(void **state) { (void)state; all_plans(256, 1024, 4096); }
 
-/* Launches that follow each other share flags and partials, with and without a split. */
+/* Launches that follow each other, with and without a split. */
 static void one_after_the_other(void **state)
 {
     struct problem p = problem_new(256, 1024, 1024);
-    struct gemm_kernel a = { .x = p.x_dev, .w = p.w_dev, .out = p.out_dev, .num_tokens = 256, .n = 1024, .k = 1024, .flags = device.flags,
-                             .partials = device.partials, .partials_bytes = partials_bytes };
+    struct gemm_kernel a = { .x = p.x_dev, .w = p.w_dev, .out = p.out_dev, .num_tokens = 256, .n = 1024, .k = 1024 };
     (void)state;
     for (int round = 0; round < 200; round++) {
         struct gemm_sm90_plan plan;
-        if (!gemm_sm90_plan_at(&plan, round % 13, &a, device.l.num_sms)) continue;
-        assert_int_equal(launch_gemm_planned(&a, &plan, &device.l), 0);
+        if (!gemm_sm90_plan_at(&plan, round % 13, &a, device.num_sms)) continue;
+        assert_int_equal(launch_gemm_planned(&a, &plan, &device), 0);
     }
-    check(&p, NULL, false, false, true);
+    check(&p, NULL, false, false);
     problem_free(&p);
 }
 
 static void refused(void **state)
 {
     struct gemm_kernel a = { .num_tokens = 256, .n = 1024, .k = 1020 };
-    struct launch old = device.l;
+    struct launch old = device;
 
     (void)state;
-    assert_int_equal(launch_gemm(&a, &device.l), ERR_UNSUPPORTED);
+    assert_int_equal(launch_gemm(&a, &device), ERR_UNSUPPORTED);
     a.k = 1024, a.n = 1022;
-    assert_int_equal(launch_gemm(&a, &device.l), ERR_UNSUPPORTED);
+    assert_int_equal(launch_gemm(&a, &device), ERR_UNSUPPORTED);
     a.n = 1032, a.silu_mul = true;
-    assert_int_equal(launch_gemm(&a, &device.l), ERR_UNSUPPORTED);
+    assert_int_equal(launch_gemm(&a, &device), ERR_UNSUPPORTED);
     old.sm = 80;
     a.n = 1024;
     assert_int_equal(launch_gemm(&a, &old), ERR_UNSUPPORTED);

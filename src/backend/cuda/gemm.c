@@ -20,7 +20,7 @@
 
 enum { SPACER_WIDTH = 1024, CANDIDATES = 16, OWN_CANDIDATES = 16, MAX_WAYS = 48, LEADS = 4, FINALISTS = 6, TIMED_RUNS = 5, MAX_COPIES = 16 };
 enum { GEMV_ALWAYS_ROWS = 8,                               /* up to here gemv is never beaten */
-       KERNELS_REVISION = 2,                               /* raised when an own kernel changes: old timings are forgotten */
+       KERNELS_REVISION = 3,                               /* raised when an own kernel changes: old timings are forgotten */
        SM90_MIN_ROWS = 96 };                               /* below, tiles of 128 rows are not worth timing */
 static const size_t COLD_BYTES = (size_t)192 << 20;        /* weight copies to rotate over: three times the L2 of an H200 */
 static const size_t LEAD_BYTES = (size_t)256 << 20;        /* cleared ahead of a timing: the launches queue up behind it */
@@ -109,8 +109,6 @@ static struct gemm_sm90_plan entry_plan(const struct gemm_entry *e)
                                     .cluster_n = (int32_t)(word >> 8 & 0xFF), .split = (int32_t)(word & 0xFF) };
 }
 
-/* Without flags and partials: no cuts whose blocks wait for each other. Those pass their tests, but have not been through long rows of
- * launches on a full device yet. */
 static struct gemm_kernel own_product(const struct gemm_args *a)
 {
     return (struct gemm_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k, .out_f32 = a->out_f32,
@@ -524,7 +522,7 @@ static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *s
     cublasLtMatmulHeuristicResult_t results[CANDIDATES];
     struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = rows, .out_f32 = shape->out_f32 }, best = way;
     bool large = (double)rows * shape->n * shape->k > 1e11;            /* above about 0.3 ms: fewer runs, fewer ways */
-    int runs = large ? 2 : TIMED_RUNS, own = large ? OWN_CANDIDATES / 2 : OWN_CANDIDATES, found;
+    int runs = large ? 2 : TIMED_RUNS, own = large ? OWN_CANDIDATES * 2 / 3 : OWN_CANDIDATES, found;
     struct contest contest = { 0 };
     struct product p;
 

@@ -2,12 +2,9 @@
 #include "gemm_sm90_plan.c"
 #include "unit/base/cmocka_all.h"
 
-static uint32_t flags;
-static float partials;
-
 static struct gemm_kernel product(int32_t t, int32_t n, int32_t k)
 {
-    return (struct gemm_kernel){ .num_tokens = t, .n = n, .k = k, .flags = &flags, .partials = &partials, .partials_bytes = 32u << 20 };
+    return (struct gemm_kernel){ .num_tokens = t, .n = n, .k = k };
 }
 
 static void ways_are_valid_and_different(void **state)
@@ -23,24 +20,25 @@ static void ways_are_valid_and_different(void **state)
         assert_in_range(n, 8, 128);
         for (int i = 0; i < n; i++) {
             assert_true(gemm_sm90_plan_valid(&all[i], &a, 132));
-            assert_true(gemm_sm90_partials_bytes(&all[i], a.num_tokens, a.n) <= a.partials_bytes);
             for (int j = 0; j < i; j++) assert_memory_not_equal(&all[i], &all[j], sizeof all[i]);
         }
     }
 }
 
-static void a_split_needs_memory_and_room(void **state)
+static void a_split_needs_room(void **state)
 {
-    struct gemm_kernel a = product(256, 4096, 1024);
-    struct gemm_sm90_plan p = { 128, 256, 2, 1, 4 };
+    struct gemm_kernel a = product(256, 3840, 1024);
+    struct gemm_sm90_plan p = { 128, 256, 2, 1, 2 };
 
     (void)state;
-    assert_true(gemm_sm90_plan_valid(&p, &a, 132));        /* 32 tiles of 4 parts */
-    assert_false(gemm_sm90_plan_valid(&p, &a, 120));
-    a.partials_bytes = gemm_sm90_partials_bytes(&p, 256, 4096) - 1;
-    assert_false(gemm_sm90_plan_valid(&p, &a, 132));
-    a.partials = NULL;
-    for (int i = 0; gemm_sm90_plan_at(&p, i, &a, 132); i++) assert_int_equal(p.split, 1);
+    assert_true(gemm_sm90_plan_valid(&p, &a, 132));        /* 15 clusters of 2 tiles of 2 parts */
+    assert_false(gemm_sm90_plan_valid(&p, &a, 68));        /* all of them run at once */
+    p.split = 4;
+    assert_false(gemm_sm90_plan_valid(&p, &a, 132));       /* eight blocks a cluster */
+    p.cluster_m = 1;                                       /* 30 tiles of 4 parts */
+    assert_true(gemm_sm90_plan_valid(&p, &a, 132));
+    a.k = 128;
+    assert_false(gemm_sm90_plan_valid(&p, &a, 132));       /* two stages for four */
 }
 
 static void shapes_of_odd_pieces_are_refused(void **state)
@@ -60,7 +58,7 @@ static void shapes_of_odd_pieces_are_refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(ways_are_valid_and_different), cmocka_unit_test(a_split_needs_memory_and_room),
+    const struct CMUnitTest tests[] = { cmocka_unit_test(ways_are_valid_and_different), cmocka_unit_test(a_split_needs_room),
                                         cmocka_unit_test(shapes_of_odd_pieces_are_refused) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
