@@ -130,7 +130,7 @@ int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const st
                      const struct model_config *model, const struct backend_ops *cuda, struct err *err)
 {
     bool fast = strcmp(config->cpu_kernels, "ref") != 0;
-    struct layout layout;
+    struct layout layout, own;
     int rc;
 
     if (config->max_model_len > model->max_position_embeddings) {
@@ -141,7 +141,10 @@ int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const st
     if ((rc = dtype_check(config, cuda || strcmp(config->device, "cuda") == 0, fast, err)) < 0) return rc;
     if (cuda && cuda->f16 && asks_f16(config, model)) cuda = cuda->f16;
     layout_of_config(&layout, config);
-    if ((rc = layout_check(&layout, model, err)) < 0) return rc;
+    /* This process is one replica. Who starts several has counted the GPUs of all, and shows each only its own. */
+    own = layout;
+    own.dp_size = 1;
+    if ((rc = layout_check(&own, model, err)) < 0) return rc;
     memcpy(layers, layout.layers, sizeof(layout.layers));
     int num_ranks = layout.tp_size * layout.pp_size * layout.dp_size, per_rank = cores() / num_ranks;
     *options = (struct ranks_options){

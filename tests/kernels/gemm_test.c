@@ -127,7 +127,7 @@ static void tuned_once_then_read_from_the_file(void **state)
     size_t scratch_bytes = (size_t)64 << 20;
     void *scratch = gpu_new(scratch_bytes);
     struct gemm_shape shapes[] = { { N, K, false, false }, { N, K, true, false } };
-    struct gemm_tune_args args = { .shapes = shapes, .num_shapes = 2, .max_rows = 513, .scratch = scratch, .scratch_bytes = scratch_bytes, .budget_ms = 5000,
+    struct gemm_tune_args args = { .shapes = shapes, .num_shapes = 2, .max_rows = 513, .scratch = scratch, .scratch_bytes = scratch_bytes, .budget_ms = 120000,
                                    .progress = count, .arg = &calls };
     struct launch l = gpu_launch(0);
     struct err err = { 0 };
@@ -159,7 +159,7 @@ static void silu_fused_where_that_was_faster(void **state)
     size_t scratch_bytes = (size_t)64 << 20;
     void *scratch = gpu_new(scratch_bytes);
     struct gemm_shape shape = { 2 * F, K, false, true };
-    struct gemm_tune_args args = { .shapes = &shape, .num_shapes = 1, .max_rows = MAX_T, .scratch = scratch, .scratch_bytes = scratch_bytes, .budget_ms = 5000 };
+    struct gemm_tune_args args = { .shapes = &shape, .num_shapes = 1, .max_rows = MAX_T, .scratch = scratch, .scratch_bytes = scratch_bytes, .budget_ms = 120000 };
     struct launch l = gpu_launch(1);
     struct gemm *g = open_gemm(NULL);
     uint16_t *got = malloc(sizeof *got * MAX_T * F);

@@ -1,6 +1,7 @@
 /* rank_plan_test.c - from the configuration to what ranks run: which element type, which backend, and what is refused. */
 #include "unit/base/cmocka_all.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include <sluice/config.h>
@@ -79,8 +80,25 @@ static void what_a_device_cannot_do_is_refused(void **state)
     cpu_takes("float32", "ref", &backend_cpu_ref);
 }
 
+/* A replica among several sees its own GPUs only; too few of these are refused. */
+static void a_replica_counts_its_own_gpus(void **state)
+{
+    struct config config = config_of("cuda", "auto");
+    struct ranks_options options;
+    struct err err = { 0 };
+    (void)state;
+    config.data_parallel_size = 2;
+    setenv("CUDA_VISIBLE_DEVICES", "1", 1);
+    if (options_of(&options, &config, DTYPE_BF16, &err) < 0) fail_msg("%s", err.message);
+    config.tensor_parallel_size = 2;
+    assert_int_equal(options_of(&options, &config, DTYPE_BF16, &err), ERR_CONFIG);
+    assert_non_null(strstr(err.message, "needs 2 GPUs, 1 are visible"));
+    unsetenv("CUDA_VISIBLE_DEVICES");
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(the_model_or_the_option_decides), cmocka_unit_test(what_a_device_cannot_do_is_refused) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(the_model_or_the_option_decides), cmocka_unit_test(what_a_device_cannot_do_is_refused),
+                                         cmocka_unit_test(a_replica_counts_its_own_gpus) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
