@@ -112,7 +112,7 @@ int  ranks_execute(struct ranks *ranks, const struct step_plan *plan, struct ste
 /* The same in two halves, so that num_slots plans are in flight: submit queues the plan (ERR_QUEUE_FULL when all slots are
  * taken), wait takes the oldest. They run in the order of submission. plan and result stay the ranks' until wait returned
  * them; sequences of plans in flight at the same time must differ, unless the ranks overlap. wait with nothing in flight:
- * ERR_NOT_FOUND. */
+ * ERR_NOT_FOUND. After an error the result says nothing. */
 int  ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_result *result);
 int  ranks_wait(struct ranks *ranks, struct step_result **result);
 

@@ -171,10 +171,11 @@ static void give_up(struct ranks *ranks)
     const struct plan_slot *slot = slot_of(ranks, ranks->waited);
     int stalled = find_stalled(ranks, ranks->waited, NULL);
     if (stalled < 0) return;                        /* just now finished */
+    if (claim_failure(ranks)) {
+        record_failure(ranks, stalled, slot->step, ERR_ENDED, "stalled");
+        set_failed(ranks, ERR_ENDED);
+    } else if (atomic_load(&ranks->failed) == 0) return;       /* a rank is just telling its own */
     ranks->abandoned = true;
-    if (!claim_failure(ranks)) return;
-    record_failure(ranks, stalled, slot->step, ERR_ENDED, "stalled");
-    set_failed(ranks, ERR_ENDED);
 }
 
 static void launch_plan(struct rank *rank, uint32_t plan)
@@ -458,6 +459,7 @@ int ranks_wait(struct ranks *ranks, struct step_result **result)
     *result = slot_of(ranks, ranks->waited)->result;
     ranks->waited++;
     int failed = atomic_load(&ranks->failed);
+    if (ranks->abandoned) return failed;            /* a rank that hangs may yet write the result */
     (*result)->rc = failed;
     if (failed < 0) (*result)->num_rows = 0;
     return failed;
