@@ -7,6 +7,7 @@
 
 #include <sluice/config.h>
 #include <sluice/loader.h>
+#include <sluice/parallel.h>
 #include <sluice/rank.h>
 
 #include "say.h"
@@ -69,7 +70,10 @@ static int print_ranks(const struct config *config, const struct model_config *m
     uint64_t host_bytes = host_memory_bytes();
     char line[RANK_LINE_MAX];
     int layers[MAX_PP] = { 0 };
-    int rc = ranks_options_of(&options, layers, config, model, NULL, err);
+    struct layout all;                                     /* of every replica; ranks_options_of looks at one */
+    layout_of_config(&all, config);
+    int rc = layout_check(&all, model, err);
+    if (rc == 0) rc = ranks_options_of(&options, layers, config, model, NULL, err);
 
     if (rc < 0) return rc;
     int num_ranks = options.tp_size * options.pp_size;
