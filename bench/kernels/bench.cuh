@@ -14,6 +14,15 @@
 #define BENCH_MUST(call) do { cudaError_t e_ = (call); \
     if (e_ != cudaSuccess) { fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e_)); exit(1); } } while (0)
 
+/* n zeroed elements of device memory; the benches keep theirs to the end. */
+template <typename T> static T *device_new(size_t n)
+{
+    void *p;
+    BENCH_MUST(cudaMalloc(&p, n * sizeof(T)));
+    BENCH_MUST(cudaMemset(p, 0, n * sizeof(T)));
+    return (T *)p;
+}
+
 /* Median microseconds of one call of fn(i, stream). Calls i = 0..n-1 are captured into one graph (rotate input copies by i so
  * that together they exceed the L2 several times), replayed `replays` times; each replay is divided by n. */
 static inline double bench_us(int n, int replays, const std::function<void(int, cudaStream_t)> &fn)

@@ -35,15 +35,6 @@ static __global__ void fill_logits(float *to, size_t n, uint32_t seed)
     }
 }
 
-template <typename T>
-static T *device_new(size_t n)
-{
-    void *p;
-    BENCH_MUST(cudaMalloc(&p, n * sizeof(T)));
-    BENCH_MUST(cudaMemset(p, 0, n * sizeof(T)));
-    return (T *)p;
-}
-
 int main()
 {
     cudaDeviceProp device;

@@ -27,7 +27,7 @@ static __global__ void fill_bf16(uint16_t *to, size_t n, uint32_t seed)
     }
 }
 
-static void *device_new(size_t bytes)      /* filled with numbers that are fine as bf16 and as f32 */
+static void *filled_new(size_t bytes)      /* filled with numbers that are fine as bf16 and as f32 */
 {
     void *p;
     BENCH_MUST(cudaMalloc(&p, bytes));
@@ -72,11 +72,11 @@ int main()
                 size_t out_bytes[4] = { T * C * 4, T * C * 2, (T + BLOCK) * kv_row * 2, T * F * 2 };
                 size_t more_bytes[4] = { 16, T * C * 4, (T + BLOCK) * kv_row * 2, 16 };
                 for (int i = 0; i < copies; i++) {
-                    in[i] = i > 0 && op == 0 ? in[0] : device_new(in_bytes[op]);
-                    out[i] = device_new(out_bytes[op]);
-                    more[i] = device_new(more_bytes[op]);
+                    in[i] = i > 0 && op == 0 ? in[0] : filled_new(in_bytes[op]);
+                    out[i] = filled_new(out_bytes[op]);
+                    more[i] = filled_new(more_bytes[op]);
                 }
-                float *weight = (float *)device_new(C * 4 + 1024), *table = (float *)device_new((size_t)(T + 1) * s.head_dim * 4);
+                float *weight = (float *)filled_new(C * 4 + 1024), *table = (float *)filled_new((size_t)(T + 1) * s.head_dim * 4);
                 auto call = [&](int i, cudaStream_t stream) {
                     struct launch l = { stream, p.major * 10 + p.minor, p.multiProcessorCount, true };
                     void *x = in[i % copies], *y = out[i % copies], *z = more[i % copies];

@@ -8,14 +8,6 @@
 
 constexpr int BLOCKS = 32;
 
-template <typename T> static T *device_new(size_t n)
-{
-    void *p;
-    BENCH_MUST(cudaMalloc(&p, n * sizeof(T)));
-    BENCH_MUST(cudaMemset(p, 0, n * sizeof(T)));
-    return (T *)p;
-}
-
 int main()
 {
     cudaDeviceProp device;

@@ -535,8 +535,7 @@ static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *s
     }
     b->reference.known = false;
     if (contest.n > 0 && !library_only) {
-        way = contest.ways[0];
-        make_reference(g, b, &(struct candidate){ .shape = shape, .rows = rows, .p = &p, .way = &way });
+        make_reference(g, b, &(struct candidate){ .shape = shape, .rows = rows, .p = &p, .way = &contest.ways[0] });
         enter_own(&contest, b, shape, rows, false, own);
     }
     first_round(g, b, shape, rows, &p, &contest);
