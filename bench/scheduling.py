@@ -90,6 +90,10 @@ class Call(threading.Thread):
 def run_all(calls):
     for call in calls:
         call.start()
+    return finish(calls)
+
+
+def finish(calls):
     for call in calls:
         call.join()
     for call in calls:
@@ -163,10 +167,19 @@ def fairness_run(args, policy, num_long):
         for warm in (32, 2 * args.budget):                                       # first use of memory and code
             run_all([Call(server, prompt(min(warm, args.context - 8), warm), 4, time.monotonic())])
         zero = time.monotonic()
-        calls = [Call(server, prompt(args.context - 64, 100 + i), 32, zero) for i in range(num_long)]
-        calls += [Call(server, prompt(16 + i % 17, 200 + i), 16, zero) for i in range(SHORT)]
-        run_all(calls)
-        return calls[:num_long], calls[num_long:]
+        longs = [Call(server, prompt(args.context - 64, 100 + i), 32, zero) for i in range(num_long)]
+        shorts = [Call(server, prompt(16 + i % 17, 200 + i), 16, zero) for i in range(SHORT)]
+        for call in longs:
+            call.start()
+        # A long prompt takes longer to send and to read than forty short ones: they come when it is there, before its first token.
+        server.wait_until(lambda: server.metric("sluice_requests_running") + server.metric("sluice_requests_waiting") >= num_long,
+                          what="the long prompts in the queue")
+        for call in shorts:
+            call.start()
+        finish(longs + shorts)
+        if any(long.first < short.sent for long in longs for short in shorts):
+            sys.exit("a long prompt was served before the short ones came: nothing is compared")
+        return longs, shorts
 
 
 def one_chunk(args):
