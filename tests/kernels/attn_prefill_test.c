@@ -182,6 +182,7 @@ static double check(const struct built *b, const struct prefill_case *c, const u
 
 static int run(const struct prefill_case *c, int sm, bool pdl, const char *version)
 {
+    if (!gpu_turn()) return 0;
     uint64_t rng = 7;
     struct built b;
     struct launch l = gpu_launch(pdl);

@@ -50,6 +50,7 @@ static void product_free(struct product *p)
 
 static void run(struct product *p, int t, bool f32, const struct gemm_skinny_plan *plan, int pdl)
 {
+    if (!gpu_turn()) return;
     int outs = p->silu ? p->n / 2 : p->n;
     size_t bytes = (size_t)T_MAX * (size_t)outs * (f32 ? 4 : 2), written = bytes / T_MAX * (size_t)t;
     unsigned char *got = malloc(bytes);

@@ -61,6 +61,7 @@ static double expected(const struct problem *p, int t, int n, bool silu)
 /* Nothing is NaN (the poison), the guard behind out is as it was, and samples agree. plan NULL: launch_gemm's own. */
 static void check(struct problem *p, const struct gemm_sm90_plan *plan, bool f32, bool silu)
 {
+    if (!gpu_turn()) return;
     struct gemm_kernel a = { .x = p->x_dev, .w = p->w_dev, .out = p->out_dev, .num_tokens = p->t, .n = p->n, .k = p->k, .out_f32 = f32, .silu_mul = silu };
     int width = silu ? p->n / 2 : p->n, rc;
     size_t count = (size_t)p->t * (size_t)width, bytes = count * (f32 ? 4 : 2);

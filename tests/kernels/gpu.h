@@ -37,6 +37,21 @@ static inline void gpu_kind(int kind)
     gpu_f16 = kind == 1;
     printf("# %s\n", gpu_f16 ? "f16" : "bf16");
 }
+/* Under compute-sanitizer all cases would take hours: SLUICE_KERNEL_CASES=i/n runs every n-th of a program's cases, from the i-th on.
+ * true: this one's turn. */
+static inline bool gpu_turn(void)
+{
+    static int count;
+    const char *share = getenv("SLUICE_KERNEL_CASES");
+    int i = 0, n = 1;
+
+    if (share && (sscanf(share, "%d/%d", &i, &n) != 2 || n < 1 || i < 0 || i >= n)) {
+        fprintf(stderr, "SLUICE_KERNEL_CASES=%s is not i/n with 0 <= i < n\n", share);
+        exit(2);
+    }
+    return count++ % n == i;
+}
+
 /* What a tolerance for bf16 is for the type under test: f16 has three bits more. */
 static inline double gpu_tolerance(double of_bf16) { return gpu_f16 ? of_bf16 / 8 : of_bf16; }
 /* One rounding of the type under test; f16 has denormals where bf16 has none to speak of. */
