@@ -2,7 +2,7 @@
  * memory.c   device memory, open and close, the arena, weights from host threads
  * step.c     upload of a plan, captured steps, collecting results
  * ops.c      the ops table: from ops to launches
- * gemm.c     matrix products
+ * gemm.c     matrix products; gemm_tune.c: which way is fastest
  * Owner: the rank. Thread: the rank's, but weights are stored from load threads. No allocation after `loaded`; steps are captured
  * later on, whose memory the plan counts under `library`. */
 #ifndef SLUICE_BACKEND_CUDA_BACKEND_H

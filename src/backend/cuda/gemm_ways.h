@@ -1,0 +1,47 @@
+/* gemm_ways.h - the ways to do one matrix product, for gemm.c (which runs them) and gemm_tune.c (which times them); private to both.
+ * The library thinks in columns: out^T [N, T] = w^T' [N, K] * x^T [K, T], so w is its A (transposed) and x its B, as they lie.
+ * The only files that use cublasLt are these two. */
+#ifndef SLUICE_BACKEND_CUDA_GEMM_WAYS_H
+#define SLUICE_BACKEND_CUDA_GEMM_WAYS_H
+
+#include <cublasLt.h>
+
+#include "gemm.h"
+#include "gemm_cache.h"
+#include "gemm_sm90_plan.h"
+
+enum { GEMV_ALWAYS_ROWS = 8 };     /* up to here gemv is never beaten */
+
+struct gemm {
+    cublasLtHandle_t lt;
+    int sm;
+    bool f16;
+    void *counters;                /* MATMUL_COUNTER_BYTES, zero between launches, of gemv and the skinny kernel: the head of what was given */
+    void *workspace;               /* the rest: the library's, or partial sums of own kernels */
+    size_t workspace_bytes;
+    char *cache_path;
+    int refused;                   /* own products that disagreed with the library's */
+    struct gemm_table table;
+};
+
+/* One product as the library sees it: on the stack, no allocation. */
+struct product {
+    cublasLtMatmulDescOpaque_t op;
+    cublasLtMatrixLayoutOpaque_t w, x, out;
+};
+
+cublasStatus_t gemm_product_init(const struct gemm *g, struct product *p, int32_t rows, int32_t n, int32_t k, bool out_f32);
+/* The library's guesses, best first; -> how many. */
+int gemm_guess(struct gemm *g, struct product *p, int32_t n, bool out_f32, int want, cublasLtMatmulHeuristicResult_t *results);
+cublasStatus_t gemm_multiply(struct gemm *g, struct product *p, const void *x, const void *w, void *out, const cublasLtMatmulAlgo_t *algo, cudaStream_t stream);
+
+/* A way as an entry of the table, and back. */
+void gemm_entry_set(struct gemm_entry *e, const cublasLtMatmulHeuristicResult_t *result);
+void gemm_entry_set_plan(struct gemm_entry *e, const struct gemm_sm90_plan *plan);
+struct gemm_sm90_plan gemm_entry_plan(const struct gemm_entry *e);
+
+/* The same product as the own kernels take it. cut: of launch_gemm_skinny; 0: the rule's. */
+struct gemm_kernel gemm_own_product(const struct gemm_args *a);
+struct gemv_kernel gemm_few_rows(const struct gemm *g, const struct gemm_args *a, uint64_t cut);
+
+#endif
