@@ -32,6 +32,13 @@ struct weight {
 };
 enum weight_kind { WEIGHT_MATRIX, WEIGHT_VECTOR };   /* WEIGHT_MATRIX serves matmul and embed alike (tied head) */
 
+/* When a backend measures which way of doing a product is fastest, where it has a choice. */
+enum tuning {
+    TUNE_START,                    /* all of it in loaded() */
+    TUNE_IDLE,                     /* the most frequent shapes in loaded(), for less than a second; the rest by idle() */
+    TUNE_OFF,                      /* what was found at an earlier start, else a rule */
+};
+
 struct backend_options {
     int32_t threads;               /* CPU: threads of this rank, >= 1 */
     int32_t device;                /* GPU index */
@@ -42,13 +49,22 @@ struct backend_options {
     int32_t sliding_window;        /* 0 = none */
     bool is_last;                  /* the shard draws tokens */
     bool eager;                    /* no captured steps */
+    enum tuning tuning;
 };
 
 /* KV cache of one layer: k and v are [num_blocks, Hk, block_size, D] of kv_dtype. The order inside one head of one block is the
  * backend's own (cpu-fast keeps K as [D/2, block_size, 2]); whole blocks may be copied. */
 struct kv_layer { void *k, *v; int64_t num_blocks; };
 
-struct matmul_shape { int64_t rows, cols; bool out_f32, silu_mul; };     /* a weight that will be multiplied */
+/* Weights that will be multiplied. w: some of this shape, of different layers. x [max_tokens, cols], out [max_tokens, rows] and spare are
+ * activations of a step, for measurements: overwritten by loaded() and idle(). */
+enum { MATMUL_SAME = 16 };
+struct matmul_shape {
+    int64_t rows, cols; bool out_f32, silu_mul;
+    int32_t max_tokens, num_w;
+    const struct weight *w[MATMUL_SAME];
+    void *x, *out, *spare; size_t spare_bytes;
+};
 
 struct embed_args { const token_id *ids; int32_t num_tokens; const struct weight *table; token_id first_row; void *out;
                     const int32_t *seq_slots; };
@@ -136,6 +152,9 @@ struct backend_ops {
     void   (*write)(struct backend *b, void *dst, const void *src, size_t bytes);
     /* All weights and tables are there: waits for copies, may measure (matmul algorithms for these shapes). */
     int    (*loaded)(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err);
+    /* A slice of what is better done while there is nothing to do, some 10 to 60 ms; no step may be in flight, the next one may run
+     * another way (other last bits). 1: there is more, 0: there is not, negative: the device failed. NULL: nothing ever. */
+    int    (*idle)(struct backend *b);
     /* Plan to device. On the CPU the plan itself; on a GPU a plan whose counts may be padded (kernels.h) and whose arrays lie in
      * device memory: plan_*() addresses may only be handed on to ops. Valid until the next upload. */
     const struct step_plan *(*upload)(struct backend *b, const struct step_plan *plan);

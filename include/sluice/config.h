@@ -41,6 +41,7 @@ struct config {
     char *scheduling_policy;              /* fair fcfs priority */
     char *async_scheduling;               /* auto true false */
     bool enforce_eager;                   /* no captured steps */
+    char *tuning;                         /* idle start off */
     int64_t long_prefill_chunk;           /* tokens of one prompt per step while others wait; 0 = off */
     int64_t itl_target_ms;                /* 0 = off; time between two tokens that prompts may not push a step over */
     char *trace;                          /* file of the step trace, or "" */

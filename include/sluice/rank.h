@@ -1,5 +1,7 @@
 /* rank.h - the ranks of one engine: threads that hold a shard each and run the same step_plan together.
  * Flow: engine thread -> ranks_execute(plan) -> every rank: forward -> last stage, tp_rank 0: sample -> step_result.
+ * Between plans, once none has come for RANKS_IDLE_MS, a rank's device may do slices of work of its own (backend.h, idle): a plan that
+ * comes then waits for one slice at most.
  * Thread: engine thread only, unless said. Owns rank threads, backends, models, KV memory. No allocation after
  * ranks_start. A rank that fails or stalls ends them all: one "rank_failed" line in the log names rank and step, every
  * later call answers the error, and no thread waits for the one that is gone.
@@ -34,6 +36,7 @@ struct ranks_options {
     int32_t max_rows;                      /* rows of logits in one step; 0 = max_num_seqs */
     bool overlap;                          /* plans in flight may hold the same sequences, where the ranks can */
     bool eager;                            /* no captured steps */
+    enum tuning tuning;                    /* idle: taken as start where there are several ranks */
     double headroom;                       /* share of the device's (host's) memory kept free */
     uint64_t kv_cache_bytes;               /* > 0: KV memory of all ranks together instead of what is free */
     int32_t num_blocks_override;           /* > 0: this many blocks whatever the memory */
@@ -46,7 +49,7 @@ struct ranks_options {
     const struct model_source *src;        /* for the plan: the files, matrices of which may be kept as they are; NULL =
                                               not known: counted in the backend's own form. ranks_start sets it */
 };
-enum { RANKS_STALL_FACTOR = 18 };
+enum { RANKS_STALL_FACTOR = 18, RANKS_IDLE_MS = 200 };
 
 /* What the configuration asks of one replica of this model. layers: storage that options points into. cuda: the GPU's backend,
  * NULL in a program without; taken, or its f16 (by option dtype), for device cuda, and for auto where a GPU is visible. ERR_CONFIG. */
@@ -103,6 +106,8 @@ const struct memory_plan *ranks_memory_plan(const struct ranks *ranks, int rank)
 uint64_t ranks_free_memory(const struct ranks *ranks);
 const char *ranks_describe(const struct ranks *ranks);   /* "cpu-fast, AVX-512 BF16, 2 threads" */
 
+/* 0, or the error that every later call answers: a rank may fail while it has no plan. Any thread. */
+int  ranks_error(const struct ranks *ranks);
 /* Which rank failed at which step, "rank 2 (stage 1, tp 0) stalled at step 17: ..."; "" while all is well. */
 const char *ranks_failure(const struct ranks *ranks);
 

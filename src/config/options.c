@@ -80,6 +80,8 @@ const struct option option_table[] = {
         "plan the next step while one runs; auto: on a GPU, without pipeline stages"),
     BOOL("engine", enforce_eager, "false", START, ENGINE,
         "GPU: launch every kernel of a step, replay no captured ones (to look for faults)"),
+    ENUM("engine", tuning, "idle", "idle start off", START, ENGINE,
+        "GPU: when the ways of doing matrix products are timed; idle: some at start, the rest while nothing runs"),
     INT("engine", long_prefill_chunk, "512", 0, 1 << 20, "tokens", START, ENGINE,
         "tokens of one prompt per step while others wait; 0 = no limit"),
     MS("engine", itl_target_ms, "0", 0, 60000, START, ENGINE,

@@ -387,6 +387,7 @@ static struct submission *await_message(struct engine *engine)
     else if (!engine->headroom) sub = ring_pop_wait(&engine->inbox);
     else if (!(sub = ring_pop_within(&engine->inbox, HEADROOM_MS))) engine->stats_stale = true;
     engine->woken_ns = clock_now_ns();
+    if (!sub) engine->rank_error = ranks_error(engine->ranks);         /* a device may fail while idle, too */
     return sub;
 }
 

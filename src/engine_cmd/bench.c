@@ -60,14 +60,15 @@ static void print_help(const struct bench_run *run)
 
 static int load_config(struct bench_run *run, struct err *err)
 {
-    char no_caching[] = "--no-enable-prefix-caching";
-    char **rest = calloc((size_t)run->argc + 1, sizeof *rest);
+    char no_caching[] = "--no-enable-prefix-caching", tuning[] = "--tuning=start";     /* what is measured stays as it is */
+    char **rest = calloc((size_t)run->argc + 2, sizeof *rest);
     int n_rest = 0;
 
     if (!rest) return err_set(err, ERR_NO_MEMORY, "out of memory");
     rest[0] = no_caching;
-    int rc = bench_options_take(run->options, run->num_options, run->argc - 1, run->argv + 1, rest + 1, &n_rest, err);
-    if (rc == 0) rc = config_load(&run->config, n_rest + 1, rest, NULL, err);
+    rest[1] = tuning;
+    int rc = bench_options_take(run->options, run->num_options, run->argc - 1, run->argv + 1, rest + 2, &n_rest, err);
+    if (rc == 0) rc = config_load(&run->config, n_rest + 2, rest, NULL, err);
     free(rest);
     return rc;
 }

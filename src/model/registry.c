@@ -130,20 +130,36 @@ static int make_rope_table(struct model *model, const struct model_source *src, 
     return rc;
 }
 
+/* A product as layers.c does it; the residual stream is none's x or out. */
+static struct matmul_shape shape_of(const struct model *model, enum weight_id id, void *x, void *out)
+{
+    int64_t layers = id >= W_FIRST_OF_LAYER ? range_len(model->shard.layers) : 1;
+    struct matmul_shape shape = { .max_tokens = model->env.limits.max_tokens, .x = x, .out = out, .spare = model->act.residual };
+    shape.spare_bytes = (size_t)model->env.limits.max_tokens * (size_t)model->config.hidden_size * sizeof(float);
+    for (int64_t layer = 0; layer < layers && shape.num_w < MATMUL_SAME; layer++)
+        shape.w[shape.num_w++] = weights_get(&model->weights, id, layer);
+    shape.rows = shape.w[0]->rows;
+    shape.cols = shape.w[0]->cols;
+    return shape;
+}
+
 /* The shapes of every product of a step, once each. */
 static int tell_loaded(struct model *model, struct err *err)
 {
-    const struct weights *w = &model->weights;
+    const struct activations *act = &model->act;
     struct matmul_shape shapes[5];
     int n = 0;
-    static const enum weight_id ids[] = { W_QKV, W_O, W_GATE_UP, W_DOWN };
-    for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++) {
-        const struct weight *weight = weights_get(w, ids[i], 0);
-        shapes[n++] = (struct matmul_shape){ weight->rows, weight->cols, false, ids[i] == W_GATE_UP };
-    }
+    shapes[n++] = shape_of(model, W_QKV, act->normed, act->wide);
+    shapes[n++] = shape_of(model, W_O, act->inner, act->x);
+    shapes[n] = shape_of(model, W_GATE_UP, act->normed, act->wide);
+    shapes[n++].silu_mul = true;
+    shapes[n++] = shape_of(model, W_DOWN, act->inner, act->x);
     if (model->shard.has_head) {
-        const struct weight *head = weights_get(w, model->config.tie_word_embeddings ? W_EMBED : W_HEAD, 0);
-        shapes[n++] = (struct matmul_shape){ head->rows, head->cols, true, false };
+        struct matmul_shape *head = &shapes[n++];
+        *head = shape_of(model, model->config.tie_word_embeddings ? W_EMBED : W_HEAD, act->rows,
+                         model->shard.tp_size > 1 ? act->shard_logits : act->logits);
+        head->max_tokens = model->env.limits.max_rows;
+        head->out_f32 = true;
     }
     return model->env.ops->loaded(model->env.backend, shapes, n, err);
 }

@@ -41,7 +41,9 @@ struct backend_options plan_backend_options(const struct ranks_options *options,
                                      .num_heads = (int32_t)range_len(shard->heads),
                                      .num_kv_heads = (int32_t)range_len(shard->kv_heads), .head_dim = config->head_dim,
                                      .sliding_window = config->sliding_window,
-                                     .is_last = shard->has_head, .eager = options->eager };
+                                     .is_last = shard->has_head, .eager = options->eager,
+                                     .tuning = options->tuning == TUNE_IDLE && options->tp_size * options->pp_size > 1
+                                                   ? TUNE_START : options->tuning };
 }
 
 static int check_options(const struct ranks_options *options, struct err *err)

@@ -132,6 +132,11 @@ int model_runner_launch(struct model_runner *runner, const struct step_plan *pla
     return runner->ops->step_end(runner->backend, uploaded);
 }
 
+int model_runner_idle(struct model_runner *runner)
+{
+    return runner->ops->idle ? runner->ops->idle(runner->backend) : 0;
+}
+
 int model_runner_collect(struct model_runner *runner, struct step_result *result)
 {
     int rc = runner->ops->collect(runner->backend, reports(runner) ? result : NULL);

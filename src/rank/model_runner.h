@@ -41,6 +41,8 @@ int  model_runner_forward(struct model_runner *runner, const struct step_plan *p
 /* The same, then (last stage) draws into result. plan is in host memory, both stay until collect. Up to ops->steps_in_flight
  * steps may be launched and not collected. */
 int  model_runner_launch(struct model_runner *runner, const struct step_plan *plan, struct step_result *result);
+/* One slice of the device's own work, as ops->idle; nothing may be in flight. */
+int  model_runner_idle(struct model_runner *runner);
 /* Waits for the oldest launched step; result: as given to its launch. tp_rank 0 of each stage notes its time in it. */
 int  model_runner_collect(struct model_runner *runner, struct step_result *result);
 

@@ -126,6 +126,11 @@ static bool overlap_of(const struct config *config, bool cuda)
     return strcmp(config->async_scheduling, "auto") == 0 ? cuda : strcmp(config->async_scheduling, "true") == 0;
 }
 
+static enum tuning tuning_of(const char *name)
+{
+    return strcmp(name, "start") == 0 ? TUNE_START : strcmp(name, "off") == 0 ? TUNE_OFF : TUNE_IDLE;
+}
+
 int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const struct config *config,
                      const struct model_config *model, const struct backend_ops *cuda, struct err *err)
 {
@@ -152,7 +157,7 @@ int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const st
         .tp_size = layout.tp_size, .pp_size = layout.pp_size, .layer_partition = layout.told ? layers : NULL,
         .threads = config->cpu_threads ? (int32_t)config->cpu_threads : per_rank > 1 ? per_rank : 1,
         .kv_dtype = kv_dtype_of(config, cuda, fast),
-        .overlap = overlap_of(config, cuda != NULL), .eager = config->enforce_eager,
+        .overlap = overlap_of(config, cuda != NULL), .eager = config->enforce_eager, .tuning = tuning_of(config->tuning),
         .max_num_seqs = (int32_t)config->max_num_seqs,
         .max_num_batched_tokens = (int32_t)config->max_num_batched_tokens,
         .max_model_len = config->max_model_len ? (int32_t)config->max_model_len : model->max_position_embeddings,

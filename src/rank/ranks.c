@@ -48,6 +48,7 @@ struct rank {
     struct model_runner_args args;
     struct model_runner runner;
     _Atomic uint32_t done;                          /* plans */
+    uint64_t step;                                  /* launched last */
     struct err err;                                 /* of opening */
 };
 
@@ -149,13 +150,13 @@ static int find_stalled(const struct ranks *ranks, uint32_t plan, const struct r
 }
 
 /* On the rank's thread. ERR_ENDED without an abort before it: another rank did not come in time. */
-static void rank_failed(struct rank *rank, const struct plan_slot *slot, uint32_t plan, int rc)
+static void rank_failed(struct rank *rank, uint64_t step, uint32_t plan, int rc)
 {
     struct ranks *ranks = rank->ranks;
     if (!claim_failure(ranks)) return;
     int self = (int)(rank - ranks->all), stalled = rc == ERR_ENDED ? find_stalled(ranks, plan, rank) : -1;
-    if (stalled >= 0) record_failure(ranks, stalled, slot->step, rc, "stalled");
-    else record_failure(ranks, self, slot->step, rc, "failed");
+    if (stalled >= 0) record_failure(ranks, stalled, step, rc, "stalled");
+    else record_failure(ranks, self, step, rc, "failed");
     set_failed(ranks, rc);
 }
 
@@ -183,7 +184,8 @@ static void launch_plan(struct rank *rank, uint32_t plan)
     struct plan_slot *slot = slot_of(rank->ranks, plan);
     if (atomic_load(&rank->ranks->failed) != 0) return;
     int rc = model_runner_launch(&rank->runner, slot->plan, slot->result);
-    if (rc < 0) rank_failed(rank, slot, plan, rc);
+    rank->step = slot->step;
+    if (rc < 0) rank_failed(rank, slot->step, plan, rc);
 }
 
 static void collect_plan(struct rank *rank, uint32_t plan)
@@ -192,7 +194,7 @@ static void collect_plan(struct rank *rank, uint32_t plan)
     struct plan_slot *slot = slot_of(ranks, plan);
     if (atomic_load(&ranks->failed) == 0) {
         int rc = model_runner_collect(&rank->runner, slot->result);
-        if (rc < 0) rank_failed(rank, slot, plan, rc);
+        if (rc < 0) rank_failed(rank, slot->step, plan, rc);
     }
     atomic_store(&rank->done, plan + 1);
     if (atomic_fetch_sub(&slot->ranks_left, 1) == 1) bump(&ranks->finished);
@@ -209,6 +211,24 @@ static bool plan_came(struct rank *rank, uint32_t launched)
     return true;
 }
 
+/* No plan is in flight here: waits for one, and lets the device work for itself meanwhile. */
+static void await_plan(struct rank *rank, uint32_t launched, bool *idle_left)
+{
+    struct ranks *ranks = rank->ranks;
+    int64_t quiet_ns = clock_now_ns() + (int64_t)RANKS_IDLE_MS * 1000000;
+    while (*idle_left && atomic_load(&ranks->submitted) == launched && atomic_load(&ranks->failed) == 0) {
+        int64_t left_ns = quiet_ns - clock_now_ns();
+        if (left_ns > 0) {
+            futex_wait(&ranks->submitted, launched, ranks->spins, left_ns);
+            continue;
+        }
+        int rc = model_runner_idle(&rank->runner);
+        if (rc < 0) rank_failed(rank, rank->step, launched, rc);
+        *idle_left = rc > 0;
+    }
+    await_change(ranks, &ranks->submitted, launched);
+}
+
 static void *rank_main(void *arg)
 {
     struct rank *rank = arg;
@@ -219,9 +239,10 @@ static void *rank_main(void *arg)
 
     /* ending is set when nothing is in flight any more, and then one more plan is "submitted" */
     uint32_t launched = 0, collected = 0, depth = (uint32_t)ranks->options.ops->steps_in_flight;
+    bool idle_left = rc == 0;
     for (;;) {
         if (launched == collected) {
-            await_change(ranks, &ranks->submitted, launched);
+            await_plan(rank, launched, &idle_left);
             if (atomic_load(&ranks->ending) && atomic_load(&ranks->submitted) == launched + 1) break;
         } else if (launched - collected == depth || !plan_came(rank, launched)) {
             collect_plan(rank, collected++);
@@ -514,6 +535,11 @@ uint64_t ranks_free_memory(const struct ranks *ranks)
 const char *ranks_describe(const struct ranks *ranks)
 {
     return ranks->description;
+}
+
+int ranks_error(const struct ranks *ranks)
+{
+    return atomic_load(&ranks->failed);
 }
 
 const char *ranks_failure(const struct ranks *ranks)

@@ -1,4 +1,4 @@
-/* gemm_run for few and many rows, inside a captured graph, after tuning and from its cache file, against a plain double loop. */
+/* gemm_run for few and many rows, inside a captured graph, after tuning (before and between) and from its cache file, against a plain double loop. */
 #include <unistd.h>
 
 #include "gemm.h"
@@ -126,7 +126,7 @@ static void tuned_once_then_read_from_the_file(void **state)
     int fd = mkstemp(path), calls = 0;
     size_t scratch_bytes = (size_t)64 << 20;
     void *scratch = gpu_new(scratch_bytes);
-    struct gemm_shape shapes[] = { { N, K, false, false }, { N, K, true, false } };
+    struct gemm_shape shapes[] = { { .n = N, .k = K }, { .n = N, .k = K, .out_f32 = true } };
     struct gemm_tune_args args = { .shapes = shapes, .num_shapes = 2, .max_rows = 513, .scratch = scratch, .scratch_bytes = scratch_bytes, .budget_ms = 120000,
                                    .progress = count, .arg = &calls };
     struct launch l = gpu_launch(0);
@@ -152,13 +152,88 @@ static void tuned_once_then_read_from_the_file(void **state)
     unlink(path);
 }
 
+static bool all_zero(const void *device, size_t bytes)
+{
+    unsigned char *host = malloc(bytes);
+    bool zero = true;
+
+    gpu_read(host, device, bytes);
+    for (size_t i = 0; i < bytes && zero; i++) zero = host[i] == 0;
+    free(host);
+    return zero;
+}
+
+/* With weights and memory of the shapes' own, as a serving rank does: nothing at start, then an item at a time with products between. */
+static void timed_later_an_item_at_a_time(void **state)
+{
+    char path[] = "/tmp/gemm_test.XXXXXX";
+    int fd = mkstemp(path), left, items = 0, changes = 0, rc = 1;
+    size_t x_bytes = (size_t)2 * MAX_T * K, out_bytes = (size_t)4 * MAX_T * N, spare_bytes = (size_t)4 * MAX_T * K;
+    void *x = gpu_new(x_bytes), *out = gpu_new(out_bytes), *spare = gpu_new(spare_bytes), *other = gpu_copy(data.wh, (size_t)2 * N * K);
+    struct gemm_shape shapes[] = { { .n = N, .k = K }, { .n = 256, .k = K, .silu_mul = true }, { .n = N, .k = K, .out_f32 = true, .max_rows = 100 } };
+    struct gemm_tune_args args = { .shapes = shapes, .num_shapes = 3, .max_rows = MAX_T, .later = true };
+    struct launch l = gpu_launch(1);
+    struct err err = { 0 };
+    int32_t changed, last = 0;
+    struct gemm *g;
+
+    (void)state;
+    assert_true(fd >= 0);
+    close(fd);
+    for (int i = 0; i < 3; i++) {
+        shapes[i].w[0] = data.w;
+        shapes[i].w[1] = other;
+        shapes[i].num_w = 2;
+        shapes[i].x = x;
+        shapes[i].out = out;
+        shapes[i].spare = spare;
+        shapes[i].spare_bytes = spare_bytes;
+    }
+    g = open_gemm(path);
+    if (gemm_tune(g, &args, &l, &err) < 0) fail_msg("%s", err.message);
+    left = gemm_tune_left(g);
+    assert_int_equal(left, 2 * 12 + 7);                      /* 9 to 513 rows, 9 to 100: no time for any */
+    while (rc == 1) {
+        if ((rc = gemm_tune_more(g, &l, &changed, &err)) < 0) fail_msg("%s", err.message);
+        assert_true(changed == 0 || changed >= last);      /* few rows first */
+        if (changed) changes++, last = changed;
+        assert_int_equal(gemm_tune_left(g), left - ++items);
+        assert_int_equal(rc, items < left);
+        if (items % 5 == 0) run_all(g);                    /* half timed */
+    }
+    assert_int_equal(items, left);
+    assert_true(changes > 0);
+    assert_int_equal(gemm_tune_more(g, &l, &changed, &err), 0);
+    assert_int_equal(changed, 0);
+    assert_int_equal(gemm_refused(g), 0);
+    assert_true(all_zero(x, x_bytes) && all_zero(out, (size_t)2 * MAX_T * N) && all_zero(spare, spare_bytes));
+    run_all(g);
+    gemm_close(g);
+    g = open_gemm(path);                                   /* it was written when the last item was done */
+    if (gemm_tune(g, &args, &l, &err) < 0) fail_msg("%s", err.message);
+    assert_int_equal(gemm_tune_left(g), 0);
+    gemm_close(g);
+
+    assert_int_equal(truncate(path, 0), 0);
+    g = open_gemm(path);
+    if (gemm_tune(g, &args, &l, &err) < 0) fail_msg("%s", err.message);
+    assert_int_equal(gemm_tune_more(g, &l, &changed, &err), 1);
+    gemm_close(g);                                         /* keeps the one that is done */
+    g = open_gemm(path);
+    if (gemm_tune(g, &args, &l, &err) < 0) fail_msg("%s", err.message);
+    assert_int_equal(gemm_tune_left(g), left - 1);
+    gemm_close(g);
+    gpu_free(x); gpu_free(out); gpu_free(spare); gpu_free(other);
+    unlink(path);
+}
+
 /* The first 256 rows of w as gate and up. Where the device has no kernel for it, or a slower one, nothing is fused. */
 static void silu_fused_where_that_was_faster(void **state)
 {
     enum { F = 128 };
     size_t scratch_bytes = (size_t)64 << 20;
     void *scratch = gpu_new(scratch_bytes);
-    struct gemm_shape shape = { 2 * F, K, false, true };
+    struct gemm_shape shape = { .n = 2 * F, .k = K, .silu_mul = true };
     struct gemm_tune_args args = { .shapes = &shape, .num_shapes = 1, .max_rows = MAX_T, .scratch = scratch, .scratch_bytes = scratch_bytes, .budget_ms = 120000 };
     struct launch l = gpu_launch(1);
     struct gemm *g = open_gemm(NULL);
@@ -250,7 +325,7 @@ static void what_overflows_becomes_the_largest(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(right_without_tuning), cmocka_unit_test(right_in_a_captured_graph),
-                                        cmocka_unit_test(tuned_once_then_read_from_the_file), cmocka_unit_test(silu_fused_where_that_was_faster),
+                                        cmocka_unit_test(tuned_once_then_read_from_the_file), cmocka_unit_test(timed_later_an_item_at_a_time), cmocka_unit_test(silu_fused_where_that_was_faster),
                                         cmocka_unit_test(silu_only_where_it_is_fused), cmocka_unit_test(what_overflows_becomes_the_largest) };
     if (gpu_absent()) return GPU_SKIP;
     int failed = 0;

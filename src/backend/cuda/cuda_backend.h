@@ -1,6 +1,6 @@
 /* cuda_backend.h - one rank's GPU: streams, the arena, a step's arrays, captured steps, what is in flight (private to backend/cuda).
  * memory.c   device memory, open and close, the arena, weights from host threads
- * step.c     upload of a plan, captured steps, collecting results
+ * step.c     upload of a plan, captured steps, what is done while idle, collecting results
  * ops.c      the ops table: from ops to launches
  * gemm.c     matrix products; gemm_tune.c: which way is fastest
  * Owner: the rank. Thread: the rank's, but weights are stored from load threads. No allocation after `loaded`; steps are captured
@@ -101,6 +101,7 @@ void cuda_check(struct backend *b, int rc, const char *op);
 
 /* ---- step.c ---- */
 const struct step_plan *cuda_upload(struct backend *b, const struct step_plan *plan);
+int  cuda_idle(struct backend *b);
 bool cuda_step_begin(struct backend *b, const struct step_plan *uploaded);
 int  cuda_step_end(struct backend *b, const struct step_plan *uploaded);
 bool cuda_done(struct backend *b);

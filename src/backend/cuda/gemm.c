@@ -137,6 +137,7 @@ int gemm_refused(const struct gemm *g) { return g->refused; }
 void gemm_close(struct gemm *g)
 {
     if (!g) return;
+    gemm_tune_end(g);
     if (g->lt) cublasLtDestroy(g->lt);
     free(g->cache_path);
     free(g);

@@ -1,9 +1,10 @@
 /* gemm.h - matrix products of one rank: out [T, N] = x [T, K] * w [N, K]^T, each through what is fastest for its shape.
  * Up to eight rows go to launch_gemv; above, to launch_gemm_skinny, launch_gemm or the library (cublasLt), with the cut or algorithm
- * that was fastest at start for this weight shape and bucket of rows. Where none was timed: up to 64 rows to launch_gemm_skinny, above
+ * that was fastest when it was timed for this weight shape and bucket of rows. Where none was timed: up to 64 rows to launch_gemm_skinny, above
  * to the library's own first guess.
  * Thread: the rank's.        Owns: the library handle, the table.        Borrows: the workspace (device memory).
- * gemm_run is safe inside a stream capture and never allocates device memory. */
+ * gemm_run is safe inside a stream capture and never allocates device memory. The bits of a result depend on the way: they may differ
+ * between buckets of rows, and before and after a bucket was timed. */
 #ifndef SLUICE_BACKEND_CUDA_GEMM_H
 #define SLUICE_BACKEND_CUDA_GEMM_H
 
@@ -40,17 +41,34 @@ bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k);
 /* The same through the library whatever T is (measurements). */
 int  gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err);
 
-struct gemm_shape { int32_t n, k; bool out_f32, silu_mul; };       /* silu_mul: what is multiplied is gate and up, and wanted is silu(gate) * up */
-struct gemm_tune_args {
-    const struct gemm_shape *shapes; int num_shapes;
-    int32_t max_rows;              /* the largest step */
-    void *scratch; size_t scratch_bytes;         /* device memory, overwritten: the KV cache before its first use */
-    bool library_only;             /* measurements */
-    int64_t budget_ms;             /* what is not timed by then keeps the library's guess and is timed at the next start */
-    void (*progress)(void *arg, int done, int total); void *arg;    /* may be NULL */
+enum { GEMM_MAX_COPIES = 16, GEMM_MAX_SHAPES = 32 };
+struct gemm_shape {
+    int32_t n, k; bool out_f32, silu_mul;        /* silu_mul: what is multiplied is gate and up, and wanted is silu(gate) * up */
+    int32_t max_rows;              /* of this product; 0: the largest step */
+    /* Where to time it, when there is no scratch memory: weights of this shape, of different layers, are read; x [max_rows, K],
+     * out [max_rows, N] and what is spare are overwritten, and zero afterwards. */
+    const void *w[GEMM_MAX_COPIES]; int num_w;
+    void *x, *out, *spare; size_t spare_bytes;
 };
-/* Times candidates for every shape and bucket that the cache file did not bring, and writes the file. Synchronises. */
+struct gemm_tune_args {
+    const struct gemm_shape *shapes; int num_shapes;       /* GEMM_MAX_SHAPES at most */
+    int32_t max_rows;              /* the largest step */
+    void *scratch; size_t scratch_bytes;         /* device memory, overwritten; NULL: each shape has its own */
+    bool library_only;             /* measurements */
+    int64_t budget_ms;             /* what is not timed by then runs by the rule and is timed later, or at the next start */
+    void (*progress)(void *arg, int done, int total); void *arg;    /* may be NULL */
+    bool later;                    /* what the budget leaves is for gemm_tune_more; the shapes' memory stays theirs */
+};
+/* Times candidates for every shape and bucket that the cache file did not bring, few rows first, and writes the file once nothing is
+ * left. Synchronises. */
 int  gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launch *l, struct err *err);
+/* Times one shape and bucket of those left, some 10 to 60 ms. 1: more are left; 0: none, and the file was written; negative: the device
+ * failed. *changed: the bucket of rows in which a product now runs another way, so that what was captured for it is out of date; 0: none.
+ * The stream has to be empty, and the step that comes next may not count on x, out and spare. Allocates no device memory of its own; the
+ * library and the driver load what was never run. */
+int  gemm_tune_more(struct gemm *g, const struct launch *l, int32_t *changed, struct err *err);
+/* Shapes and buckets that are left for gemm_tune_more. */
+int  gemm_tune_left(const struct gemm *g);
 /* How many own products were found to disagree with the library's while timing, and are not used. */
 int  gemm_refused(const struct gemm *g);
 

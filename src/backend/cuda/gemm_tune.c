@@ -1,5 +1,5 @@
 /* gemm_tune.c - which way is fastest for each product and bucket of rows: a contest between the library's algorithms and the own kernels'
- * cuts, on the device and at start. gemm.h is the manual. */
+ * cuts, on the device: at start, and an item of the agenda at a time while nothing else runs. gemm.h is the manual. */
 #include "gemm.h"
 
 #include <math.h>
@@ -13,14 +13,16 @@
 #include "base/clock.h"
 #include "base/half.h"
 #include "base/log.h"
+#include "gemm_agenda.h"
 #include "gemm_cache.h"
 #include "gemm_sm90_plan.h"
 #include "gemm_ways.h"
 
-enum { SPACER_WIDTH = 1024, CANDIDATES = 16, OWN_CANDIDATES = 16, MAX_WAYS = 48, LEADS = 4, FINALISTS = 6, TIMED_RUNS = 5, MAX_COPIES = 16 };
+enum { SPACER_WIDTH = 1024, CANDIDATES = 16, OWN_CANDIDATES = 16, MAX_WAYS = 48, LEADS = 4, FINALISTS = 6, TIMED_RUNS = 5 };
 enum { SM90_MIN_ROWS = 96 };                               /* below, tiles of 128 rows are not worth timing */
 static const size_t COLD_BYTES = (size_t)192 << 20;        /* weight copies to rotate over: three times the L2 of an H200 */
 static const size_t LEAD_BYTES = (size_t)256 << 20;        /* cleared ahead of a timing: the launches queue up behind it */
+enum { LEAD_PIECES = 16, NOISE_BYTES = 1 << 20 };
 
 enum { CHECK_COLS = 1024, CHECK_PARTS = 4 };               /* both ends of the first and of the last row */
 static const double CHECK_ERROR = 2e-2;                    /* |own - library| / |library|: sums in another order, rounded to bf16, stay below 5e-3 */
@@ -30,40 +32,55 @@ struct reference { bool known; float plain[CHECK_PARTS][CHECK_COLS], silu[CHECK_
 
 struct bench {
     struct reference reference;
-    void *x, *out, *w[MAX_COPIES], *lead, *spacer;
+    void *x, *out, *lead, *spacer;
+    const void *w[GEMM_MAX_COPIES];
     int copies;
+    int32_t spacer_width;
     size_t lead_bytes;
     const struct launch *launch;
     cudaStream_t stream;
     cudaEvent_t begin, end, laps[MAX_WAYS + 1];
 };
 
-/* Random elements all over the scratch memory: zeros would make every algorithm look faster than it is. */
-static cudaError_t fill_random(void *scratch, size_t bytes, bool f16, cudaStream_t stream)
+/* What one start has to time; lives until nothing is left. All host memory and events are there before READY. */
+struct gemm_tuner {
+    struct gemm_shape shapes[GEMM_MAX_SHAPES];
+    struct gemm_agenda agenda;
+    struct bench bench;
+    uint16_t noise[NOISE_BYTES / 2];       /* random elements */
+    void *scratch;
+    size_t scratch_bytes;
+    bool library_only;
+    int timed;                             /* since the file was written */
+    int64_t spent_ns, longest_ns;          /* on items */
+};
+
+/* Zeros would make every algorithm look faster than it is. */
+static void make_noise(uint16_t *noise, bool f16)
 {
-    enum { HOST_BYTES = 1 << 20 };
     uint64_t state = 0x5DEECE66Du;
-    uint16_t *host = malloc(HOST_BYTES);
+
+    for (size_t i = 0; i < NOISE_BYTES / sizeof *noise; i++) {         /* sign, exponents of 0.008 .. 0.06, random mantissa */
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        noise[i] = (uint16_t)(f16 ? (state >> 33 & 0x83FF) | (uint64_t)(8 + (state >> 60 & 3)) << 10
+                                  : (state >> 33 & 0x807F) | (uint64_t)(120 + (state >> 60 & 3)) << 7);
+    }
+}
+
+static cudaError_t fill_random(const struct gemm_tuner *t, void *to, size_t bytes)
+{
     cudaError_t e = cudaSuccess;
 
-    if (!host) return cudaErrorMemoryAllocation;
-    for (size_t i = 0; i < HOST_BYTES / sizeof *host; i++) {           /* sign, exponents of 0.008 .. 0.06, random mantissa */
-        state = state * 6364136223846793005u + 1442695040888963407u;
-        host[i] = (uint16_t)(f16 ? (state >> 33 & 0x83FF) | (uint64_t)(8 + (state >> 60 & 3)) << 10
-                                 : (state >> 33 & 0x807F) | (uint64_t)(120 + (state >> 60 & 3)) << 7);
-    }
     for (size_t done = 0, have = 0; e == cudaSuccess && done < bytes; done += have) {
         if (done == 0) {
-            have = bytes < HOST_BYTES ? bytes : HOST_BYTES;
-            e = cudaMemcpyAsync(scratch, host, have, cudaMemcpyHostToDevice, stream);
+            have = bytes < NOISE_BYTES ? bytes : NOISE_BYTES;
+            e = cudaMemcpyAsync(to, t->noise, have, cudaMemcpyHostToDevice, t->bench.stream);
         } else {
             have = done < bytes - done ? done : bytes - done;          /* doubles each time */
-            e = cudaMemcpyAsync((char *)scratch + done, scratch, have, cudaMemcpyDeviceToDevice, stream);
+            e = cudaMemcpyAsync((char *)to + done, to, have, cudaMemcpyDeviceToDevice, t->bench.stream);
         }
     }
-    if (e == cudaSuccess) e = cudaStreamSynchronize(stream);
-    free(host);
-    return e;
+    return e == cudaSuccess ? cudaStreamSynchronize(t->bench.stream) : e;
 }
 
 static size_t align_up(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
@@ -80,13 +97,54 @@ static bool bench_carve(struct bench *b, const struct gemm_shape *shape, int32_t
     b->x = at;
     b->out = at + (bytes - out) / 256 * 256;
     b->copies = (int)((COLD_BYTES + w - 1) / w) + 1;
-    if (b->copies > MAX_COPIES) b->copies = MAX_COPIES;
+    if (b->copies > GEMM_MAX_COPIES) b->copies = GEMM_MAX_COPIES;
     while (b->copies > 1 && x + out + spacer + w * (size_t)b->copies + 256 > bytes) b->copies--;
     for (int i = 0; i < b->copies; i++) b->w[i] = at + x + w * (size_t)i;
     b->lead = at + x + w * (size_t)b->copies;
     b->spacer = (char *)b->out - spacer;
+    b->spacer_width = SPACER_WIDTH;
     b->lead_bytes = (size_t)((char *)b->spacer - (char *)b->lead);
     if (b->lead_bytes > LEAD_BYTES) b->lead_bytes = LEAD_BYTES;
+    return true;
+}
+
+/* The same in the shape's own memory: real weights of several layers, and activations that no step uses now. */
+static bool bench_borrow(struct bench *b, const struct gemm_shape *shape, int32_t rows)
+{
+    size_t spacer;
+
+    if (!shape->x || !shape->out || !shape->spare || shape->num_w < 1) return false;
+    b->x = shape->x;
+    b->out = shape->out;
+    b->copies = shape->num_w < GEMM_MAX_COPIES ? shape->num_w : GEMM_MAX_COPIES;
+    memcpy(b->w, shape->w, sizeof b->w);
+    b->spacer = shape->spare;
+    for (b->spacer_width = SPACER_WIDTH; (size_t)rows * (size_t)b->spacer_width * 4 > shape->spare_bytes; b->spacer_width /= 2)
+        if (b->spacer_width <= 8) return false;
+    spacer = align_up((size_t)rows * (size_t)b->spacer_width * 4);
+    b->lead = (char *)shape->spare + spacer;
+    b->lead_bytes = spacer < shape->spare_bytes ? shape->spare_bytes - spacer : 0;
+    if (b->lead_bytes > LEAD_BYTES) b->lead_bytes = LEAD_BYTES;
+    return true;
+}
+
+/* Steps find finite numbers in what they do not write themselves (padding), as before. */
+static cudaError_t give_back(const struct bench *b, const struct gemm_shape *shape, int32_t rows)
+{
+    cudaError_t e = cudaMemsetAsync(shape->x, 0, (size_t)rows * (size_t)shape->k * 2, b->stream);
+
+    if (e == cudaSuccess) e = cudaMemsetAsync(shape->out, 0, (size_t)rows * (size_t)shape->n * (shape->out_f32 ? 4 : 2), b->stream);
+    if (e == cudaSuccess) e = cudaMemsetAsync(shape->spare, 0, shape->spare_bytes, b->stream);
+    return e;
+}
+
+/* Keeps the device busy while launches are queued. */
+static bool clear_lead(const struct bench *b)
+{
+    size_t cleared = 0;
+
+    for (int i = 0; i < LEAD_PIECES && cleared < LEAD_BYTES && b->lead_bytes > 0; i++, cleared += b->lead_bytes)
+        if (cudaMemsetAsync(b->lead, 0, b->lead_bytes, b->stream) != cudaSuccess) return false;
     return true;
 }
 
@@ -127,7 +185,7 @@ static bool run_spacer(struct bench *b, int32_t rows)
 {
     struct launch plain = *b->launch;
     plain.pdl = false;
-    return launch_silu_mul(&(struct silu_mul_kernel){ b->spacer, b->spacer, rows, SPACER_WIDTH }, &plain) == 0;
+    return launch_silu_mul(&(struct silu_mul_kernel){ b->spacer, b->spacer, rows, b->spacer_width }, &plain) == 0;
 }
 
 /* Microseconds of one run with its spacer, < 0 where it does not run. apart: silu_mul behind it. */
@@ -137,8 +195,7 @@ static float time_candidate(struct gemm *g, struct bench *b, const struct candid
     float ms = 0;
 
     if (!run_candidate(g, b, c, b->w[0])) return -1;       /* the warm-up */
-    if (b->lead_bytes > 0 && cudaMemsetAsync(b->lead, 0, b->lead_bytes, b->stream) != cudaSuccess) return -1;
-    if (cudaEventRecord(b->begin, b->stream) != cudaSuccess) return -1;
+    if (!clear_lead(b) || cudaEventRecord(b->begin, b->stream) != cudaSuccess) return -1;
     for (int i = 1; i <= runs; i++)
         if (!run_spacer(b, c->rows) || !run_candidate(g, b, c, b->w[i % b->copies]) || (apart && !run_candidate(g, b, &silu, NULL))) return -1;
     if (cudaEventRecord(b->end, b->stream) != cudaSuccess || cudaEventSynchronize(b->end) != cudaSuccess ||
@@ -219,9 +276,10 @@ static void enter(struct contest *c, const struct gemm_entry *way)
 }
 
 /* The own kernels' cuts of this product. */
-static void enter_own(struct contest *c, const struct bench *b, const struct gemm_shape *shape, int32_t rows, bool silu_mul, int most)
+static void enter_own(struct contest *c, const struct bench *b, const struct gemm_shape *shape, const struct gemm_item *item, bool silu_mul, int most)
 {
-    struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = rows, .out_f32 = shape->out_f32, .silu_mul = silu_mul };
+    int32_t rows = item->rows;
+    struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = item->bucket, .out_f32 = shape->out_f32, .silu_mul = silu_mul };
     struct gemm_args a = { .num_tokens = rows, .n = shape->n, .k = shape->k, .out_f32 = shape->out_f32, .silu_mul = silu_mul };
     struct gemm_kernel own = gemm_own_product(&a);
     struct gemm_sm90_plan plan;
@@ -249,8 +307,8 @@ static void first_round(struct gemm *g, struct bench *b, const struct gemm_shape
         if (run_candidate(g, b, &now, b->w[0])) c->ways[ran++] = c->ways[i];
     }
     c->n = ran;
-    for (int i = 0; i < LEADS && b->lead_bytes > 0; i++)
-        if (cudaMemsetAsync(b->lead, 0, b->lead_bytes, b->stream) != cudaSuccess) c->n = 0;
+    for (int i = 0; i < LEADS; i++)
+        if (!clear_lead(b)) c->n = 0;
     if (cudaEventRecord(b->laps[0], b->stream) != cudaSuccess) c->n = 0;
     for (int i = 0; i < c->n; i++) {
         now.way = &c->ways[i];
@@ -289,10 +347,11 @@ static void final_round(struct gemm *g, struct bench *b, const struct gemm_shape
 }
 
 /* Times the ways to do one shape and bucket into the table. */
-static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, bool library_only)
+static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *shape, const struct gemm_item *item, bool library_only)
 {
     cublasLtMatmulHeuristicResult_t results[CANDIDATES];
-    struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = rows, .out_f32 = shape->out_f32 }, best = way;
+    int32_t rows = item->rows;
+    struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = item->bucket, .out_f32 = shape->out_f32 }, best = way;
     bool large = (double)rows * shape->n * shape->k > 1e11;            /* above about 0.3 ms: fewer runs, fewer ways */
     int runs = large ? 2 : TIMED_RUNS, own = large ? OWN_CANDIDATES * 2 / 3 : OWN_CANDIDATES, found;
     struct contest contest = { 0 };
@@ -308,17 +367,17 @@ static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *s
     b->reference.known = false;
     if (contest.n > 0 && !library_only) {
         make_reference(g, b, &(struct candidate){ .shape = shape, .rows = rows, .p = &p, .way = &contest.ways[0] });
-        enter_own(&contest, b, shape, rows, false, own);
+        enter_own(&contest, b, shape, item, false, own);
     }
     first_round(g, b, shape, rows, &p, &contest);
     final_round(g, b, shape, rows, &p, &contest, runs, &best);
     if (best.tuned) gemm_table_put(&g->table, &best);
     if (best.tuned && shape->silu_mul && !library_only) {
-        struct gemm_entry fused = { .n = shape->n, .k = shape->k, .rows = rows, .silu_mul = true };
+        struct gemm_entry fused = { .n = shape->n, .k = shape->k, .rows = item->bucket, .silu_mul = true };
         struct candidate apart = { .shape = shape, .rows = rows, .p = &p, .way = &best };
         float apart_us = time_candidate(g, b, &apart, runs, true);
         contest.n = 0;
-        enter_own(&contest, b, shape, rows, true, own);
+        enter_own(&contest, b, shape, item, true, own);
         first_round(g, b, shape, rows, &p, &contest);
         final_round(g, b, shape, rows, &p, &contest, runs, &fused);
         if (!fused.tuned || (apart_us > 0 && fused.us >= apart_us)) {
@@ -330,49 +389,136 @@ static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *s
     }
 }
 
+/* ---- the agenda ---- */
+
+static void tuner_free(struct gemm_tuner *t)
+{
+    if (!t) return;
+    for (int i = 0; i <= MAX_WAYS; i++)
+        if (t->bench.laps[i]) cudaEventDestroy(t->bench.laps[i]);
+    if (t->bench.begin) cudaEventDestroy(t->bench.begin);
+    if (t->bench.end) cudaEventDestroy(t->bench.end);
+    free(t);
+}
+
+static int tuner_new(struct gemm_tuner **out, struct gemm *g, const struct gemm_tune_args *a, const struct launch *l, struct err *err)
+{
+    const size_t most = (size_t)4 << 30;
+    struct gemm_tuner *t = calloc(1, sizeof *t);
+    cudaError_t e = cudaSuccess;
+
+    *out = t;
+    if (!t) return err_set(err, ERR_NO_MEMORY, "gemm: out of memory");
+    if (a->num_shapes > GEMM_MAX_SHAPES) return err_set(err, ERR_UNSUPPORTED, "gemm: %d shapes", a->num_shapes);
+    memcpy(t->shapes, a->shapes, (size_t)a->num_shapes * sizeof *a->shapes);
+    gemm_agenda_make(&t->agenda, &g->table, t->shapes, a->num_shapes, a->max_rows);
+    if (gemm_agenda_left(&t->agenda) == 0) return 0;       /* the warm start */
+    t->bench.launch = l;
+    t->bench.stream = (cudaStream_t)l->stream;
+    t->scratch = a->scratch;
+    t->scratch_bytes = a->scratch_bytes;
+    t->library_only = a->library_only;
+    make_noise(t->noise, g->f16);
+    for (int i = 0; i <= MAX_WAYS && e == cudaSuccess; i++) e = cudaEventCreate(&t->bench.laps[i]);
+    if (e == cudaSuccess) e = cudaEventCreate(&t->bench.begin);
+    if (e == cudaSuccess) e = cudaEventCreate(&t->bench.end);
+    if (e == cudaSuccess && t->scratch) e = fill_random(t, t->scratch, t->scratch_bytes < most ? t->scratch_bytes : most);
+    return e == cudaSuccess ? 0 : err_set(err, ERR_INTERNAL, "gemm: memory to time in: %s", cudaGetErrorString(e));
+}
+
+static struct gemm_entry entry_now(struct gemm *g, const struct gemm_shape *shape, int32_t bucket, bool silu_mul)
+{
+    const struct gemm_entry *e = gemm_table_find(&g->table, shape->n, shape->k, bucket, shape->out_f32 && !silu_mul, silu_mul);
+    return e ? *e : (struct gemm_entry){ .how = silu_mul ? GEMM_APART : GEMM_LIBRARY };
+}
+
+static bool other_way(const struct gemm_entry *a, const struct gemm_entry *b)
+{
+    return a->how != b->how || (a->how != GEMM_APART && memcmp(a->algo, b->algo, sizeof a->algo) != 0);
+}
+
+/* The next item of the agenda. What does not fit into the memory there is is left untimed. */
+static int time_next(struct gemm *g, struct gemm_tuner *t, int32_t *changed, struct err *err)
+{
+    const struct gemm_item *item = gemm_agenda_next(&t->agenda);
+    const struct gemm_shape *shape = &t->shapes[item->shape];
+    struct gemm_entry plain = entry_now(g, shape, item->bucket, false), silu = entry_now(g, shape, item->bucket, true), now;
+    struct bench *b = &t->bench;
+    int64_t began_ns = clock_now_ns();
+    cudaError_t e = cudaSuccess;
+
+    *changed = 0;
+    if (t->scratch ? !bench_carve(b, shape, item->rows, t->scratch, t->scratch_bytes) : !bench_borrow(b, shape, item->rows)) return 0;
+    if (!t->scratch) e = fill_random(t, b->x, (size_t)item->rows * (size_t)shape->k * 2);
+    if (e == cudaSuccess) tune_one(g, b, shape, item, t->library_only);
+    if (e == cudaSuccess && !t->scratch) e = give_back(b, shape, item->rows);
+    if (e == cudaSuccess) e = cudaGetLastError();
+    if (e == cudaSuccess) e = cudaStreamSynchronize(b->stream);
+    if (e != cudaSuccess) return err_set(err, ERR_INTERNAL, "gemm: timing failed on the device: %s", cudaGetErrorString(e));
+    t->timed++;
+    int64_t took_ns = clock_now_ns() - began_ns;
+    t->spent_ns += took_ns;
+    if (took_ns > t->longest_ns) t->longest_ns = took_ns;
+    now = entry_now(g, shape, item->bucket, false);
+    if (other_way(&plain, &now)) *changed = item->bucket;
+    now = entry_now(g, shape, item->bucket, true);
+    if (shape->silu_mul && other_way(&silu, &now)) *changed = item->bucket;
+    return 0;
+}
+
+static void keep(struct gemm *g, struct gemm_tuner *t)
+{
+    struct err err = { 0 };
+
+    if (g->cache_path && t->timed > 0 && gemm_cache_write(&g->table, g->cache_path, &err) < 0) log_warn("gemm_cache_write", "%s", err.message);
+    t->timed = 0;
+}
+
+void gemm_tune_end(struct gemm *g)
+{
+    if (g->tuner) keep(g, g->tuner);
+    tuner_free(g->tuner);
+    g->tuner = NULL;
+}
+
 int gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launch *l, struct err *err)
 {
-    struct bench b = { .launch = l, .stream = (cudaStream_t)l->stream };
-    int64_t until_ns = clock_now_ns() + a->budget_ms * 1000000;
-    int rc = 0, done = 0, timed = 0, total = 0;
+    int64_t began_ns = clock_now_ns(), until_ns = began_ns + a->budget_ms * 1000000;
+    struct gemm_tuner *t = NULL;
+    int32_t changed;
+    int left = 0, rc;
 
-    for (int32_t rows = GEMV_ALWAYS_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1) total += a->num_shapes;
-    for (int i = 0; i < a->num_shapes; i++)
-        for (int32_t rows = GEMV_ALWAYS_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1)
-            done += gemm_table_find(&g->table, a->shapes[i].n, a->shapes[i].k, gemm_bucket(rows), a->shapes[i].out_f32, false) != NULL;
-    if (done == total) return 0;                           /* the warm start */
-
-    for (int i = 0; i <= MAX_WAYS; i++)
-        if (cudaEventCreate(&b.laps[i]) != cudaSuccess) rc = ERR_INTERNAL;
-    if (rc < 0 || cudaEventCreate(&b.begin) != cudaSuccess || cudaEventCreate(&b.end) != cudaSuccess ||
-        fill_random(a->scratch, a->scratch_bytes < (size_t)4 << 30 ? a->scratch_bytes : (size_t)4 << 30, g->f16, b.stream) != cudaSuccess) {
-        rc = err_set(err, ERR_INTERNAL, "gemm: scratch memory: %s", cudaGetErrorString(cudaGetLastError()));
-        goto out;
+    gemm_tune_end(g);
+    if ((rc = tuner_new(&t, g, a, l, err)) < 0 || gemm_agenda_left(&t->agenda) == 0) goto out;
+    while ((left = gemm_agenda_left(&t->agenda)) > 0 && clock_now_ns() < until_ns) {
+        if ((rc = time_next(g, t, &changed, err)) < 0) goto out;
+        if (a->progress) a->progress(a->arg, t->agenda.total - left + 1, t->agenda.total);
     }
-    /* Few rows first: these are the decode steps. */
-    for (int32_t rows = GEMV_ALWAYS_ROWS + 1; rows <= gemm_bucket(a->max_rows); rows = gemm_bucket(rows) + 1)
-        for (int i = 0; i < a->num_shapes; i++) {
-            const struct gemm_shape *shape = &a->shapes[i];
-            struct gemm_entry *e = gemm_table_find(&g->table, shape->n, shape->k, gemm_bucket(rows), shape->out_f32, false);
-            if (e && e->tuned) continue;
-            if (clock_now_ns() >= until_ns) goto tuned;
-            if (bench_carve(&b, shape, gemm_bucket(rows), a->scratch, a->scratch_bytes)) {
-                tune_one(g, &b, shape, gemm_bucket(rows), a->library_only);
-                timed++;
-            }
-            if (a->progress) a->progress(a->arg, ++done, total);
-        }
-tuned:
-    if (cudaGetLastError() != cudaSuccess || cudaStreamSynchronize(b.stream) != cudaSuccess) { rc = err_set(err, ERR_INTERNAL, "gemm: timing failed on the device"); goto out; }
-    log_info("gemm_tuned", "%d of %d matrix product shapes timed", timed, total);
-    if (g->cache_path && timed > 0) {
-        struct err write_err = { 0 };
-        if (gemm_cache_write(&g->table, g->cache_path, &write_err) < 0) log_warn("gemm_cache_write", "%s", write_err.message);
-    }
+    log_info("gemm_tuned", "%d of %d matrix product shapes timed in %d ms, the longest in %d ms, %d left%s", t->timed, t->agenda.total,
+             (int)((clock_now_ns() - began_ns) / 1000000), (int)(t->longest_ns / 1000000), left, left == 0 ? "" : a->later ? ": while idle" : ": at the next start");
+    if (left > 0 && a->later) {
+        g->tuner = t;
+        t = NULL;
+    } else keep(g, t);
 out:
-    for (int i = 0; i <= MAX_WAYS; i++)
-        if (b.laps[i]) cudaEventDestroy(b.laps[i]);
-    if (b.begin) cudaEventDestroy(b.begin);
-    if (b.end) cudaEventDestroy(b.end);
+    tuner_free(t);
     return rc;
+}
+
+int gemm_tune_left(const struct gemm *g) { return g->tuner ? gemm_agenda_left(&g->tuner->agenda) : 0; }
+
+int gemm_tune_more(struct gemm *g, const struct launch *l, int32_t *changed, struct err *err)
+{
+    int rc;
+
+    *changed = 0;
+    if (gemm_tune_left(g) == 0) return 0;
+    g->tuner->bench.launch = l;
+    g->tuner->bench.stream = (cudaStream_t)l->stream;
+    if ((rc = time_next(g, g->tuner, changed, err)) < 0) return rc;
+    if (gemm_agenda_left(&g->tuner->agenda) > 0) return 1;
+    log_info("gemm_tuned", "all %d matrix product shapes are timed, in %d ms, the longest in %d ms", g->tuner->agenda.total,
+             (int)(g->tuner->spent_ns / 1000000), (int)(g->tuner->longest_ns / 1000000));
+    gemm_tune_end(g);
+    return 0;
 }

@@ -7,10 +7,11 @@
 #include <cublasLt.h>
 
 #include "gemm.h"
+#include "gemm_agenda.h"
 #include "gemm_cache.h"
 #include "gemm_sm90_plan.h"
 
-enum { GEMV_ALWAYS_ROWS = 8 };     /* up to here gemv is never beaten */
+struct gemm_tuner;                 /* gemm_tune.c */
 
 struct gemm {
     cublasLtHandle_t lt;
@@ -22,6 +23,7 @@ struct gemm {
     char *cache_path;
     int refused;                   /* own products that disagreed with the library's */
     struct gemm_table table;
+    struct gemm_tuner *tuner;      /* what is left to time later; NULL: nothing */
 };
 
 /* One product as the library sees it: on the stack, no allocation. */
@@ -43,5 +45,8 @@ struct gemm_sm90_plan gemm_entry_plan(const struct gemm_entry *e);
 /* The same product as the own kernels take it. cut: of launch_gemm_skinny; 0: the rule's. */
 struct gemm_kernel gemm_own_product(const struct gemm_args *a);
 struct gemv_kernel gemm_few_rows(const struct gemm *g, const struct gemm_args *a, uint64_t cut);
+
+/* Of gemm_tune.c: keeps what was timed, frees. */
+void gemm_tune_end(struct gemm *g);
 
 #endif

@@ -430,22 +430,31 @@ void cuda_parallel_for(struct backend *b, int64_t n, int64_t grain, void (*fn)(v
 
 /* ---- all is there ---- */
 
+/* With the weights themselves, in activations that no step uses yet. */
+static int tune(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err)
+{
+    enum { SOME_MS = 700, ALL_MS = 120000, MAX_SHAPES = 8 };
+    struct gemm_shape tuned[MAX_SHAPES] = { 0 };
+    bool later = b->options.tuning == TUNE_IDLE;
+
+    BUG_ON(num_shapes > MAX_SHAPES);
+    for (int i = 0; i < num_shapes; i++) {
+        const struct matmul_shape *s = &shapes[i];
+        tuned[i] = (struct gemm_shape){ .n = (int32_t)s->rows, .k = (int32_t)s->cols, .out_f32 = s->out_f32, .silu_mul = s->silu_mul,
+                                        .max_rows = s->max_tokens, .x = s->x, .out = s->out, .spare = s->spare, .spare_bytes = s->spare_bytes };
+        for (; tuned[i].num_w < s->num_w && tuned[i].num_w < GEMM_MAX_COPIES; tuned[i].num_w++) tuned[i].w[tuned[i].num_w] = s->w[tuned[i].num_w]->data;
+    }
+    return gemm_tune(b->gemm, &(struct gemm_tune_args){ .shapes = tuned, .num_shapes = num_shapes, .max_rows = b->options.max_tokens,
+                                                        .budget_ms = later ? SOME_MS : ALL_MS, .later = later }, &b->launch, err);
+}
+
 int cuda_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err)
 {
-    struct gemm_shape tuned[8];
     int rc = 0;
-    BUG_ON(num_shapes > 8);
     CUDA_TRY(cudaStreamSynchronize(b->stream), out);
     CUDA_TRY(cudaGetLastError(), out);
     release_lanes(b);
-    for (int i = 0; i < num_shapes; i++) {
-        tuned[i] = (struct gemm_shape){ (int32_t)shapes[i].rows, (int32_t)shapes[i].cols, shapes[i].out_f32, shapes[i].silu_mul };
-    }
-    struct gemm_tune_args args = { .shapes = tuned, .num_shapes = num_shapes, .max_rows = b->options.max_tokens,
-                                   .scratch = b->arena + b->arena_used, .scratch_bytes = b->arena_bytes - b->arena_used,
-                                   .budget_ms = 5000 };
-    if ((rc = gemm_tune(b->gemm, &args, &b->launch, err)) < 0) goto out;
-    CUDA_TRY(cudaMemsetAsync(b->arena + b->arena_used, 0, b->arena_bytes - b->arena_used, b->stream), out);
+    if (b->options.tuning != TUNE_OFF && (rc = tune(b, shapes, num_shapes, err)) < 0) goto out;
     CUDA_TRY(cudaStreamSynchronize(b->stream), out);
 out:
     return rc;

@@ -152,6 +152,7 @@ static size_t kept_f16(enum dtype dtype, int64_t rows, int64_t cols) { return dt
     .load_chunk = cuda_load_chunk, \
     .write = cuda_write, \
     .loaded = cuda_loaded, \
+    .idle = cuda_idle, \
     .upload = cuda_upload, \
     .step_begin = cuda_step_begin, \
     .step_end = cuda_step_end, \

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/futex.h"
 #include "base/log.h"
+#include "gemm_cache.h"
 
 /* ---- the image ---- */
 
@@ -227,6 +228,30 @@ int cuda_step_end(struct backend *b, const struct step_plan *uploaded)
     b->launched++;
     if (b->error) return report_failure(b, flight, b->failed_op, "launch failed");
     return 0;
+}
+
+/* ---- while nothing runs ---- */
+
+/* A product of so many rows has a faster way now: what was captured with the old one is made anew when its bucket comes next. */
+static void drop_graphs(struct backend *b, int32_t rows)
+{
+    for (int i = 0; i < NUM_BUCKETS; i++) {
+        if (gemm_bucket(bucket_size(i)) != rows) continue;
+        if (b->graphs[i].exec) cudaGraphExecDestroy(b->graphs[i].exec);
+        b->graphs[i] = (struct captured){ 0 };
+    }
+}
+
+int cuda_idle(struct backend *b)
+{
+    struct err err = { 0 };
+    int32_t changed = 0;
+
+    BUG_ON(b->launched != b->collected);
+    int rc = gemm_tune_more(b->gemm, &b->launch, &changed, &err);
+    if (rc < 0) log_error("cuda_error", "GPU %d: while idle: %s", (int)b->options.device, err.message);
+    if (changed > 0) drop_graphs(b, changed);
+    return rc;
 }
 
 /* ---- results ---- */

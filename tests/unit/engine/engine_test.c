@@ -40,11 +40,13 @@ struct ranks {
     int most_in_flight, steps, fail_at;
     _Atomic bool hold;                 /* no step ends while this is set, */
     _Atomic int credits;               /* but so many */
+    _Atomic int error;                 /* found between plans */
 };
 
 int32_t ranks_num_blocks(const struct ranks *ranks) { return ranks ? 32 : 0; }
 int32_t ranks_num_slots(const struct ranks *ranks) { return ranks->num_slots; }
 bool ranks_overlaps(const struct ranks *ranks) { return ranks->overlap; }
+int ranks_error(const struct ranks *ranks) { return ranks->error; }
 const char *ranks_describe(const struct ranks *ranks) { return ranks ? "test device" : ""; }
 
 int ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_result *result)
@@ -429,6 +431,15 @@ static void failing_ranks_end_the_run_with_their_error(void **state)
     assert_int_equal(bench->rc, ERR_INTERNAL);
 }
 
+static void a_device_that_fails_while_idle_ends_the_run(void **state)
+{
+    struct bench *bench = *state;
+
+    bench->ranks.error = ERR_INTERNAL;
+    join(bench);
+    assert_int_equal(bench->rc, ERR_INTERNAL);
+}
+
 static void a_pipeline_is_kept_full(void **state)
 {
     struct bench *bench = *state;
@@ -604,6 +615,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_begins_in_time_is_told_before_its_step_ends, setup, teardown),
         cmocka_unit_test_setup_teardown(what_begins_in_time_is_told_before_its_step_ends, setup_overlap, teardown),
         cmocka_unit_test_setup_teardown(short_memory_throttles_until_it_is_back, setup_watched, teardown),
+        cmocka_unit_test_setup_teardown(a_device_that_fails_while_idle_ends_the_run, setup_watched, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

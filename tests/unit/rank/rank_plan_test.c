@@ -14,7 +14,7 @@ static struct config config_of(const char *device, const char *dtype)
 {
     return (struct config){ .device = (char *)(uintptr_t)device, .dtype = (char *)(uintptr_t)dtype, .cpu_kernels = (char *)(uintptr_t)"fast",
                             .load_format = (char *)(uintptr_t)"auto", .kv_cache_dtype = (char *)(uintptr_t)"auto",
-                            .async_scheduling = (char *)(uintptr_t)"auto", .tensor_parallel_size = 1, .pipeline_parallel_size = 1,
+                            .async_scheduling = (char *)(uintptr_t)"auto", .tuning = (char *)(uintptr_t)"idle", .tensor_parallel_size = 1, .pipeline_parallel_size = 1,
                             .data_parallel_size = 1, .block_size = 64, .max_num_seqs = 1, .max_num_batched_tokens = 16 };
 }
 

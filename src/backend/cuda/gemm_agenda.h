@@ -1,0 +1,31 @@
+/* gemm_agenda.h - which products are to be timed, and in which order: few rows first, these are the decode steps; of one bucket of rows
+ * the shapes as they were given. What the table has timed already is left out. Arithmetic over the table: no CUDA, no clock.
+ * Flow: shapes, table -> agenda -> gemm_tune.c, an item at a time.        Thread: the rank's. */
+#ifndef SLUICE_BACKEND_CUDA_GEMM_AGENDA_H
+#define SLUICE_BACKEND_CUDA_GEMM_AGENDA_H
+
+#include "gemm.h"
+#include "gemm_cache.h"
+
+enum { GEMM_AGENDA_MAX = GEMM_TABLE_MAX,
+       GEMV_ALWAYS_ROWS = 8 };                     /* up to here gemv is never beaten, and nothing is timed */
+
+struct gemm_item {
+    int shape;
+    int32_t bucket;                /* what the table calls it */
+    int32_t rows;                  /* to time it with: the bucket's end, or the most that there can be */
+};
+
+struct gemm_agenda {
+    int total;                     /* shapes and buckets that there are, timed or not */
+    int num_items, next;
+    struct gemm_item items[GEMM_AGENDA_MAX];
+};
+
+/* max_rows: of shapes that do not say. Items beyond GEMM_AGENDA_MAX are left out: nothing times them. */
+void gemm_agenda_make(struct gemm_agenda *a, struct gemm_table *t, const struct gemm_shape *shapes, int num_shapes, int32_t max_rows);
+/* The next item, taken off; NULL: none is left. */
+const struct gemm_item *gemm_agenda_next(struct gemm_agenda *a);
+int gemm_agenda_left(const struct gemm_agenda *a);
+
+#endif
