@@ -120,5 +120,6 @@ int  ranks_execute(struct ranks *ranks, const struct step_plan *plan, struct ste
  * ERR_NOT_FOUND. After an error the result says nothing. */
 int  ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_result *result);
 int  ranks_wait(struct ranks *ranks, struct step_result **result);
+bool ranks_finished(const struct ranks *ranks);          /* wait would return at once */
 
 #endif

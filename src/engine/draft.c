@@ -252,6 +252,7 @@ static int32_t give(struct scheduler *s, struct sequence *seq, int64_t want)
     if (is_new) draft->batch->seqs[draft->batch->num_seqs++] = seq;
     draft->used.rows += seq_num_scores(seq, seq_next_position(seq), given);
     if (given == left) {
+        draft->num_ending += left > 1;
         draft->used.rows += !seq->only_scores;
         draft->used.bias += need.bias;
         draft->used.history_tokens += need.history_tokens;
@@ -530,6 +531,8 @@ const struct step_plan *scheduler_next_step(struct scheduler *s, int64_t now_ns)
         if (s->options.policy == POLICY_FAIR) give_fair(s);
         else give_in_order(s);
         if (s->draft.chunk_cap == INT32_MAX) break;
+        /* The first token of a prompt that ends in this step would wait for all that the long ones take beside it. */
+        if (s->options.policy == POLICY_FAIR && s->draft.num_ending) break;
         s->draft.chunk_cap = INT32_MAX;    /* second pass: what nobody else wanted */
     }
     if (!batch->num_seqs) return NULL;

@@ -26,10 +26,16 @@ enum {
     FLUSH_MS = 1000,
     HEADROOM_MS = 1000,
     STARVED_MS = 10,                   /* all that wait are too late: their aborts are on the way */
+    LONG_STEP_MS = 20,                 /* the step behind such a one is planned late, */
+    LONG_STEP_PART = 80,               /* after so many hundredths of it */
 };
 
 /* One plan on the ranks. */
-struct flight { const struct step_plan *plan; int64_t began_ns, host_ns; };   /* host_ns: the ranks had nothing to do before */
+struct flight {
+    const struct step_plan *plan;
+    int64_t began_ns, host_ns;         /* host_ns: the ranks had nothing to do before */
+    double expected_ms;                /* 0: not known */
+};
 
 struct engine {
     struct channel_fd *channel;
@@ -391,16 +397,30 @@ static struct submission *await_message(struct engine *engine)
     return sub;
 }
 
+/* While a long step runs the plan of the next would keep out who comes now: there is time to make it when this one has nearly
+ * ended, or has. */
+static bool too_early(const struct engine *engine)
+{
+    if (!engine->scheduler.options.overlap || engine->num_flights != 1 || atomic_load(&engine->stopping)) return false;
+    const struct flight *flight = &engine->flights[0];
+    if (flight->expected_ms < LONG_STEP_MS || ranks_finished(engine->ranks)) return false;
+    int64_t began_ns = flight->began_ns > engine->landed_ns ? flight->began_ns : engine->landed_ns;
+    return (double)(clock_now_ns() - began_ns) / 1e6 < flight->expected_ms * LONG_STEP_PART / 100;
+}
+
 /* New requests and aborts. */
 static void engine_receive(struct engine *engine)
 {
     struct submission *sub = await_message(engine);
 
-    for (int n = 1; sub; n++) {
-        trace_submission(engine->trace, sub);
-        scheduler_add(&engine->scheduler, sub);
-        engine->stats_stale = true;
-        sub = n < SCHEDULER_MAX_NOTES ? ring_pop(&engine->inbox) : NULL;
+    for (int n = 0; n < SCHEDULER_MAX_NOTES && (sub || too_early(engine));) {
+        if (sub) {
+            n++;
+            trace_submission(engine->trace, sub);
+            scheduler_add(&engine->scheduler, sub);
+            engine->stats_stale = true;
+        }
+        sub = n == SCHEDULER_MAX_NOTES ? NULL : too_early(engine) ? ring_pop_within(&engine->inbox, 1) : ring_pop(&engine->inbox);
     }
     if (engine->page) page_set(&engine->page->pending, (uint64_t)scheduler_num_sequences(&engine->scheduler));
 }
@@ -422,7 +442,7 @@ static void launch(struct engine *engine, const struct step_plan *plan)
     int64_t host_ns = engine->num_flights ? 0 : now - free_ns;
 
     if (engine->page) __atomic_store_n(&engine->page->step_began_ns, now, __ATOMIC_RELAXED);
-    engine->flights[engine->num_flights++] = (struct flight){ plan, now, host_ns };
+    engine->flights[engine->num_flights++] = (struct flight){ plan, now, host_ns, scheduler_expected_ms(&engine->scheduler, plan) };
     engine->rank_error = ranks_submit(engine->ranks, plan, &engine->results[plan->micro_batch]);
     tell_begun(engine);
 }

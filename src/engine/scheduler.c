@@ -472,7 +472,12 @@ void scheduler_measured(struct scheduler *s, const struct step_plan *plan, doubl
 {
     const struct batch *batch = &s->batches[plan->micro_batch];
 
-    if (s->options.itl_target_ms) step_time_learn(&s->step_time, plan->num_tokens, batch->num_keys, step_ms);
+    if (s->options.itl_target_ms || s->options.overlap) step_time_learn(&s->step_time, plan->num_tokens, batch->num_keys, step_ms);
+}
+
+double scheduler_expected_ms(const struct scheduler *s, const struct step_plan *plan)
+{
+    return step_time_of(&s->step_time, plan->num_tokens, s->batches[plan->micro_batch].num_keys);
 }
 
 static void prefetch_commit(const struct sequence *seq)

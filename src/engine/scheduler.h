@@ -11,7 +11,8 @@
  *   fcfs      in order of arrival; the first that does not fit holds up the rest
  *   priority  in the order of seq_before, where priority ages; a waiting one pushes out running ones that come after
  *             it and have a strictly worse value, when that makes room for it
- * A prompt gets at most long_prefill_chunk tokens per step until every other has had its turn. With itl_target_ms,
+ * A prompt gets at most long_prefill_chunk tokens per step until every other has had its turn; fair: and no more in a step that
+ * gives another its first token. With itl_target_ms,
  * prompts beside decodes get only as many tokens as the fitted step time (step_time.h) leaves under the target, but
  * always a few.
  * Out of blocks: the worst sequence by seq_before that is not in a step gives its blocks back and is computed again
@@ -94,6 +95,7 @@ struct step_draft {
     int32_t admissions_left;
     int32_t num_held;                  /* overlap: running ones that get nothing in this step */
     int32_t num_prompts;               /* running ones with more than one token to compute */
+    int32_t num_ending;                /* prompts whose last token is in this step */
     int32_t chunk_cap;
     struct row_need used;
     bool timed;                        /* itl_target_ms holds for this step: */
@@ -162,6 +164,8 @@ static inline int32_t scheduler_num_sequences(const struct scheduler *s) { retur
 const struct step_plan *scheduler_next_step(struct scheduler *s, int64_t now_ns);
 /* How long plan took on the ranks; before its commit. */
 void scheduler_measured(struct scheduler *s, const struct step_plan *plan, double step_ms);
+/* How long it will take, by what others took; of one that next_step just gave. Of use only with itl_target_ms or overlap. */
+double scheduler_expected_ms(const struct scheduler *s, const struct step_plan *plan);
 /* Memory is short: from the next step on, until false. */
 static inline void scheduler_throttle(struct scheduler *s, bool throttled) { s->throttled = throttled; }
 /* plan: the oldest in flight. result must be the one of plan; now_ns: when the step ended. */

@@ -486,6 +486,11 @@ int ranks_wait(struct ranks *ranks, struct step_result **result)
     return failed;
 }
 
+bool ranks_finished(const struct ranks *ranks)
+{
+    return atomic_load(&ranks->finished) != ranks->waited || atomic_load(&ranks->submitted) == ranks->waited;
+}
+
 int ranks_execute(struct ranks *ranks, const struct step_plan *plan, struct step_result *result)
 {
     struct step_result *finished;

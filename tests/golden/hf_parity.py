@@ -7,7 +7,8 @@ Models of 4 layers are made with transformers, saved in --dtype, and read by bot
 weights. Per position: |logits - reference| / |reference| at most --limit (0.01; float16 0.002), whatever the prompt was chunked into
 (whole, 64, 7, 1 token at a time: then each step is a decode, on a GPU a captured one), alone or with others in mixed steps.
 64 greedy tokens of a batch, each drawn from the step before: the reference's logit of each is at most a tenth of the logits'
-spread below its best. One JSON line per model. Exit status 1 when a limit is missed, 77 without torch and transformers."""
+spread below its best; the same with steps submitted ahead (a GPU times its products at each start, so tokens that nearly tie may
+differ between two runs: each that differs is held against the reference). One JSON line per model. Exit status 1 when a limit is missed, 77 without torch and transformers."""
 import argparse
 import concurrent.futures
 import json
@@ -144,10 +145,12 @@ def check(args, pool, seed, name, kind, config):
     row["worst_position"] = int(errors["whole"].argmax())
     row["between_chunks"] = max(round(float(relative_errors(found, logits["whole"]).max()), 5) for found in logits.values())
     tokens = {way: np.frombuffer(out[way], np.int32).reshape(len(few), NUM_GREEDY).tolist() for way in ("greedy", "ahead")}
-    row["greedy_gap"] = round(max(greedy_gap(reference, few[:3], tokens[way][:3]) for way in tokens), 4)
-    row["ahead_same"] = tokens["ahead"] == tokens["greedy"]
+    differ = [i for i in range(len(few)) if tokens["ahead"][i] != tokens["greedy"][i]]
+    held = sorted({0, 1, 2, *differ})
+    row["greedy_gap"] = round(max(greedy_gap(reference, [few[i] for i in held], [tokens[way][i] for i in held]) for way in tokens), 4)
+    row["ahead_differs"] = len(differ)
     row["ok"] = bool(max(row["error_max"].values()) <= args.limit and row["between_chunks"] <= args.limit and
-                     row["greedy_gap"] <= GREEDY_GAP and row["ahead_same"])
+                     row["greedy_gap"] <= GREEDY_GAP and (args.device == "cuda" or not differ))
     return row
 
 

@@ -41,6 +41,8 @@ struct ranks {
     _Atomic bool hold;                 /* no step ends while this is set, */
     _Atomic int credits;               /* but so many */
     _Atomic int error;                 /* found between plans */
+    _Atomic int step_ms;               /* one behind the other they take so long */
+    int64_t ends_ns[MAX_SLOTS], last_end_ns;
 };
 
 int32_t ranks_num_blocks(const struct ranks *ranks) { return ranks ? 32 : 0; }
@@ -51,17 +53,23 @@ const char *ranks_describe(const struct ranks *ranks) { return ranks ? "test dev
 
 int ranks_submit(struct ranks *ranks, const struct step_plan *plan, struct step_result *result)
 {
+    int64_t now_ns = clock_now_ns(), begins_ns = now_ns > ranks->last_end_ns ? now_ns : ranks->last_end_ns;
+
+    ranks->last_end_ns = ranks->ends_ns[ranks->num_in_flight] = begins_ns + (int64_t)ranks->step_ms * 1000000;
     ranks->plans[ranks->num_in_flight] = plan;
     ranks->results[ranks->num_in_flight++] = result;
     if (ranks->num_in_flight > ranks->most_in_flight) ranks->most_in_flight = ranks->num_in_flight;
     return 0;
 }
 
+bool ranks_finished(const struct ranks *ranks) { return !ranks->num_in_flight || clock_now_ns() >= ranks->ends_ns[0]; }
+
 int ranks_wait(struct ranks *ranks, struct step_result **out)
 {
     const struct step_plan *plan = ranks->plans[0];
     struct step_result *result = ranks->results[0];
 
+    while (!ranks_finished(ranks)) usleep(100);
     while (ranks->hold && !ranks->credits) usleep(100);
     if (ranks->hold) ranks->credits--;
     result->step = plan->step;
@@ -80,6 +88,7 @@ int ranks_wait(struct ranks *ranks, struct step_result **out)
     }
     memmove(ranks->plans, ranks->plans + 1, (size_t)--ranks->num_in_flight * sizeof *ranks->plans);
     memmove(ranks->results, ranks->results + 1, (size_t)ranks->num_in_flight * sizeof *ranks->results);
+    memmove(ranks->ends_ns, ranks->ends_ns + 1, (size_t)ranks->num_in_flight * sizeof *ranks->ends_ns);
     *out = result;
     return 0;
 }
@@ -501,6 +510,26 @@ static void overlap_publishes_a_step_before_it_waits_for_the_next(void **state)
     }
 }
 
+/* Two plans may be in flight, but the one behind a long step waits for who comes while that runs. */
+static void a_request_joins_the_step_behind_a_long_one(void **state)
+{
+    struct bench *bench = *state;
+    struct engine_request first = test_request(1, 10, 4, 8), second = test_request(2, 20, 4, 1);
+    size_t len;
+
+    bench->ranks.step_ms = 200;
+    submit(bench, &first);
+    for (int i = 1; i <= 4; i++) free(expect_frame(bench, MSG_EVENTS, &len));
+    submit(bench, &second);                            /* the fifth step has just begun */
+    free(expect_frame(bench, MSG_EVENTS, &len));
+    assert_int_equal(len, sizeof(struct token_event));
+    struct token_event *sixth = expect_frame(bench, MSG_EVENTS, &len);
+    assert_int_equal(len, 2 * sizeof *sixth);
+    assert_int_equal(sixth[0].id + sixth[1].id, 3);
+    free(sixth);
+    assert_int_equal(bench->ranks.most_in_flight, 2);
+}
+
 static void too_late_costs_no_step(void **state)
 {
     struct bench *bench = *state;
@@ -610,6 +639,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_pipeline_is_kept_full, setup_overlap, teardown),
         cmocka_unit_test_setup_teardown(overlap_drops_what_comes_after_the_end, setup_overlap, teardown),
         cmocka_unit_test_setup_teardown(overlap_publishes_a_step_before_it_waits_for_the_next, setup_overlap, teardown),
+        cmocka_unit_test_setup_teardown(a_request_joins_the_step_behind_a_long_one, setup_overlap, teardown),
         cmocka_unit_test_setup_teardown(too_late_costs_no_step, setup, teardown),
         cmocka_unit_test_setup_teardown(too_late_costs_no_step, setup_overlap, teardown),
         cmocka_unit_test_setup_teardown(what_begins_in_time_is_told_before_its_step_ends, setup, teardown),

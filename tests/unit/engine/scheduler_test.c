@@ -169,6 +169,27 @@ static void long_prefill_chunk_lets_others_in(void **state)
     close_bench(&bench);
 }
 
+/* fair: a step with a first token is no longer than it must be; the next makes up for it. */
+static void fair_gives_no_more_beside_a_first_token(void **state)
+{
+    struct scheduler_options o = options();
+    struct bench bench;
+
+    (void)state;
+    o.policy = POLICY_FAIR;
+    o.long_prefill_chunk = 6;
+    open_bench(&bench, o);
+    add(&bench, 1, 10, 40, 20);
+    add(&bench, 2, 100, 5, 20);
+    const struct step_plan *plan = step(&bench);
+    assert_int_equal(plan->num_tokens, 6 + 5);         /* of 16 */
+    assert_int_equal(plan->num_rows, 1);
+    plan = step(&bench);
+    assert_int_equal(plan->num_tokens, 16);
+    assert_int_equal(plan->num_decode_seqs, 1);
+    close_bench(&bench);
+}
+
 static void fair_serves_short_prompts_beside_a_long_one(void **state)
 {
     struct scheduler_options o = options();
@@ -827,6 +848,7 @@ int main(void)
         cmocka_unit_test(one_request_runs_to_its_length),
         cmocka_unit_test(decodes_go_first_and_prompts_fill_the_budget),
         cmocka_unit_test(long_prefill_chunk_lets_others_in),
+        cmocka_unit_test(fair_gives_no_more_beside_a_first_token),
         cmocka_unit_test(fair_serves_short_prompts_beside_a_long_one),
         cmocka_unit_test(stops_end_a_sequence),
         cmocka_unit_test(min_tokens_masks_the_ends),
