@@ -1,6 +1,6 @@
 /* gemv.cu - out[t,:] = w x[t,:] for few rows t: one path for 1..16                        op: backend.matmul, T <= 16
  * Shapes    x [T, K] elem, w [N, K] elem, out [T, N] elem or f32; K % 8 == 0, any N. silu_mul: w [2F, K] (gate rows, then up rows),
- *           out [T, F] = silu(gate) * up. Sums in fp32.
+ *           out [T, F] = silu(gate) * up. Sums in fp32. norm_add and norm_scale: kernels.h; a piece of squares is a unit's 16 columns.
  * Traffic   N*K*2 read once; x and out are small beside it.  N=4096 K=4096: 33.6 MB.
  * Roofline  memory bound, T flop/byte: 7.5 us for that shape at 4.45 TB/s (H200).
  * Launch    clusters of `split` ctas, each with `warps` warps along K (gemv_plan.h); one wave, so that a successor's blocks can
@@ -11,10 +11,13 @@
  *           to sixteen rows cost the same. An mma sums over k in any order as long as A and B agree: lane (row, quad) takes 8
  *           consecutive k, one 16-byte load straight from memory to registers, and these are its share of two mma steps. Each
  *           register is refilled right after its use, so a thread always has its full depth of loads in flight, across units and
- *           barriers; the first ones are issued before the wait for the predecessor, whose tail they hide. */
+ *           barriers; the first ones are issued before the wait for the predecessor, whose tail they hide.
+ *           What norm_add adds to and multiplies by is on its way to shared memory while a unit is summed, each value to the thread
+ *           that will want it: registers are all taken, and a trip to memory behind the last barrier would cost what the norm did. */
 #include <cooperative_groups.h>
 
 #include "common.cuh"
+#include "fused_norm.cuh"
 #include "gemv_plan.h"
 
 namespace cg = cooperative_groups;
@@ -25,6 +28,7 @@ constexpr int TILE = 8;            /* weight rows of one mma */
 constexpr int NT = 2;              /* tiles of a warp: 16 rows, or 8 gate rows and their 8 up rows */
 constexpr int STEP = 32;           /* k of one 16-byte load per lane: 4 lanes x 8 */
 constexpr int MAX_THREADS = 512;
+template <int HALVES> constexpr int PLANE = 8 * HALVES * TILE + 16;     /* floats of a tile's sums: two tiles' rows lie in different banks */
 constexpr int FLUSH_UNITS = 16;    /* partial sums of this many units are kept until the ctas of a cluster add them up */
 
 struct gemv_params {
@@ -35,6 +39,8 @@ struct gemv_params {
     int units, split;
     unsigned *counters;            /* [0] units claimed beyond the first two of each cluster, [1] ctas that have ended; or NULL */
     bool out_f32;
+    struct norm_add add;
+    struct norm_scale scale;
 };
 
 /* 16 bytes of a weight row, zeros where ok is false. */
@@ -52,11 +58,27 @@ __device__ __forceinline__ void copy_16(void *smem, const void *global)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"((uint32_t)__cvta_generic_to_shared(smem)), "l"(global));
 }
 
+__device__ __forceinline__ void copy_4(void *smem, const void *global)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"((uint32_t)__cvta_generic_to_shared(smem)), "l"(global));
+}
+
 __device__ __forceinline__ void store_out(const gemv_params &p, int row, int n, float y)
 {
     if (n >= p.N) return;
     if (p.out_f32) ((float *)p.out)[(size_t)row * p.N + n] = y;
     else ((elem *)p.out)[(size_t)row * p.N + n] = to_elem(y);
+}
+
+/* The same of a sum that is added to the residual. All lanes of a row's 16 columns come here together; n may lie behind the last. */
+__device__ __forceinline__ void store_added(const gemv_params &p, int row, int n, float residual, float weight, float y)
+{
+    const unsigned lanes = 0xFFFFu << (threadIdx.x & 16);
+    float square = 0.0f;
+    if (n < p.N) store_out(p, row, n, norm_add_to(p.add, (size_t)row * p.N + n, residual, weight, y, &square));
+#pragma unroll
+    for (int over = NT * TILE / 2; over > 0; over /= 2) square += __shfl_xor_sync(lanes, square, over);
+    if (n % (NT * TILE) == 0) p.add.squares[(size_t)row * NORM_PIECES + n / (NT * TILE)] = square;
 }
 
 __device__ __forceinline__ float silu_mul(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
@@ -90,8 +112,10 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
     constexpr int UNIT = SILU ? TILE : NT * TILE;          /* outputs of a unit */
 
     elem *const xs = (elem *)smem;
-    float *const sums = (float *)(smem + (STAGED ? (size_t)p.T * p.x_pitch * sizeof(elem) : 0));    /* [2][warp][NT][8 * HALVES][TILE] */
-    float *const part = sums + 2 * warps * NT * 8 * HALVES * TILE;      /* [FLUSH_UNITS][NT][T][TILE] */
+    float *const sums = (float *)(smem + (STAGED ? (size_t)p.T * p.x_pitch * sizeof(elem) : 0));    /* [2][warp][NT][PLANE] */
+    float *const part = sums + 2 * warps * NT * PLANE<HALVES>;          /* [FLUSH_UNITS][T][NT][TILE] */
+    __shared__ float scales[8 * HALVES];
+    __shared__ float before[8 * HALVES * NT * TILE], gain[8 * HALVES * NT * TILE];    /* of norm_add: a thread's own, the residual and the weight */
 
     pdl_trigger();
 
@@ -105,6 +129,25 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
         for (int t = 0; t < NT; t++)
             w[t][s] = load_weight(at + t * tile_stride + s * STEP, has(first, t) && k + s * STEP < k_end);
 
+    /* norm_add comes without silu: NT * TILE columns a unit. */
+    const bool adds = !SILU && p.add.residual;
+    const int per_unit = p.T * NT * TILE;
+    auto fetch_gain = [&](int u) {
+        for (int i = threadIdx.x; i < per_unit; i += blockDim.x)
+            if (u * UNIT + i % (NT * TILE) < p.N) copy_4(gain + i, p.add.weight + u * UNIT + i % (NT * TILE));
+    };
+    auto fetch_before = [&](int u) {
+        for (int i = threadIdx.x; i < per_unit; i += blockDim.x) {
+            const int n = u * UNIT + i % (NT * TILE), r = i / (NT * TILE);
+            if (n < p.N) copy_4(before + i, p.add.residual + (size_t)r * p.N + n);
+        }
+    };
+    if (adds && p.split == 1) fetch_gain(first);
+    if (adds && p.split > 1) {                             /* the cluster's last act: into the L2 at least */
+        const int u = first + threadIdx.x * stride;
+        if (threadIdx.x < FLUSH_UNITS && u < p.units) asm volatile("prefetch.global.L2 [%0];" :: "l"(p.add.weight + u * UNIT));
+    }
+
     pdl_wait();
 
     /* Each warp fetches its own columns of x, a group of copies per batch, and waits for each only when it comes to it. */
@@ -117,6 +160,8 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
             asm volatile("cp.async.commit_group;" ::: "memory");
         }
     }
+    if (adds && p.split == 1) fetch_before(first);
+    if (p.scale.squares) norm_scales<WARP>(p.scale, p.T, p.K, scales, threadIdx.x, blockDim.x);       /* seen by all behind a unit's barrier */
     const elem *const x_lane = STAGED ? xs + (size_t)row8 * p.x_pitch - k_base : p.x + (size_t)row8 * p.K;
     const size_t x_half = (size_t)8 * (STAGED ? p.x_pitch : p.K);
 
@@ -126,6 +171,10 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
     int kept = 0, buffer = 0, after = first + stride, claim = 0;
     for (int u = first; u < p.units;) {
         if (p.counters && threadIdx.x == 0) claim = (int)atomicAdd(p.counters, 1) + 2 * stride;
+        if (adds && p.split == 1 && u != first) {
+            fetch_gain(u);
+            fetch_before(u);
+        }
         float acc[NT][4] = {};
         for (int b = 0; b < batches; b++) {
             if (STAGED && u == first) {
@@ -157,30 +206,36 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
         }
 
         /* The warps' sums meet in shared memory; two buffers, so one barrier a unit is enough. */
-        float *const mine = sums + ((size_t)buffer * warps + warp) * NT * 8 * HALVES * TILE;
+        float *const mine = sums + ((size_t)buffer * warps + warp) * NT * PLANE<HALVES>;
         for (int t = 0; t < NT; t++)
             for (int h = 0; h < HALVES; h++)
-                *(float2 *)(mine + (t * 8 * HALVES + h * 8 + row8) * TILE + quad * 2) = make_float2(acc[t][2 * h], acc[t][2 * h + 1]);
+                *(float2 *)(mine + t * PLANE<HALVES> + (h * 8 + row8) * TILE + quad * 2) = make_float2(acc[t][2 * h], acc[t][2 * h + 1]);
         if (p.counters && threadIdx.x == 0) claimed[buffer] = claim;
+        if (adds && p.split == 1) asm volatile("cp.async.wait_all;" ::: "memory");
         __syncthreads();
         auto over_warps = [&](int t, int r, int c) {
-            const float *from = sums + (size_t)buffer * warps * NT * 8 * HALVES * TILE + (t * 8 * HALVES + r) * TILE + c;
+            const float *from = sums + ((size_t)buffer * warps * NT + t) * PLANE<HALVES> + r * TILE + c;
             float sum = 0.0f;
-            for (int i = 0; i < warps; i++) sum += from[(size_t)i * NT * 8 * HALVES * TILE];
+            for (int i = 0; i < warps; i++) sum += from[(size_t)i * NT * PLANE<HALVES>];
             return sum;
         };
-        const int per_tile = p.T * TILE;
         if (p.split == 1 && SILU) {
-            for (int i = threadIdx.x; i < per_tile; i += blockDim.x) {
-                int c = i % TILE, r = i / TILE;
-                store_out(p, r, u * UNIT + c, silu_mul(over_warps(0, r, c), over_warps(1, r, c)));
+            for (int i = threadIdx.x; i < p.T * TILE; i += blockDim.x) {
+                const int c = i % TILE, r = i / TILE;
+                const float scale = p.scale.squares ? scales[r] : 1.0f;
+                store_out(p, r, u * UNIT + c, silu_mul(over_warps(0, r, c) * scale, over_warps(1, r, c) * scale));
             }
         } else {
-            for (int i = threadIdx.x; i < NT * per_tile; i += blockDim.x) {
-                int t = i >= per_tile, c = i % TILE, r = (i - t * per_tile) / TILE;
-                float sum = over_warps(t, r, c);
-                if (p.split == 1) store_out(p, r, u * UNIT + t * TILE + c, sum);
-                else part[(size_t)kept * NT * per_tile + i] = sum;
+            for (int i = threadIdx.x; i < per_unit; i += blockDim.x) {
+                const int c = i % (NT * TILE), r = i / (NT * TILE);
+                float sum = over_warps(c / TILE, r, c % TILE);
+                if (p.split > 1) {
+                    part[(size_t)kept * per_unit + i] = sum;
+                    continue;
+                }
+                if (p.scale.squares) sum *= scales[r];
+                if (adds) store_added(p, r, u * UNIT + c, before[i], gain[i], sum);
+                else store_out(p, r, u * UNIT + c, sum);
             }
         }
         [[maybe_unused]] const int done = u;
@@ -192,17 +247,29 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
         /* The ctas of the cluster add up what they kept, each a share of the outputs. */
         cg::cluster_group cluster = cg::this_cluster();
+        const int outs = p.T * UNIT;
+        auto column = [&](int i) { return (kept_first + i / outs * stride) * UNIT + i % UNIT; };
+        auto fetch = [&](int i, float *residual, float *weight) {
+            if (!adds || i >= kept * outs || column(i) >= p.N) return;
+            *residual = p.add.residual[(size_t)(i % outs / UNIT) * p.N + column(i)];
+            *weight = __ldg(p.add.weight + column(i));
+        };
+        float residual = 0.0f, weight = 0.0f;
+        fetch(rank * blockDim.x + threadIdx.x, &residual, &weight);    /* mostly the only one: arrives while the ctas meet */
         cluster.sync();
-        const int outs = (SILU ? 1 : NT) * per_tile;
         for (int i = rank * blockDim.x + threadIdx.x; i < kept * outs; i += p.split * blockDim.x) {
-            int unit = i / outs, j = i % outs, t = j >= per_tile, c = j % TILE, r = (j - t * per_tile) / TILE;
+            const int r = i % outs / UNIT, from = i / outs * per_unit + r * NT * TILE + i % UNIT;
+            const float scale = p.scale.squares ? scales[r] : 1.0f;
             float sum = 0.0f, up = 0.0f;
             for (int s = 0; s < p.split; s++) {
-                const float *remote = cluster.map_shared_rank(part, s) + (size_t)unit * NT * per_tile + j;
+                const float *remote = cluster.map_shared_rank(part, s) + from;
                 sum += remote[0];
-                if (SILU) up += remote[per_tile];
+                if (SILU) up += remote[TILE];
             }
-            store_out(p, r, (kept_first + unit * stride) * UNIT + t * TILE + c, SILU ? silu_mul(sum, up) : sum);
+            sum *= scale;
+            if (adds) store_added(p, r, column(i), residual, weight, sum);
+            else store_out(p, r, column(i), SILU ? silu_mul(sum, up * scale) : sum);
+            fetch(i + p.split * blockDim.x, &residual, &weight);
         }
         cluster.sync();
         kept = 0;
@@ -244,14 +311,14 @@ template <int KS, int HALVES, bool SILU>
 static int launch_staged(gemv_params &p, const struct gemv_plan &plan, const struct launch *l)
 {
     const int warps = plan.warps;
-    size_t sums = (size_t)2 * warps * NT * 8 * HALVES * TILE * sizeof(float);
+    size_t sums = (size_t)2 * warps * NT * PLANE<HALVES> * sizeof(float);
     size_t parts = plan.split > 1 ? (size_t)FLUSH_UNITS * NT * p.T * TILE * sizeof(float) : 0;
     size_t xs;
 
     /* Rows of x half a cycle of the banks apart: the eight rows an mma reads then do not collide. */
     p.x_pitch = p.k_cta % 64 ? p.k_cta : p.k_cta + 32;
     xs = (size_t)p.T * p.x_pitch * sizeof(elem);
-    if (xs + sums + parts <= (size_t)(l->sm >= 90 ? 226 << 10 : 98 << 10))
+    if (xs + sums + parts <= (size_t)(l->sm >= 90 ? 224 << 10 : 96 << 10))
         return launch_one<KS, HALVES, SILU, true>(p, plan, xs + sums + parts, l);
     return launch_one<KS, HALVES, SILU, false>(p, plan, sums + parts, l);
 }
@@ -281,6 +348,9 @@ extern "C" int ELEM_NAME(launch_gemv_planned)(const struct gemv_kernel *a, const
     p.split = plan->split;
     p.counters = plan->split == 1 && plan->units > 2 * plan->clusters ? (unsigned *)a->counters : NULL;
     p.out_f32 = a->out_f32;
+    p.add = a->add;
+    p.scale = a->scale;
+    if (a->add.residual) *a->add.num_pieces = plan->units;
     return plan->deep == 16 ? launch_halves<8>(p, *plan, a->silu_mul, l) : launch_halves<4>(p, *plan, a->silu_mul, l);
 }
 
@@ -290,6 +360,8 @@ extern "C" int ELEM_NAME(launch_gemv)(const struct gemv_kernel *a, const struct 
 
     if (a->num_tokens < 1 || a->num_tokens > GEMV_MAX_ROWS || a->n < 1 || a->k < 8 || a->k % 8 != 0) return ERR_UNSUPPORTED;
     if (a->silu_mul && (a->out_f32 || a->n % 2 != 0)) return ERR_UNSUPPORTED;
+    if ((a->add.residual || a->scale.squares) && l->f16) return ERR_UNSUPPORTED;
+    if (a->add.residual && (a->silu_mul || a->n > NORM_PIECES * NT * TILE)) return ERR_UNSUPPORTED;
     plan = gemv_plan_for(a->silu_mul ? a->n / 2 : a->n, a->k, a->silu_mul, l->sm, l->num_sms);
     return ELEM_NAME(launch_gemv_planned)(a, &plan, l);
 }

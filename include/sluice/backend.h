@@ -85,6 +85,19 @@ struct matmul_args {
     int32_t num_tokens;
     bool out_f32;
 };
+/* residual += x * w^T, normed = norm(residual) * norm. The next op that reads normed, and the only one, is the product with `next`: gate_up
+ * where next_gate_up, else matmul. A backend may leave the rows' scales to it. out [T, C] is scratch. */
+struct matmul_norm_args {
+    const void *x;                 /* [T, K] */
+    const struct weight *w;        /* [C, K] */
+    void *out;                     /* [T, C] */
+    void *residual;                /* [T, C] f32 */
+    const struct weight *norm;     /* [C] */
+    void *normed;                  /* [T, C] */
+    const struct weight *next;     /* [N, C] */
+    bool next_gate_up;
+    int32_t num_tokens; float eps;
+};
 struct rope_store_args {
     void *qkv;                     /* [T, (H + 2 Hk) * D]: q is rotated in place; k is rotated and stored; v stored */
     const struct weight *bias;     /* [(H + 2 Hk) * D], added first, or NULL */
@@ -174,6 +187,7 @@ struct backend_ops {
     void (*embed)(struct backend *b, const struct embed_args *args);
     void (*rmsnorm)(struct backend *b, const struct rmsnorm_args *args);
     void (*matmul)(struct backend *b, const struct matmul_args *args);
+    void (*matmul_norm)(struct backend *b, const struct matmul_norm_args *args);
     void (*rope_store)(struct backend *b, const struct rope_store_args *args);
     void (*attention)(struct backend *b, const struct attention_args *args);
     void (*silu_mul)(struct backend *b, const struct silu_mul_args *args);

@@ -92,7 +92,32 @@ int layer_embed(struct model *model, const struct step_plan *plan)
     return sum_over_ranks(model, plan, model->act.residual, DTYPE_F32);
 }
 
-int layer_attention(struct model *model, const struct step_plan *plan, int64_t layer, bool with_x)
+/* residual += inner * w^T, summed over the ranks; normed = norm(residual), for the product with `next`. */
+static int matmul_norm(struct model *model, const struct step_plan *plan, const struct weight *w, const struct weight *weight,
+                       const struct weight *next, bool next_gate_up)
+{
+    const struct model_env *env = &model->env;
+    const struct activations *act = &model->act;
+    int rc;
+
+    if (model->shard.tp_size == 1) {
+        env->ops->matmul_norm(env->backend, &(struct matmul_norm_args){
+            .x = act->inner, .w = w, .out = act->x, .residual = act->residual, .norm = weight, .normed = act->normed, .next = next,
+            .next_gate_up = next_gate_up, .num_tokens = plan->num_tokens, .eps = model->config.rms_norm_eps });
+        return 0;
+    }
+    matmul(model, plan, act->inner, w, act->x);
+    if ((rc = sum_over_ranks(model, plan, act->x, env->ops->act_dtype)) < 0) return rc;
+    norm(model, plan, weight, true);
+    return 0;
+}
+
+void layer_first_norm(struct model *model, const struct step_plan *plan, bool with_x)
+{
+    norm(model, plan, weights_get(&model->weights, W_ATTN_NORM, 0), with_x);
+}
+
+int layer_attention(struct model *model, const struct step_plan *plan, int64_t layer)
 {
     const struct model_env *env = &model->env;
     const struct model_config *config = &model->config;
@@ -102,7 +127,6 @@ int layer_attention(struct model *model, const struct step_plan *plan, int64_t l
     int32_t num_kv_heads = (int32_t)range_len(model->shard.kv_heads);
 
     if (env->layers_begun) __atomic_fetch_add(env->layers_begun, 1, __ATOMIC_RELAXED);
-    norm(model, plan, weights_get(w, W_ATTN_NORM, layer), with_x);
     matmul(model, plan, act->normed, weights_get(w, W_QKV, layer), act->wide);
     env->ops->rope_store(env->backend, &(struct rope_store_args){
         .qkv = act->wide, .bias = optional(weights_get(w, W_QKV_BIAS, layer)), .q_norm = optional(weights_get(w, W_Q_NORM, layer)),
@@ -120,8 +144,7 @@ int layer_attention(struct model *model, const struct step_plan *plan, int64_t l
         .max_context_len = plan->max_context_len, .num_heads = num_heads, .num_kv_heads = num_kv_heads,
         .head_dim = config->head_dim, .block_size = plan->block_size, .sliding_window = config->sliding_window,
         .scale = (float)(1.0 / sqrt(config->head_dim)) });
-    matmul(model, plan, act->inner, weights_get(w, W_O, layer), act->x);
-    return sum_over_ranks(model, plan, act->x, env->ops->act_dtype);
+    return matmul_norm(model, plan, weights_get(w, W_O, layer), weights_get(w, W_MLP_NORM, layer), weights_get(w, W_GATE_UP, layer), true);
 }
 
 int layer_mlp(struct model *model, const struct step_plan *plan, int64_t layer)
@@ -130,10 +153,13 @@ int layer_mlp(struct model *model, const struct step_plan *plan, int64_t layer)
     const struct weights *w = &model->weights;
     struct activations *act = &model->act;
 
-    norm(model, plan, weights_get(w, W_MLP_NORM, layer), true);
     env->ops->gate_up(env->backend, &(struct gate_up_args){
         .x = act->normed, .w = weights_get(w, W_GATE_UP, layer), .wide = act->wide, .out = act->inner,
         .num_tokens = plan->num_tokens, .ffn = (int32_t)range_len(model->shard.ffn) });
+    if (layer + 1 < range_len(model->shard.layers)) {
+        return matmul_norm(model, plan, weights_get(w, W_DOWN, layer), weights_get(w, W_ATTN_NORM, layer + 1), weights_get(w, W_QKV, layer + 1),
+                           false);
+    }
     matmul(model, plan, act->inner, weights_get(w, W_DOWN, layer), act->x);
     return sum_over_ranks(model, plan, act->x, env->ops->act_dtype);
 }

@@ -13,9 +13,9 @@ int llama_forward(struct model *model, const struct step_plan *plan, float **log
 
     *logits = NULL;
     if (shard->has_embedding && (rc = layer_embed(model, plan)) < 0) return rc;
+    if (num_layers > 0) layer_first_norm(model, plan, !shard->has_embedding);
     for (int64_t layer = 0; layer < num_layers; layer++) {
-        bool with_x = !(shard->has_embedding && layer == 0);
-        if ((rc = layer_attention(model, plan, layer, with_x)) < 0) return rc;
+        if ((rc = layer_attention(model, plan, layer)) < 0) return rc;
         if ((rc = layer_mlp(model, plan, layer)) < 0) return rc;
     }
     return shard->has_head ? layer_head(model, plan, logits) : 0;

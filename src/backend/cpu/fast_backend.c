@@ -43,6 +43,7 @@ const struct backend_ops backend_cpu_fast = {
     .embed = fast_embed,
     .rmsnorm = fast_rmsnorm,
     .matmul = fast_matmul,
+    .matmul_norm = fast_matmul_norm,
     .rope_store = fast_rope_store,
     .attention = fast_attention,
     .silu_mul = fast_silu_mul,

@@ -142,6 +142,13 @@ void fast_gate_up(struct backend *b, const struct gate_up_args *args)
     fast_silu_mul(b, &(struct silu_mul_args){ args->wide, args->out, args->num_tokens, args->ffn });
 }
 
+void fast_matmul_norm(struct backend *b, const struct matmul_norm_args *args)
+{
+    fast_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->out, .num_tokens = args->num_tokens });
+    fast_rmsnorm(b, &(struct rmsnorm_args){ .x = args->out, .residual = args->residual, .weight = args->norm, .out = args->normed,
+                                           .num_tokens = args->num_tokens, .hidden = (int32_t)args->w->rows, .eps = args->eps });
+}
+
 void fast_norm_rows(struct backend *b, const struct norm_rows_args *args)
 {
     cpu_backend_norm_rows(b, args, fast_rmsnorm);

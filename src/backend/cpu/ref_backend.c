@@ -48,6 +48,7 @@ const struct backend_ops backend_cpu_ref = {
     .embed = ref_embed,
     .rmsnorm = ref_rmsnorm,
     .matmul = ref_matmul,
+    .matmul_norm = ref_matmul_norm,
     .rope_store = ref_rope_store,
     .attention = ref_attention,
     .silu_mul = ref_silu_mul,

@@ -76,6 +76,13 @@ void ref_gate_up(struct backend *b, const struct gate_up_args *args)
     ref_silu_mul(b, &(struct silu_mul_args){ args->wide, args->out, args->num_tokens, args->ffn });
 }
 
+void ref_matmul_norm(struct backend *b, const struct matmul_norm_args *args)
+{
+    ref_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->out, .num_tokens = args->num_tokens });
+    ref_rmsnorm(b, &(struct rmsnorm_args){ .x = args->out, .residual = args->residual, .weight = args->norm, .out = args->normed,
+                                           .num_tokens = args->num_tokens, .hidden = (int32_t)args->w->rows, .eps = args->eps });
+}
+
 void ref_norm_rows(struct backend *b, const struct norm_rows_args *args)
 {
     cpu_backend_norm_rows(b, args, ref_rmsnorm);

@@ -60,6 +60,9 @@ struct backend {
     void *attn_workspace;
     char *mapped;                  /* host memory that the device writes: heads, tops, done of each half */
     struct gemm *gemm;
+    float *squares;                /* [GEMM_SKINNY_MAX_ROWS, NORM_PIECES] of the norm between two products */
+    const void *unscaled;          /* a normed whose rows' scales the product that reads it has to apply, or NULL */
+    struct norm_scale scale;       /* these */
 
     struct captured { cudaGraphExec_t exec; bool warm; } graphs[NUM_BUCKETS];
     int bucket;                    /* of the step being launched; -1: not to be captured or replayed */

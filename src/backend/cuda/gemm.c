@@ -84,13 +84,13 @@ struct gemm_sm90_plan gemm_entry_plan(const struct gemm_entry *e)
 struct gemm_kernel gemm_own_product(const struct gemm_args *a)
 {
     return (struct gemm_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k, .out_f32 = a->out_f32,
-                                 .silu_mul = a->silu_mul };
+                                 .silu_mul = a->silu_mul, .add = a->add, .scale = a->scale };
 }
 
 struct gemv_kernel gemm_few_rows(const struct gemm *g, const struct gemm_args *a, uint64_t cut)
 {
     return (struct gemv_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k, .out_f32 = a->out_f32,
-                                 .silu_mul = a->silu_mul, .counters = g->counters,
+                                 .silu_mul = a->silu_mul, .add = a->add, .scale = a->scale, .counters = g->counters,
                                  .workspace = g->workspace_bytes >= GEMM_SKINNY_WORKSPACE_BYTES ? g->workspace : NULL, .cut = (int32_t)cut };
 }
 
@@ -151,7 +151,7 @@ int gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct lau
     cublasLtMatmulAlgo_t algo;
     cublasStatus_t status;
 
-    if (a->silu_mul || a->k % 8 != 0 || a->num_tokens < 1) return err_set(err, ERR_UNSUPPORTED, "matrix product %d x %d", a->n, a->k);
+    if (a->silu_mul || a->add.residual || a->scale.squares || a->k % 8 != 0 || a->num_tokens < 1) return err_set(err, ERR_UNSUPPORTED, "matrix product %d x %d", a->n, a->k);
     if ((status = gemm_product_init(g, &p, a->num_tokens, a->n, a->k, a->out_f32)) != CUBLAS_STATUS_SUCCESS) return lt_error(err, status, "matrix product");
     e = gemm_table_find(&g->table, a->n, a->k, fresh.rows, a->out_f32, false);
     if (!e || e->how != GEMM_LIBRARY) {
@@ -188,6 +188,22 @@ bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k)
 {
     if (takes_gemv(g, num_tokens)) return n % 2 == 0 && k % 8 == 0;
     return way_of(g, num_tokens, n, k, false, true).how != GEMM_APART;
+}
+
+/* Behind a narrow product four rows or more lose by it (H200, hidden_size 1024, 4 and 8 sequences: 0.84 and 1.12 ms a step instead of
+ * 0.84 and 1.00). Probable, not proven: the product behind begins early on the few multiprocessors that are free, and stays on them.
+ * SKINNY_NORMS: whether launch_gemm_skinny takes norms. */
+bool gemm_fuses_norm(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, int32_t next_n, bool next_silu)
+{
+    enum { SKINNY_NORMS = 0, UNIT = 16, FEW_ROWS = 2, WIDE = 2048 };
+    struct gemm_entry next;
+
+    if (g->f16 || n > NORM_PIECES * UNIT || n % 8 != 0 || k % 8 != 0) return false;
+    if (takes_gemv(g, num_tokens)) return num_tokens <= FEW_ROWS || n >= WIDE;
+    if (!SKINNY_NORMS || num_tokens > GEMM_SKINNY_MAX_ROWS || way_of(g, num_tokens, n, k, false, false).how != GEMM_SKINNY) return false;
+    next = way_of(g, num_tokens, next_n, n, false, next_silu);
+    if (next.how == GEMM_APART) next = way_of(g, num_tokens, next_n, n, false, false);
+    return next.how == GEMM_SKINNY;
 }
 
 static int own_error(struct err *err, int rc, const struct gemm_args *a)

@@ -34,10 +34,13 @@ struct gemm_args {
     int32_t num_tokens, n, k;
     bool out_f32;
     bool silu_mul;                 /* w [2F, K], n = 2F, out [T, F]: only where gemm_fuses_silu() */
+    struct norm_add add; struct norm_scale scale;          /* only where gemm_fuses_norm() */
 };
-/* 0, ERR_UNSUPPORTED (K % 8 != 0, or silu_mul where it is not fused) or ERR_INTERNAL with the library's status in err. */
+/* 0, ERR_UNSUPPORTED (K % 8 != 0, or silu_mul or a norm where it is not fused) or ERR_INTERNAL with the library's status in err. */
 int  gemm_run(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err);
 bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k);
+/* Whether a product [n, k] can take norm_add and the one behind it, [next_n, n], norm_scale. */
+bool gemm_fuses_norm(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, int32_t next_n, bool next_silu);
 /* The same through the library whatever T is (measurements). */
 int  gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err);
 

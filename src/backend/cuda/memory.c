@@ -99,6 +99,7 @@ static size_t workspace_layout(struct backend *b, char *base, const struct backe
     a->step = part(base, &used, 3 * sizeof(uint64_t));
     a->max_blocks_per_seq = s.blocks_per_seq;
     b->attn_workspace = part(base, &used, s.attn_workspace);
+    b->squares = part(base, &used, (size_t)GEMM_SKINNY_MAX_ROWS * NORM_PIECES * sizeof(float));
 
     struct sample_kernel *k = &b->sampler;
     k->last_tokens = part(base, &used, seqs * 4);

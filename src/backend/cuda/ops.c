@@ -49,12 +49,36 @@ static void product(struct backend *b, const struct gemm_args *args, const char 
     cuda_check(b, gemm_run(b->gemm, args, &b->launch, &err), op);
 }
 
+/* What the norm before the product with x left to it. */
+static struct norm_scale scale_left(struct backend *b, const void *x)
+{
+    if (x != b->unscaled) return (struct norm_scale){ 0 };
+    b->unscaled = NULL;
+    return b->scale;
+}
+
 static void cuda_matmul(struct backend *b, const struct matmul_args *args)
 {
     BUG_ON(args->bias);                                    /* rope_store adds the only biases there are */
     product(b, &(struct gemm_args){ .x = args->x, .w = args->w->data, .out = args->out, .num_tokens = args->num_tokens,
-                                    .n = (int32_t)args->w->rows, .k = (int32_t)args->w->cols, .out_f32 = args->out_f32 },
-            "matmul");
+                                    .n = (int32_t)args->w->rows, .k = (int32_t)args->w->cols, .out_f32 = args->out_f32,
+                                    .scale = scale_left(b, args->x) }, "matmul");
+}
+
+static void cuda_matmul_norm(struct backend *b, const struct matmul_norm_args *args)
+{
+    int32_t n = (int32_t)args->w->rows, k = (int32_t)args->w->cols, next_n = (int32_t)args->next->rows;
+
+    if (!gemm_fuses_norm(b->gemm, args->num_tokens, n, k, next_n, args->next_gate_up)) {
+        cuda_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->out, .num_tokens = args->num_tokens });
+        cuda_rmsnorm(b, &(struct rmsnorm_args){ .x = args->out, .residual = args->residual, .weight = args->norm, .out = args->normed,
+                                                .num_tokens = args->num_tokens, .hidden = n, .eps = args->eps });
+        return;
+    }
+    b->scale = (struct norm_scale){ .squares = b->squares, .eps = args->eps };
+    product(b, &(struct gemm_args){ .x = args->x, .w = args->w->data, .out = args->normed, .num_tokens = args->num_tokens, .n = n, .k = k,
+                                    .add = { args->residual, args->norm->data, b->squares, &b->scale.num_pieces } }, "matmul_norm");
+    b->unscaled = args->normed;
 }
 
 static void cuda_silu_mul(struct backend *b, const struct silu_mul_args *args)
@@ -68,7 +92,8 @@ static void cuda_gate_up(struct backend *b, const struct gate_up_args *args)
     int32_t n = (int32_t)args->w->rows, k = (int32_t)args->w->cols;
     bool fused = gemm_fuses_silu(b->gemm, args->num_tokens, n, k);
     product(b, &(struct gemm_args){ .x = args->x, .w = args->w->data, .out = fused ? args->out : args->wide,
-                                    .num_tokens = args->num_tokens, .n = n, .k = k, .silu_mul = fused }, "gate_up");
+                                    .num_tokens = args->num_tokens, .n = n, .k = k, .silu_mul = fused,
+                                    .scale = scale_left(b, args->x) }, "gate_up");
     if (!fused) cuda_silu_mul(b, &(struct silu_mul_args){ args->wide, args->out, args->num_tokens, args->ffn });
 }
 
@@ -165,6 +190,7 @@ static size_t kept_f16(enum dtype dtype, int64_t rows, int64_t cols) { return dt
     .embed = cuda_embed, \
     .rmsnorm = cuda_rmsnorm, \
     .matmul = cuda_matmul, \
+    .matmul_norm = cuda_matmul_norm, \
     .rope_store = cuda_rope_store, \
     .attention = cuda_attention, \
     .silu_mul = cuda_silu_mul, \

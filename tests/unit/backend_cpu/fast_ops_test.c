@@ -85,6 +85,31 @@ static void matmul_error_is_that_of_bf16(void **state)
     free(x), free(w);
 }
 
+static void matmul_norm_is_matmul_then_norm(void **state)
+{
+    (void)state;
+    enum { T = 5, C = 96, K = 200, N = 32 };
+    float *x = random_floats(T * K, 1, 1), *w = random_floats(C * K, 2, 0.1f), *next = random_floats(N * C, 3, 1), *gain = random_floats(C, 4, 1);
+    float *before = random_floats(T * C, 5, 2), out[T * C], residual[2][T * C], normed[2][T * C];
+    for (int i = 0; i < 2; i++) {
+        const struct backend_ops *ops = i ? FAST : REF;
+        struct backend *b = open_backend(ops, i ? DTYPE_F16 : DTYPE_F32, 2, 64, 8);
+        struct weight wm = make_weight(ops, b, WEIGHT_MATRIX, C, K, w), wn = make_weight(ops, b, WEIGHT_MATRIX, N, C, next);
+        struct weight wg = make_weight(ops, b, WEIGHT_VECTOR, 1, C, gain);
+        memcpy(residual[0], before, sizeof residual[0]);
+        memcpy(residual[1], before, sizeof residual[1]);
+        ops->matmul_norm(b, &(struct matmul_norm_args){ .x = x, .w = &wm, .out = out, .residual = residual[0], .norm = &wg, .normed = normed[0],
+                                                        .next = &wn, .num_tokens = T, .eps = 1e-5f });
+        ops->matmul(b, &(struct matmul_args){ .x = x, .w = &wm, .out = out, .num_tokens = T });
+        ops->rmsnorm(b, &(struct rmsnorm_args){ .x = out, .residual = residual[1], .weight = &wg, .out = normed[1], .num_tokens = T, .hidden = C,
+                                                .eps = 1e-5f });
+        assert_memory_equal(residual[0], residual[1], sizeof residual[0]);
+        assert_memory_equal(normed[0], normed[1], sizeof normed[0]);
+        ops->close(b);
+    }
+    free(x), free(w), free(next), free(gain), free(before);
+}
+
 static void matmul_rows_do_not_see_each_other(void **state)
 {
     (void)state;
@@ -324,6 +349,7 @@ int main(void)
         cmocka_unit_test(bf16_rounds_to_nearest_even),
         cmocka_unit_test(matmul_agrees_with_the_oracle),
         cmocka_unit_test(matmul_error_is_that_of_bf16),
+        cmocka_unit_test(matmul_norm_is_matmul_then_norm),
         cmocka_unit_test(matmul_rows_do_not_see_each_other),
         cmocka_unit_test(weight_store_in_any_pieces),
         cmocka_unit_test(norm_and_gate_agree_and_are_alone),
