@@ -63,6 +63,8 @@ struct backend {
     float *squares;                /* [GEMM_SKINNY_MAX_ROWS, NORM_PIECES] of the norm between two products */
     const void *unscaled;          /* a normed whose rows' scales the product that reads it has to apply, or NULL */
     struct norm_scale scale;       /* these */
+    pthread_t warmer;              /* makes the library's first product while weights load */
+    bool warming;
 
     struct captured { cudaGraphExec_t exec; bool warm; } graphs[NUM_BUCKETS];
     int bucket;                    /* of the step being launched; -1: not to be captured or replayed */

@@ -143,6 +143,29 @@ void gemm_close(struct gemm *g)
     free(g);
 }
 
+void gemm_warm_up(struct gemm *g)
+{
+    enum { ROWS = 128, N = 1024, K = 1024 };
+    const size_t w = (size_t)2 * N * K, x = (size_t)2 * ROWS * K, out = (size_t)2 * ROWS * N;
+    cublasLtMatmulHeuristicResult_t result;
+    cudaStream_t stream = NULL;
+    char *memory = NULL;
+    struct product p;
+
+    if (cudaMalloc((void **)&memory, w + x + out + g->workspace_bytes) != cudaSuccess ||
+        cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) goto out;
+    if (cudaMemsetAsync(memory, 0, w + x, stream) != cudaSuccess || gemm_product_init(g, &p, ROWS, N, K, false) != CUBLAS_STATUS_SUCCESS) goto out;
+    if (gemm_guess(g, &p, N, false, 1, &result) == 1) {
+        const float one = 1.0f, zero = 0.0f;
+        cublasLtMatmul(g->lt, &p.op, &one, memory, &p.w, memory + w, &p.x, &zero, memory + w + x, &p.out, memory + w + x, &p.out, &result.algo,
+                       memory + w + x + out, g->workspace_bytes, stream);
+    }
+    cudaStreamSynchronize(stream);
+out:
+    if (stream) cudaStreamDestroy(stream);
+    if (memory) cudaFree(memory);
+}
+
 int gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err)
 {
     struct product p;

@@ -2,7 +2,7 @@
  * Up to eight rows go to launch_gemv; above, to launch_gemm_skinny, launch_gemm or the library (cublasLt), with the cut or algorithm
  * that was fastest when it was timed for this weight shape and bucket of rows. Where none was timed: up to 64 rows to launch_gemm_skinny, above
  * to the library's own first guess.
- * Thread: the rank's.        Owns: the library handle, the table.        Borrows: the workspace (device memory).
+ * Thread: the rank's, unless said.        Owns: the library handle, the table.        Borrows: the workspace (device memory).
  * gemm_run is safe inside a stream capture and never allocates device memory. The bits of a result depend on the way: they may differ
  * between buckets of rows, and before and after a bucket was timed. */
 #ifndef SLUICE_BACKEND_CUDA_GEMM_H
@@ -72,6 +72,9 @@ int  gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct laun
 int  gemm_tune_more(struct gemm *g, const struct launch *l, int32_t *changed, struct err *err);
 /* Shapes and buckets that are left for gemm_tune_more. */
 int  gemm_tune_left(const struct gemm *g);
+/* One small product through the library, whose first takes 0.1 s: for a thread of its own while the rank's loads weights. Takes a little
+ * device memory meanwhile. What fails here fails again where it is told. */
+void gemm_warm_up(struct gemm *g);
 /* How many own products were found to disagree with the library's while timing, and are not used. */
 int  gemm_refused(const struct gemm *g);
 

@@ -208,6 +208,19 @@ static const char *cache_path(char path[512], bool f16)
     return n > 0 && n < 512 ? path : NULL;
 }
 
+static void *warm_main(void *arg)
+{
+    struct backend *b = arg;
+    if (cudaSetDevice(b->options.device) == cudaSuccess) gemm_warm_up(b->gemm);
+    return NULL;
+}
+
+static void await_warmer(struct backend *b)
+{
+    if (b->warming) pthread_join(b->warmer, NULL);
+    b->warming = false;
+}
+
 int cuda_open(struct backend **out, const struct backend_options *options, enum dtype element, struct err *err)
 {
     struct backend *b = NULL;
@@ -240,6 +253,7 @@ int cuda_open(struct backend **out, const struct backend_options *options, enum 
                                                      .cache_path = cache_path(path, b->launch.f16) }, err);
     if (rc < 0) goto out;
     CUDA_TRY(cudaStreamSynchronize(b->stream), out);
+    b->warming = pthread_create(&b->warmer, NULL, warm_main, b) == 0;
     *out = b;
     b = NULL;
 out:
@@ -261,6 +275,7 @@ static void release_lanes(struct backend *b)
 void cuda_close(struct backend *b)
 {
     if (!b) return;
+    await_warmer(b);
     release_lanes(b);
     for (int i = 0; i < NUM_BUCKETS; i++) if (b->graphs[i].exec) cudaGraphExecDestroy(b->graphs[i].exec);
     gemm_close(b->gemm);
@@ -452,6 +467,7 @@ static int tune(struct backend *b, const struct matmul_shape *shapes, int num_sh
 int cuda_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err)
 {
     int rc = 0;
+    await_warmer(b);
     CUDA_TRY(cudaStreamSynchronize(b->stream), out);
     CUDA_TRY(cudaGetLastError(), out);
     release_lanes(b);

@@ -7,6 +7,8 @@
 #include <sluice/config.h>
 #include <sluice/rank.h>
 
+#include "memory_plan.h"
+
 static const struct backend_ops gpu_f16 = { .name = "gpu", .act_dtype = DTYPE_F16 };
 static const struct backend_ops gpu = { .name = "gpu", .act_dtype = DTYPE_BF16, .f16 = &gpu_f16 };
 
@@ -96,9 +98,32 @@ static void a_replica_counts_its_own_gpus(void **state)
     unsetenv("CUDA_VISIBLE_DEVICES");
 }
 
+/* Several ranks wait for each other in every step: none of them is left with work for idle times. */
+static void one_rank_alone_measures_while_idle(void **state)
+{
+    static const struct { const char *name; enum tuning alone, together; } cases[] = {
+        { "idle", TUNE_IDLE, TUNE_START }, { "start", TUNE_START, TUNE_START }, { "off", TUNE_OFF, TUNE_OFF } };
+    struct model_config model = { .head_dim = 16 };
+    struct shard shard = { 0 };
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct config config = config_of("cuda", "auto");
+        struct ranks_options options;
+        config.tuning = (char *)(uintptr_t)cases[i].name;
+        assert_int_equal(options_of(&options, &config, DTYPE_BF16, NULL), 0);
+        assert_int_equal(plan_backend_options(&options, &model, &shard, 0).tuning, cases[i].alone);
+        options.pp_size = 2;
+        assert_int_equal(plan_backend_options(&options, &model, &shard, 0).tuning, cases[i].together);
+        options.pp_size = 1;
+        options.tp_size = 2;
+        assert_int_equal(plan_backend_options(&options, &model, &shard, 0).tuning, cases[i].together);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(the_model_or_the_option_decides), cmocka_unit_test(what_a_device_cannot_do_is_refused),
-                                         cmocka_unit_test(a_replica_counts_its_own_gpus) };
+                                         cmocka_unit_test(a_replica_counts_its_own_gpus),
+                                         cmocka_unit_test(one_rank_alone_measures_while_idle) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
