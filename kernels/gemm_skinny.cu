@@ -1,6 +1,6 @@
 /* gemm_skinny.cu - out[t,:] = w x[t,:] for 9..128 rows t, operands swapped                op: backend.matmul, T <= 128, sm_90a
  * Shapes    as gemv.cu: x [T, K] elem, w [N, K] elem, out [T, N] elem or f32, or silu_mul with w [2F, K], F % 8 == 0; K % 8 == 0.
- *           Sums in fp32.
+ *           Sums in fp32. norm_add: N % 4 == 0, no silu_mul, no f32; a piece of squares is a tile's columns, 64 or 128.
  * Traffic   N*K*2 read once from memory; x comes from the L2, T / (64 groups) times the bytes of w; partial sums of
  *           groups * 64 * T floats go through the L2 where a tile is shared (split: through shared memory).
  * Roofline  memory bound below T = 180: 7.5 us for N = K = 4096 at 4.45 TB/s (H200).
@@ -14,9 +14,15 @@
  *           divide evenly over 132 multiprocessors (a seventh of the time was lost), so the steps of all tiles are dealt out. The cta
  *           with a tile's first step writes it; the others of that tile come to their part of it first, leave their sums in the
  *           workspace and go on, so mostly nobody waits. Where w is a few MB the way of the sums through the L2 is longer than
- *           everything else: there a cluster shares a tile, and each cta adds up some rows of it. With silu_mul a tile takes eight
- *           gate rows, their eight up rows, and so on: a thread then holds both. */
+ *           everything else: there a cluster shares a tile, and each cta adds up some rows of it; the parts come as one-sided stores that
+ *           a barrier of the receiver counts, so nobody waits for who only sends. With silu_mul a tile takes eight gate rows, their
+ *           eight up rows, and so on: a thread then holds both.
+ *           What is done once in a launch is code that no cache holds: it is fetched for longer than it runs. So what follows the
+ *           loop is rolled up, and its registers move (unrolled, a layer of the 0.6B shape took 27.5 us, rolled 24.5).
+ *           Residual, norm weights and squares are asked for before the loop and looked at behind it, so the norm's halves cost the
+ *           way out a few instructions. */
 #include "common.cuh"
+#include "fused_norm.cuh"
 #include "hopper.cuh"
 #include "gemm_skinny_plan.h"
 
@@ -24,14 +30,22 @@ namespace {
 
 constexpr int GROUP_ROWS = 64;     /* weight rows of a warpgroup */
 constexpr int RING_MAX = 16;
+#ifndef SLUICE_ELEM_F16
+constexpr bool NORMS = true;
+#else
+constexpr bool NORMS = false;      /* kernels.h says why */
+#endif
 
 struct skinny_params {
     void *out;
     float4 *partial;               /* [cta][group][ROWS / 8][WARPGROUP]: sums of a cta that began inside a tile */
     unsigned *ready;               /* [cta] 1: they are there; the reader puts it back to 0 */
     int T, N;                      /* N: outputs (F with silu_mul) */
-    int tiles, steps, stages, cluster;
+    int K, tiles, steps, stages;
+    int cluster_log2;
     bool out_f32, silu_mul;
+    norm_add add;
+    norm_scale scale;
 };
 
 __device__ __forceinline__ void store(const skinny_params &p, int t, int n, float y)
@@ -45,7 +59,8 @@ __device__ __forceinline__ void store(const skinny_params &p, int t, int n, floa
 __device__ __forceinline__ void store_4(const skinny_params &p, int t, int n, const float (&y)[4])
 {
     if (p.N % 4 != 0) {
-        for (int i = 0; i < 4; i++) store(p, t, n + i, y[i]);
+#pragma unroll 1
+        for (int i = 0; i < 4; i++) store(p, t, n + i, i == 0 ? y[0] : i == 1 ? y[1] : i == 2 ? y[2] : y[3]);
     } else if (n < p.N && t < p.T) {
         if (p.out_f32) *(float4 *)((float *)p.out + (size_t)t * p.N + n) = make_float4(y[0], y[1], y[2], y[3]);
         else {
@@ -54,83 +69,108 @@ __device__ __forceinline__ void store_4(const skinny_params &p, int t, int n, co
     }
 }
 
-__device__ __forceinline__ float silu_mul(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
+__device__ __forceinline__ float silu_mul(float gate, float up) { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
 
-/* The steps first .. last - 1 are a cta's, counted over all tiles. */
+/* The steps first .. last - 1 are a cta's, counted over all tiles. The launch has seen to it that tiles * steps * ctas fits. */
 template <int HOW> __device__ __forceinline__ void steps_of(const skinny_params &p, int *first, int *last)
 {
-    const long long all = (long long)p.tiles * p.steps;
-    const int cta = blockIdx.x, tile = cta / p.cluster, rank = cta % p.cluster;
+    const unsigned all = p.tiles * p.steps, cta = blockIdx.x;
     if (HOW == SKINNY_SPLIT) {
-        *first = tile * p.steps + p.steps * rank / p.cluster;
-        *last = tile * p.steps + p.steps * (rank + 1) / p.cluster;
+        const int rank = cta & ((1 << p.cluster_log2) - 1), begin = (int)(cta >> p.cluster_log2) * p.steps;
+        *first = begin + (p.steps * rank >> p.cluster_log2);
+        *last = begin + (p.steps * (rank + 1) >> p.cluster_log2);
     } else {
         *first = (int)(all * cta / gridDim.x);
         *last = (int)(all * (cta + 1) / gridDim.x);
     }
 }
 
-/* SKINNY_SPLIT: the sums of all ctas meet; `sums` [ROWS][PITCH] lies at the same place in each, and each writes a share of the rows. */
-template <int ROWS, int GROUPS, int PITCH>
-__device__ __forceinline__ void add_up(const skinny_params &p, const float *sums, int tile, int rank)
+/* A quad of sums as wgmma leaves it (hopper.cuh: two rows of x by columns c and c + 8) becomes four neighbouring columns of one row: four
+ * lanes exchange. Lane l then has row l % 4 * 2 + l / 4 % 2 of the eight, and columns l / 8 % 2 * 8 + l / 16 * 4 and so on of sixteen. */
+__device__ __forceinline__ void turn(float (&v)[4], int lane)
 {
-    constexpr int MAX_CLUSTER = 8;
-    const int wide = GROUPS * GROUP_ROWS, outs = p.silu_mul ? wide / 2 : wide, rows = ROWS / p.cluster;
-    auto gather = [&](const float *at, float (&sum)[4]) {
-        float4 v[MAX_CLUSTER];
-#pragma unroll
-        for (int c = 0; c < MAX_CLUSTER; c++)
-            if (c < p.cluster) v[c] = *(const float4 *)cluster_map(at, c);
-#pragma unroll
-        for (int c = 0; c < MAX_CLUSTER; c++) {
-            if (c >= p.cluster) break;
-            sum[0] += v[c].x;
-            sum[1] += v[c].y;
-            sum[2] += v[c].z;
-            sum[3] += v[c].w;
-        }
-    };
-    for (int i = threadIdx.x; i < rows * (outs / 4); i += GROUPS * WARPGROUP) {
-        const int t = rank * rows + i / (outs / 4), c = i % (outs / 4) * 4;
-        const float *at = sums + t * PITCH + (p.silu_mul ? c / 8 * 16 + c % 8 : c);
-        float y[4] = {}, up[4] = {};
-        if (t >= p.T) continue;
-        gather(at, y);
-        if (p.silu_mul) {
-            gather(at + 8, up);
-#pragma unroll
-            for (int j = 0; j < 4; j++) y[j] = silu_mul(y[j], up[j]);
-        }
-        store_4(p, t, tile * outs + c, y);
-    }
+    const bool odd = lane & 4, high = lane & 8;
+    const float a = __shfl_xor_sync(~0u, odd ? v[0] : v[1], 4), b = __shfl_xor_sync(~0u, odd ? v[2] : v[3], 4);
+    (odd ? v[0] : v[1]) = a;
+    (odd ? v[2] : v[3]) = b;
+    const float c = __shfl_xor_sync(~0u, high ? v[0] : v[2], 8), d = __shfl_xor_sync(~0u, high ? v[1] : v[3], 8);
+    (high ? v[0] : v[2]) = c;
+    (high ? v[1] : v[3]) = d;
 }
 
+/* norm_scales() in two halves: loads that nobody waits for yet, and what is made of them. Up to SIDE * 4 pieces a row; with more pieces
+ * the second half does it all. */
+template <int ROWS, int CONSUMERS> struct row_scales {
+    static constexpr int SIDE = 16, HELD = (ROWS * SIDE + CONSUMERS - 1) / CONSUMERS;
+    float4 held[HELD];
+    int side_log2, row, per_pass;          /* lanes of a row; row of this thread's first load; rows from one load to the next */
+
+    __device__ __forceinline__ void fetch(const norm_scale &s, int rows)
+    {
+        side_log2 = s.num_pieces <= 16 ? 2 : s.num_pieces <= 32 ? 3 : 4;
+        row = threadIdx.x >> side_log2;
+        per_pass = CONSUMERS >> side_log2;
+        const float4 *from = (const float4 *)(s.squares + (size_t)row * NORM_PIECES) + (threadIdx.x & ((1 << side_log2) - 1));
+#pragma unroll
+        for (int h = 0; h < HELD; h++)
+            if (row + h * per_pass < rows) held[h] = __ldcg(from + (size_t)h * per_pass * (NORM_PIECES / 4));
+    }
+    __device__ __forceinline__ void finish(const norm_scale &s, int rows, int hidden, float *scales)
+    {
+        if (s.num_pieces > SIDE * 4) {
+            norm_scales(s, rows, hidden, scales, threadIdx.x, CONSUMERS);
+            return;
+        }
+        const int lane = threadIdx.x & ((1 << side_log2) - 1), left = s.num_pieces - 4 * lane;
+#pragma unroll 1
+        for (int first = 0, r = row; first < rows; first += per_pass, r += per_pass) {
+            const float4 v = held[0];
+            float sum = ((left > 0 ? v.x : 0.0f) + (left > 1 ? v.y : 0.0f)) + ((left > 2 ? v.z : 0.0f) + (left > 3 ? v.w : 0.0f));
+            for (int over = 1 << side_log2 >> 1; over > 0; over /= 2) sum += __shfl_xor_sync(~0u, sum, over);
+            if (r < rows && lane == 0) scales[r] = rsqrtf(sum / (float)hidden + s.eps);
+#pragma unroll
+            for (int h = 0; h + 1 < HELD; h++) held[h] = held[h + 1];
+        }
+    }
+};
+
 /* ROWS: of x, padded. GROUPS: consumer warpgroups; the warp after them is the producer. PANELS, HOW: gemm_skinny_plan.h.
- * A stage: of each group eight rows of w in all panels, then the next eight (with one panel that is the panel), then x panel by panel. */
+ * A stage: of each group eight rows of w in all panels, then the next eight (with one panel that is the panel), then x panel by panel.
+ * Behind the ring: split, what the ctas of the cluster send, [sender][quad][consumer]; squares of each warp's columns [warp][ROWS]; scales [ROWS]. */
 template <int ROWS, int GROUPS, int PANELS, int HOW>
 __global__ void __launch_bounds__(GROUPS * WARPGROUP + WARP, 1)
-gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map, const skinny_params p)
+gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map, const __grid_constant__ skinny_params p)
 {
 #ifdef HOPPER_CODE
     extern __shared__ unsigned char smem_raw[];
+    constexpr bool SPLIT = HOW == SKINNY_SPLIT;
     constexpr int W_BYTES = PANELS * GROUP_ROWS * PANEL_ROW_BYTES, X_PANEL_BYTES = ROWS * PANEL_ROW_BYTES, STAGE_BYTES = GROUPS * W_BYTES + PANELS * X_PANEL_BYTES;
-    constexpr int CONSUMERS = GROUPS * WARPGROUP, PITCH = GROUPS * GROUP_ROWS + 4, EIGHT_ROWS = 8 * PANEL_ROW_BYTES;
-    unsigned char *const ring = (unsigned char *)(((uintptr_t)smem_raw + TILE_ALIGN - 1) & ~(uintptr_t)(TILE_ALIGN - 1));
-    __shared__ uint64_t full[RING_MAX], empty[RING_MAX];
+    constexpr int CONSUMERS = GROUPS * WARPGROUP, EIGHT_ROWS = 8 * PANEL_ROW_BYTES;
+    constexpr int QUADS = ROWS / 8;                        /* a thread has four sums of each eight rows */
+    constexpr int OWN = SPLIT ? QUADS / 2 : QUADS;         /* the most quads whose sums a thread completes */
+    constexpr int BATCH = OWN <= 8 ? OWN : OWN / 2;        /* loads in flight */
+    unsigned char *const ring = smem_raw + (-smem_address(smem_raw) & (TILE_ALIGN - 1));
+    __shared__ uint64_t full[RING_MAX], empty[RING_MAX], met;
 
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, cta = blockIdx.x;
-    const bool producer = warp == CONSUMERS / WARP;
+    const bool producer = warp == CONSUMERS / WARP, adds = NORMS && p.add.residual, scaled = NORMS && p.scale.squares;
+    /* split: the quads whose sums meet here */
+    const int cluster = 1 << p.cluster_log2, rank = SPLIT ? cta & (cluster - 1) : 0, most = SPLIT ? (QUADS + cluster - 1) >> p.cluster_log2 : 0;
+    const int first_quad = SPLIT ? QUADS * rank >> p.cluster_log2 : 0, last_quad = SPLIT ? QUADS * (rank + 1) >> p.cluster_log2 : QUADS;
+    float4 *const parts = (float4 *)(ring + p.stages * STAGE_BYTES);
+    float *const squares = (float *)(parts + (SPLIT ? most * CONSUMERS << p.cluster_log2 : 0)), *const scales = squares + CONSUMERS / WARP * ROWS;
     int begin, end;
 
     pdl_trigger();
     steps_of<HOW>(p, &begin, &end);
 
-    auto load_w = [&](int u) {
-        const int s = (u - begin) % p.stages, tile = u / p.steps, k = u % p.steps * PANELS;
+    /* Of step k of a tile, into stage s. */
+    auto load_w = [&](int s, int tile, int k) {
+        k *= PANELS;
         mbar_expect(&full[s], STAGE_BYTES);
 #pragma unroll
         for (int g = 0; g < GROUPS; g++) {
-            unsigned char *to = ring + (size_t)s * STAGE_BYTES + g * W_BYTES;
+            unsigned char *to = ring + s * STAGE_BYTES + g * W_BYTES;
             const int row = (tile * GROUPS + g) * GROUP_ROWS;
             if (PANELS > 1) {
                 if (p.silu_mul) tma_load_5d(to, &w_map, 0, 0, k, 0, row / 16, &full[s]);
@@ -141,77 +181,187 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
             }
         }
     };
-    auto load_x = [&](int u) {
-        const int s = (u - begin) % p.stages;
+    auto load_x = [&](int s, int k) {
 #pragma unroll
         for (int i = 0; i < PANELS; i++)
-            tma_load_2d(ring + (size_t)s * STAGE_BYTES + GROUPS * W_BYTES + i * X_PANEL_BYTES, &x_map, (u % p.steps * PANELS + i) * PANEL, 0, &full[s]);
+            tma_load_2d(ring + s * STAGE_BYTES + GROUPS * W_BYTES + i * X_PANEL_BYTES, &x_map, (k * PANELS + i) * PANEL, 0, &full[s]);
     };
-    const int ahead = min(end, begin + p.stages);
+    const int ahead = min(end - begin, p.stages), first_tile = begin / p.steps, first_k = begin - first_tile * p.steps;
+    int tile = first_tile, k = first_k;                    /* of the next step */
+    auto next = [&] { if (++k == p.steps) { k = 0; tile++; } };
     if (producer && lane == 0) {
+        tma_prefetch(&w_map);
+        tma_prefetch(&x_map);
         for (int s = 0; s < p.stages; s++) {
             mbar_init(&full[s], 1);
             mbar_init(&empty[s], CONSUMERS / WARP);
         }
+        if (SPLIT) {
+            mbar_init(&met, 1);
+            mbar_expect(&met, (cluster - 1) * (last_quad - first_quad) * CONSUMERS * (int)sizeof(float4));
+        }
         mbar_init_fence();
-        for (int u = begin; u < ahead; u++) load_w(u);
+#pragma unroll 1
+        for (int s = 0; s < ahead; s++, next()) load_w(s, tile, k);
     }
     __syncthreads();
+    if (SPLIT) cluster_arrive();                           /* the others may send */
     pdl_wait();
 
     if (producer) {
         if (lane == 0) {
-            for (int u = begin; u < ahead; u++) load_x(u);
-            for (int u = ahead; u < end; u++) {
-                mbar_wait(&empty[(u - begin) % p.stages], ((u - begin) / p.stages & 1) ^ 1);
-                load_w(u);
-                load_x(u);
+            int k_x = first_k, s = 0;
+            uint32_t phase = 0;
+#pragma unroll 1
+            for (int i = 0; i < ahead; i++) {
+                load_x(i, k_x);
+                if (++k_x == p.steps) k_x = 0;
+            }
+#pragma unroll 1
+            for (int u = begin + ahead; u < end; u++, next()) {
+                mbar_wait(&empty[s], phase);
+                load_w(s, tile, k);
+                load_x(s, k);
+                if (++s == p.stages) { s = 0; phase ^= 1; }
             }
         }
         __syncwarp();
-        if (HOW == SKINNY_SPLIT) {                         /* as the others do */
-            cluster_sync();
-            cluster_sync();
-        }
+        if (SPLIT) cluster_wait();
         return;
     }
 
     const int group = threadIdx.x / WARPGROUP, in_group = threadIdx.x % WARPGROUP;
-    constexpr int QUADS = ROWS / 8;                        /* float4 of a thread */
-    const int row = in_group / WARP * 16 + lane / 4, col = lane % 4 * 2;
+    const int col = lane % 4 * 2, turned = col + lane / 4 % 2;           /* rows of a quad: as summed, as stored */
+    auto column = [&](int of_tile) {
+        const int at = (of_tile * GROUPS + group) * (WARPGROUP / WARP) + in_group / WARP;
+        return (p.silu_mul ? at * 8 : at * 16 + (lane & 8)) + lane / 16 * 4;
+    };
+    auto residual_at = [&](int quad, int n) {
+        const int t = 8 * quad + turned;
+        return adds && t < p.T && n < p.N ? __ldcg((const float4 *)(p.add.residual + (size_t)t * p.N + n)) : make_float4(0, 0, 0, 0);
+    };
+    auto weight_at = [&](int n) { return adds && n < p.N ? __ldg((const float4 *)(p.add.weight + n)) : make_float4(0, 0, 0, 0); };
+    /* Complete sums of a quad on their way out. */
+    auto put = [&](int quad, int n, float (&y)[4], const float4 &before, const float4 &weight) {
+        const int t = 8 * quad + turned;
+        if (scaled) {
+            const float2 scale = *(const float2 *)(scales + 8 * quad + col);
+            y[0] *= scale.x;
+            y[1] *= scale.y;
+            y[2] *= scale.x;
+            y[3] *= scale.y;
+        }
+        if (p.silu_mul) {
+            y[0] = silu_mul(y[0], y[2]);
+            y[1] = silu_mul(y[1], y[3]);
+        }
+        turn(y, lane);
+        if (adds) {
+            const float4 r = make_float4(before.x + y[0], before.y + y[1], before.z + y[2], before.w + y[3]);
+            const bool inside = t < p.T && n < p.N;
+            if (inside) *(float4 *)(p.add.residual + (size_t)t * p.N + n) = r;
+            float square = inside ? (r.x * r.x + r.y * r.y) + (r.z * r.z + r.w * r.w) : 0.0f;
+            square += __shfl_xor_sync(~0u, square, 8);
+            square += __shfl_xor_sync(~0u, square, 16);
+            if (lane < 8) squares[warp * ROWS + t] = square;
+            y[0] = r.x * weight.x;
+            y[1] = r.y * weight.y;
+            y[2] = r.z * weight.z;
+            y[3] = r.w * weight.w;
+        }
+        if (!p.silu_mul || (lane & 8) == 0) store_4(p, t, n, y);         /* silu leaves half as many columns */
+    };
+    /* The squares of a tile's columns, the warps in order. */
+    auto put_squares = [&](int of_tile) {
+        const int t = 8 * first_quad + (int)threadIdx.x;
+        named_sync(1, CONSUMERS);
+        if (t < 8 * last_quad && t < p.T) {
+            float sum = 0.0f;
+#pragma unroll
+            for (int w = 0; w < CONSUMERS / WARP; w++) sum += squares[w * ROWS + t];
+            p.add.squares[(size_t)t * NORM_PIECES + of_tile] = sum;
+        }
+    };
+
+    row_scales<8 * OWN, CONSUMERS> norm;
+    const int norm_rows = min(p.T, 8 * last_quad) - 8 * first_quad;
+    const norm_scale norm_from = { p.scale.squares + (size_t)8 * first_quad * NORM_PIECES, p.scale.num_pieces, p.scale.eps };
+    bool scales_wanted = scaled;
+    if (scaled) norm.fetch(norm_from, norm_rows);
+    float4 before[BATCH], weight;
+    if (SPLIT) {                                           /* here long before the sums are */
+        const int n = column(tile);
+        weight = weight_at(n);
+#pragma unroll
+        for (int i = 0; i < OWN; i++)
+            if (first_quad + i < last_quad) before[i] = residual_at(first_quad + i, n);
+    }
+
     float acc[ROWS / 2];
-    for (int u = begin; u < end;) {
-        const int tile = u / p.steps, tile_end = (tile + 1) * p.steps, stop = min(end, tile_end);
-        const bool first_part = u == tile * p.steps;
+    uint32_t phase = 0;
+    int s = 0;
+    for (int u = begin; u < end; tile++, k = 0) {
+        const int stop = min(end, u + p.steps - k);
+        const bool first_part = k == 0, last_part = stop == u + p.steps - k;
 #pragma unroll
         for (int i = 0; i < ROWS / 2; i++) acc[i] = 0.0f;
+#pragma unroll 1
         for (; u < stop; u++) {
-            const int s = (u - begin) % p.stages;
-            const unsigned char *stage = ring + (size_t)s * STAGE_BYTES;
-            mbar_wait(&full[s], (u - begin) / p.stages & 1);
+            const unsigned char *stage = ring + s * STAGE_BYTES;
+            mbar_wait(&full[s], phase);
             const uint64_t w = wgmma_desc_k(stage + group * W_BYTES, PANELS * EIGHT_ROWS), x = wgmma_desc_k(stage + GROUPS * W_BYTES);
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < PANELS; i++)
 #pragma unroll
-                for (int k = 0; k < PANEL / 16; k++)
-                    wgmma_shape<ROWS>::template ss<0>(acc, w + i * (EIGHT_ROWS / 16) + 2 * k, x + i * (X_PANEL_BYTES / 16) + 2 * k, 1);
+                for (int j = 0; j < PANEL / 16; j++)
+                    wgmma_shape<ROWS>::template ss<0>(acc, w + i * (EIGHT_ROWS / 16) + 2 * j, x + i * (X_PANEL_BYTES / 16) + 2 * j, 1);
             wgmma_commit();
             wgmma_wait<0>();
             if (lane == 0) mbar_arrive(&empty[s]);
+            if (++s == p.stages) { s = 0; phase ^= 1; }
+            if (!SPLIT && scales_wanted) {                 /* the first step is done, so what they are made of is here too */
+                norm.finish(norm_from, norm_rows, p.K, scales);
+                scales_wanted = false;
+            }
         }
         wgmma_hold(acc);
 
-        if (HOW == SKINNY_SPLIT) {
-            float *const sums = (float *)ring;
-            named_sync(1, CONSUMERS);                      /* all are through with the ring */
+        const int n = column(tile);
+        if (SPLIT) {
+            cluster_wait();
 #pragma unroll
-            for (int j = 0; j < QUADS; j++)
+            for (int j = 0; j < QUADS; j++) {
+                const int owner = ((j + 1) * cluster - 1) / QUADS;
+                float4 *to = parts + (rank * most + j - (QUADS * owner >> p.cluster_log2)) * CONSUMERS + threadIdx.x;
+                const float4 v = make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]);
+                if (owner == rank) *to = v;
+                else cluster_store(cluster_address(to, owner), v, cluster_address(&met, owner));
+            }
+            if (first_quad == last_quad) return;
+            if (scaled) {
+                norm.finish(norm_from, norm_rows, p.K, scales + 8 * first_quad);
+                named_sync(1, CONSUMERS);
+            }
+            mbar_wait(&met, 0);
+            const float4 *from = parts + threadIdx.x;
+#pragma unroll 1
+            for (int quad = first_quad; quad < last_quad; quad++, from += CONSUMERS) {
+                float y[4] = {};
+#pragma unroll 4
+                for (int c = 0; c < cluster; c++) {
+                    const float4 v = from[c * most * CONSUMERS];
+                    y[0] += v.x;
+                    y[1] += v.y;
+                    y[2] += v.z;
+                    y[3] += v.w;
+                }
+                put(quad, n, y, before[0], weight);
 #pragma unroll
-                for (int i = 0; i < 4; i++) sums[(8 * j + col + i % 2) * PITCH + group * GROUP_ROWS + row + i / 2 * 8] = acc[4 * j + i];
-            cluster_sync();
-            add_up<ROWS, GROUPS, PITCH>(p, sums, tile, cta % p.cluster);
-            continue;
+                for (int i = 0; i + 1 < OWN; i++) before[i] = before[i + 1];
+            }
+            if (adds) put_squares(tile);
+            return;
         }
         if (!first_part) {                                 /* sums for the cta that began this tile */
             float4 *to = p.partial + ((size_t)cta * GROUPS + group) * QUADS * WARPGROUP + in_group;
@@ -221,9 +371,11 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
             if (threadIdx.x == 0) asm volatile("st.release.gpu.global.u32 [%0], 1;" :: "l"(p.ready + cta) : "memory");
             continue;
         }
-        if (stop < tile_end) {                             /* others have the rest of this tile: add their sums */
-            const long long all = (long long)p.tiles * p.steps;
-            const int others = (int)(((long long)tile_end * gridDim.x + all - 1) / all) - cta - 1;     /* ctas that begin before tile_end */
+        weight = weight_at(n);
+        if (!last_part) {                                  /* others have the rest of this tile: add their sums */
+            const unsigned all = p.tiles * p.steps;
+            /* ctas that begin before its end */
+            const int others = (int)(((unsigned)((tile + 1) * p.steps) * gridDim.x + all - 1) / all) - cta - 1;
             if ((int)threadIdx.x < others) {
                 unsigned *ready = p.ready + cta + 1 + threadIdx.x, there = 0;
                 while (!there) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(ready) : "memory");
@@ -232,20 +384,20 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
             named_sync(1, CONSUMERS);
             constexpr size_t NEXT = (size_t)GROUPS * QUADS * WARPGROUP;
             const float4 *from = p.partial + ((size_t)(cta + 1) * GROUPS + group) * QUADS * WARPGROUP + in_group;
-            constexpr int BATCH = QUADS <= 8 ? QUADS : QUADS / 2; /* loads in flight; the next batch's are, while this one is added */
-            float4 v[BATCH], next[BATCH];
+            float4 v[BATCH], then[BATCH];                  /* the next batch is on its way while this one is added */
 #pragma unroll
-            for (int j = 0; j < BATCH; j++) next[j] = __ldcg(from + j * WARPGROUP);
+            for (int j = 0; j < BATCH; j++) then[j] = __ldcg(from + j * WARPGROUP);
+#pragma unroll 1
             for (int other = 0; other < others; other++, from += NEXT) {
 #pragma unroll
                 for (int part = 0; part < QUADS / BATCH; part++) {
 #pragma unroll
-                    for (int j = 0; j < BATCH; j++) v[j] = next[j];
-                    const bool last_part = part + 1 == QUADS / BATCH;
-                    const float4 *then = from + (last_part ? NEXT : (size_t)(part + 1) * BATCH * WARPGROUP);
-                    if (!last_part || other + 1 < others) {
+                    for (int j = 0; j < BATCH; j++) v[j] = then[j];
+                    const bool last_batch = part + 1 == QUADS / BATCH;
+                    if (!last_batch || other + 1 < others) {
 #pragma unroll
-                        for (int j = 0; j < BATCH; j++) next[j] = __ldcg(then + j * WARPGROUP);
+                        for (int j = 0; j < BATCH; j++)
+                            then[j] = __ldcg(from + (last_batch ? NEXT : (size_t)(part + 1) * BATCH * WARPGROUP) + j * WARPGROUP);
                     }
 #pragma unroll
                     for (int j = 0; j < BATCH; j++) {
@@ -258,22 +410,26 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
                 }
             }
         }
-        if (p.silu_mul) {
-            const int f = (tile * GROUPS + group) * (GROUP_ROWS / 2) + in_group / WARP * 8 + lane / 4;
+        if (scaled || adds) named_sync(1, CONSUMERS);      /* scales are there, squares of the tile before have been read */
 #pragma unroll
-            for (int j = 0; j < QUADS; j++) {
-                store(p, 8 * j + col, f, silu_mul(acc[4 * j], acc[4 * j + 2]));
-                store(p, 8 * j + col + 1, f, silu_mul(acc[4 * j + 1], acc[4 * j + 3]));
+        for (int part = 0; part < QUADS / BATCH; part++) {
+            float *const sums = acc + 4 * part * BATCH;
+#pragma unroll
+            for (int j = 0; j < BATCH; j++) before[j] = residual_at(part * BATCH + j, n);
+#pragma unroll 1
+            for (int quad = part * BATCH; quad < (part + 1) * BATCH; quad++) {
+                float y[4] = { sums[0], sums[1], sums[2], sums[3] };
+                put(quad, n, y, before[0], weight);
+#pragma unroll
+                for (int j = 0; j + 1 < BATCH; j++) {
+                    before[j] = before[j + 1];
+#pragma unroll
+                    for (int i = 0; i < 4; i++) sums[4 * j + i] = sums[4 * j + 4 + i];
+                }
             }
-        } else {
-            const int n = (tile * GROUPS + group) * GROUP_ROWS + row;
-#pragma unroll
-            for (int j = 0; j < QUADS; j++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) store(p, 8 * j + col + i % 2, n + i / 2 * 8, acc[4 * j + i]);
         }
+        if (adds) put_squares(tile);
     }
-    if (HOW == SKINNY_SPLIT) cluster_sync();               /* nobody leaves while others may still read its shared memory */
 #endif
 }
 
@@ -362,20 +518,27 @@ extern "C" int ELEM_NAME(launch_gemm_skinny_planned)(const struct gemv_kernel *a
     skinny_params p = {};
 
     if (plan->stages < 2 || plan->stages > RING_MAX) return ERR_UNSUPPORTED;
+    if (a->add.residual && (a->silu_mul || a->out_f32 || a->n % 4 != 0 || plan->tiles > NORM_PIECES)) return ERR_UNSUPPORTED;
+    if (!NORMS && (a->add.residual || a->scale.squares)) return ERR_UNSUPPORTED;
     if (plan->how != SKINNY_SPLIT && (plan->ctas * 4 + 64 > MATMUL_COUNTER_BYTES ||
         (size_t)plan->ctas * plan->groups * GROUP_ROWS * plan->rows * sizeof(float) > GEMM_SKINNY_WORKSPACE_BYTES)) return ERR_UNSUPPORTED;
+    if ((uint64_t)plan->tiles * plan->steps * (plan->ctas + 1) >> 31) return ERR_UNSUPPORTED;
     if (map_weights(&w_map, a, (uint32_t)plan->panels) < 0 || tensor_map_elem(&x_map, a->x, 2, x_dims, x_strides, x_box) < 0) return ERR_INTERNAL;
     p.out = a->out;
     p.partial = (float4 *)a->workspace;
     p.ready = (unsigned *)a->counters + 16;
     p.T = a->num_tokens;
     p.N = a->silu_mul ? a->n / 2 : a->n;
+    p.K = a->k;
     p.tiles = plan->tiles;
     p.steps = plan->steps;
     p.stages = plan->stages;
-    p.cluster = plan->cluster;
+    while (1 << p.cluster_log2 < plan->cluster) p.cluster_log2++;
     p.out_f32 = a->out_f32;
     p.silu_mul = a->silu_mul;
+    p.add = a->add;
+    p.scale = a->scale;
+    if (a->add.residual) *a->add.num_pieces = plan->tiles;
     switch (plan->rows) {
     case 16:  return launch_rows<16>(w_map, x_map, p, *plan, l);
     case 32:  return launch_rows<32>(w_map, x_map, p, *plan, l);

@@ -13,11 +13,12 @@ static const struct { enum gemm_skinny_how how; int32_t groups, panels, cluster;
 
 static int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-/* The ring, or the sums that take its place at the end of a split tile, and what alignment costs. */
+/* The ring; split: the parts of all ctas of the sums that meet in one; squares of each warp's columns and scales; what alignment costs. */
 int gemm_skinny_smem(const struct gemm_skinny_plan *p, int stages)
 {
-    int ring = stages * p->panels * (p->groups * 64 * 128 + p->rows * 128), sums = p->how == SKINNY_SPLIT ? p->rows * (p->groups * 64 + 4) * 4 : 0;
-    return (ring > sums ? ring : sums) + 1024;
+    int ring = stages * p->panels * (p->groups * 64 * 128 + p->rows * 128);
+    int parts = p->how == SKINNY_SPLIT ? p->cluster * ceil_div(p->rows / 8, p->cluster) * p->groups * 128 * 16 : 0;
+    return ring + parts + (p->groups * 4 + 1) * p->rows * 4 + 1024;
 }
 
 struct gemm_skinny_plan gemm_skinny_plan_cut(int32_t t, int32_t n, int32_t k, int cut, int max_ctas, int smem_bytes)
@@ -42,6 +43,7 @@ struct gemm_skinny_plan gemm_skinny_plan_cut(int32_t t, int32_t n, int32_t k, in
         p.ctas = most < max_ctas ? (int32_t)most : max_ctas;
     }
     while (p.stages < deepest && gemm_skinny_smem(&p, p.stages + 1) <= smem_bytes) p.stages++;
+    if (p.stages < 2) p.stages = 0;
     return p;
 }
 

@@ -22,7 +22,7 @@ struct gemm_skinny_plan {
     int32_t stages;                /* of the ring of steps; 0: this cut does not suit this product */
 };
 
-enum { GEMM_SKINNY_SMEM_MAX = (227 << 10) - 256 };     /* what a cta may use besides its barriers */
+enum { GEMM_SKINNY_SMEM_MAX = (227 << 10) - 288 };     /* what a cta may use besides its barriers */
 
 #ifdef __cplusplus
 extern "C" {

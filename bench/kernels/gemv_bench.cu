@@ -1,7 +1,8 @@
 /* gemv_bench.cu - matrix products of few rows at the shapes of the models: own kernels and library, cold L2, chained.
- *   gemv_bench [8b|0.6b|135m|all] [sweep|skinny|layer]
+ *   gemv_bench [8b|0.6b|135m|all] [sweep|skinny|layer|norms]
  * Without a mode: every kernel as it chooses itself, the library by its guess, and what gemm_run chose. sweep, skinny: every cut of gemv_plan.h
- * and gemm_skinny_plan.h. layer: the products of a layer of the 8B shape with small kernels between them, as a step runs them. */
+ * and gemm_skinny_plan.h. layer: the products of a layer of the 8B shape with small kernels between them, as a step runs them. norms: the same
+ * through launch_gemm_skinny, with the two norms as kernels, without them, and inside the products; cuts tried one product after the other. */
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -187,6 +188,70 @@ static void layers(gemm *g)
             }
 }
 
+/* Two small kernels stand where rope and attention are. plans: of qkv, o, gate_up, down. */
+struct layer_shape { const char *model; int c, f, qkv, heads, layers; };
+enum norms { APART, NONE, FUSED };
+static double time_norms(const layer_shape &m, int T, norms how, const gemm_skinny_plan *plans)
+{
+    const size_t layer_bytes = (size_t)2 * m.c * (m.qkv + m.heads + 3 * m.f);
+    float *residual = (float *)(outputs + OUTPUT_BYTES / 2), *other = residual + 128 * 4096, *squares = other + 128 * 4096;
+    float *norm = (float *)(weights + WEIGHT_BYTES - (1 << 20));
+    unsigned char *h = inputs, *q = outputs, *attention = inputs + INPUT_BYTES / 4, *act = outputs + OUTPUT_BYTES / 4, *mid = inputs + INPUT_BYTES / 2;
+    int32_t pieces = 16;
+    return bench_us(m.layers, 7, [&](int i, cudaStream_t stream) {
+        unsigned char *w = weights + (size_t)(i % m.layers) * layer_bytes;
+        launch l = device_launch(true);
+        l.stream = stream;
+        auto product = [&](const gemm_skinny_plan &plan, const void *x, void *out, int n, int k, bool silu, bool add, bool scale) {
+            gemv_kernel a = { x, w, out, T, n, k, false, silu, counters, matmul_workspace, 0 };
+            if (how == FUSED && add) a.add = { residual, norm, squares, &pieces };
+            if (how == FUSED && scale) a.scale = { squares, pieces, 1e-5f };
+            must(launch_gemm_skinny_planned(&a, &plan, &l), "skinny");
+            w += (size_t)2 * n * k;
+        };
+        auto small = [&](const void *x, float *to, void *out, int c) {
+            rmsnorm_kernel a = { x, to, norm, out, NULL, T, c, 1e-5f };
+            must(launch_rmsnorm(&a, &l), "rmsnorm");
+        };
+        if (how == APART) small(act, residual, h, m.c);
+        product(plans[0], h, q, m.qkv, m.c, false, false, true);
+        small(q, other, attention, m.heads);
+        small(q, other, attention, m.heads);
+        product(plans[1], attention, how == FUSED ? h : act, m.c, m.heads, false, true, false);
+        if (how == APART) small(act, residual, h, m.c);
+        product(plans[2], h, mid, 2 * m.f, m.c, true, false, true);
+        product(plans[3], mid, how == FUSED ? h : act, m.c, m.f, false, true, false);
+    });
+}
+
+static void norms_of(const layer_shape &m, const launch &l)
+{
+    static const char *const ways[] = { "apart", "none", "fused" };
+    const int n[] = { m.qkv, m.c, 2 * m.f, m.c }, k[] = { m.c, m.heads, m.c, m.f };
+    for (int T : { 16, 64, 128 })
+        for (norms how : { APART, NONE, FUSED }) {
+            gemm_skinny_plan plans[4];
+            int cuts[4] = { 1, 1, 1, 1 };
+            for (int i = 0; i < 4; i++) plans[i] = gemm_skinny_plan_cut(T, n[i], k[i], 1, l.num_sms, GEMM_SKINNY_SMEM_MAX);
+            for (int i : { 2, 3, 1, 0 }) {
+                gemm_skinny_plan best = plans[i];
+                double best_us = 1e30;
+                for (int cut = 1; cut <= GEMM_SKINNY_CUTS; cut++) {
+                    plans[i] = gemm_skinny_plan_cut(T, n[i], k[i], cut, l.num_sms, GEMM_SKINNY_SMEM_MAX);
+                    double us = plans[i].stages < 2 ? 1e30 : time_norms(m, T, how, plans);
+                    if (us >= best_us) continue;
+                    best_us = us;
+                    best = plans[i];
+                    cuts[i] = cut;
+                }
+                plans[i] = best;
+            }
+            printf("{\"op\":\"norms\",\"case\":\"%s/%s\",\"T\":%d,\"us\":%.2f,\"cuts\":[%d,%d,%d,%d]}\n", m.model, ways[how], T, time_norms(m, T, how, plans),
+                   cuts[0], cuts[1], cuts[2], cuts[3]);
+            fflush(stdout);
+        }
+}
+
 int main(int argc, char **argv)
 {
     std::string model = argc > 1 ? argv[1] : "8b", mode = argc > 2 ? argv[2] : "";
@@ -209,6 +274,12 @@ int main(int argc, char **argv)
     double ceiling = ceiling_gb_s();
     printf("{\"op\":\"read\",\"gb_s\":%.0f}\n", ceiling);
 
+    if (mode == "norms") {
+        static const layer_shape layers[] = { { "8b", 4096, 14336, 6144, 4096, 4 }, { "0.6b", 1024, 3072, 4096, 2048, 14 } };
+        for (const layer_shape &m : layers)
+            if (model == "all" || model == m.model) norms_of(m, l);
+        return 0;
+    }
     gemm_options options = { 0, workspace, GEMM_WORKSPACE_BYTES, NULL };
     must(gemm_open(&g, &options, &e), e.message);
     for (const shape &s : shapes) {
