@@ -140,6 +140,7 @@ static struct matmul_shape shape_of(const struct model *model, enum weight_id id
         shape.w[shape.num_w++] = weights_get(&model->weights, id, layer);
     shape.rows = shape.w[0]->rows;
     shape.cols = shape.w[0]->cols;
+    shape.beside_norm = id >= W_FIRST_OF_LAYER && model->shard.tp_size == 1;
     return shape;
 }
 

@@ -13,7 +13,7 @@
 #include "gemm_sm90_plan.h"
 #include "gemm_ways.h"
 
-enum { KERNELS_REVISION = 3 };                             /* raised when an own kernel changes: old timings are forgotten */
+enum { KERNELS_REVISION = 4 };                             /* raised when an own kernel changes: old timings are forgotten */
 
 static int lt_error(struct err *err, cublasStatus_t status, const char *what)
 {
@@ -215,15 +215,15 @@ bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k)
 
 /* Behind a narrow product four rows or more lose by it (H200, hidden_size 1024, 4 and 8 sequences: 0.84 and 1.12 ms a step instead of
  * 0.84 and 1.00). Probable, not proven: the product behind begins early on the few multiprocessors that are free, and stays on them.
- * SKINNY_NORMS: whether launch_gemm_skinny takes norms. */
+ * With more rows both have to run in launch_gemm_skinny. */
 bool gemm_fuses_norm(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, int32_t next_n, bool next_silu)
 {
-    enum { SKINNY_NORMS = 0, UNIT = 16, FEW_ROWS = 2, WIDE = 2048 };
+    enum { UNIT = 16, FEW_ROWS = 2, WIDE = 2048 };
     struct gemm_entry next;
 
     if (g->f16 || n > NORM_PIECES * UNIT || n % 8 != 0 || k % 8 != 0) return false;
     if (takes_gemv(g, num_tokens)) return num_tokens <= FEW_ROWS || n >= WIDE;
-    if (!SKINNY_NORMS || num_tokens > GEMM_SKINNY_MAX_ROWS || way_of(g, num_tokens, n, k, false, false).how != GEMM_SKINNY) return false;
+    if (num_tokens > GEMM_SKINNY_MAX_ROWS || way_of(g, num_tokens, n, k, false, false).how != GEMM_SKINNY) return false;
     next = way_of(g, num_tokens, next_n, n, false, next_silu);
     if (next.how == GEMM_APART) next = way_of(g, num_tokens, next_n, n, false, false);
     return next.how == GEMM_SKINNY;

@@ -47,6 +47,7 @@ int  gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct la
 enum { GEMM_MAX_COPIES = 16, GEMM_MAX_SHAPES = 32 };
 struct gemm_shape {
     int32_t n, k; bool out_f32, silu_mul;        /* silu_mul: what is multiplied is gate and up, and wanted is silu(gate) * up */
+    bool beside_norm;              /* one of two products with a norm between them, which gemm_fuses_norm() may give them */
     int32_t max_rows;              /* of this product; 0: the largest step */
     /* Where to time it, when there is no scratch memory: weights of this shape, of different layers, are read; x [max_rows, K],
      * out [max_rows, N] and what is spare are overwritten, and zero afterwards. */
