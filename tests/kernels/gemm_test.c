@@ -192,7 +192,7 @@ static void timed_later_an_item_at_a_time(void **state)
     g = open_gemm(path);
     if (gemm_tune(g, &args, &l, &err) < 0) fail_msg("%s", err.message);
     left = gemm_tune_left(g);
-    assert_int_equal(left, 2 * 12 + 7);                      /* 9 to 513 rows, 9 to 100: no time for any */
+    assert_int_equal(left, l.sm == 90 ? 2 * 16 + 11 : 2 * 11 + 6);     /* 1 or 17 to 513 rows, to 100: no time for any */
     while (rc == 1) {
         if ((rc = gemm_tune_more(g, &l, &changed, &err)) < 0) fail_msg("%s", err.message);
         assert_true(changed == 0 || changed >= last);      /* few rows first */
@@ -260,7 +260,7 @@ static void silu_fused_where_that_was_faster(void **state)
             }
         if (!(sqrt(d / s) < gpu_tolerance(5e-3))) fail_msg("T %d: error %g", rows[i], sqrt(d / s));
     }
-    assert_true(fused >= 2);                               /* up to 8 rows always */
+    assert_true(fused >= 2);                               /* a few rows at least */
     free(got);
     gemm_close(g);
     gpu_free(scratch);

@@ -13,7 +13,7 @@
 #include "gemm_sm90_plan.h"
 #include "gemm_ways.h"
 
-enum { KERNELS_REVISION = 4 };                             /* raised when an own kernel changes: old timings are forgotten */
+enum { KERNELS_REVISION = 5 };                             /* raised when an own kernel changes: old timings are forgotten */
 
 static int lt_error(struct err *err, cublasStatus_t status, const char *what)
 {
@@ -192,41 +192,38 @@ int gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct lau
     return status == CUBLAS_STATUS_SUCCESS ? 0 : lt_error(err, status, "matrix product");
 }
 
-/* Whether gemv does it, whatever was timed. */
-static bool takes_gemv(const struct gemm *g, int32_t num_tokens)
+struct gemm_entry gemm_rule(const struct gemm *g, int32_t num_tokens, bool silu_mul)
 {
-    return num_tokens <= GEMV_ALWAYS_ROWS || (g->sm != 90 && num_tokens <= GEMV_MAX_ROWS);
+    if (num_tokens <= (g->sm == 90 ? (int32_t)GEMV_RULE_ROWS : (int32_t)GEMV_MAX_ROWS)) return (struct gemm_entry){ .how = GEMM_GEMV };
+    return (struct gemm_entry){ .how = silu_mul ? GEMM_APART : GEMM_LIBRARY };
 }
 
-/* How a product above that runs: what was timed, or the rule. */
+/* How a product runs: what was timed, or the rule. */
 static struct gemm_entry way_of(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, bool out_f32, bool silu_mul)
 {
     const struct gemm_entry *e = gemm_table_find(&g->table, n, k, gemm_bucket(num_tokens), out_f32, silu_mul);
 
-    if (e && e->tuned) return *e;
-    return (struct gemm_entry){ .how = silu_mul ? GEMM_APART : GEMM_LIBRARY };
+    return e && e->tuned && num_tokens > GEMV_ALWAYS_ROWS ? *e : gemm_rule(g, num_tokens, silu_mul);
 }
 
 bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k)
 {
-    if (takes_gemv(g, num_tokens)) return n % 2 == 0 && k % 8 == 0;
-    return way_of(g, num_tokens, n, k, false, true).how != GEMM_APART;
+    return n % 2 == 0 && k % 8 == 0 && way_of(g, num_tokens, n, k, false, true).how != GEMM_APART;
 }
 
-/* Behind a narrow product four rows or more lose by it (H200, hidden_size 1024, 4 and 8 sequences: 0.84 and 1.12 ms a step instead of
- * 0.84 and 1.00). Probable, not proven: the product behind begins early on the few multiprocessors that are free, and stays on them.
- * With more rows both have to run in launch_gemm_skinny. */
+/* Both have to run in gemv or launch_gemm_skinny, one in each is fine. */
 bool gemm_fuses_norm(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, int32_t next_n, bool next_silu)
 {
-    enum { UNIT = 16, FEW_ROWS = 2, WIDE = 2048 };
-    struct gemm_entry next;
+    enum { UNIT = 16 };
+    enum gemm_how how, next;
 
     if (g->f16 || n > NORM_PIECES * UNIT || n % 8 != 0 || k % 8 != 0) return false;
-    if (takes_gemv(g, num_tokens)) return num_tokens <= FEW_ROWS || n >= WIDE;
-    if (num_tokens > GEMM_SKINNY_MAX_ROWS || way_of(g, num_tokens, n, k, false, false).how != GEMM_SKINNY) return false;
-    next = way_of(g, num_tokens, next_n, n, false, next_silu);
-    if (next.how == GEMM_APART) next = way_of(g, num_tokens, next_n, n, false, false);
-    return next.how == GEMM_SKINNY;
+    if (num_tokens > GEMM_SKINNY_MAX_ROWS) return false;
+    how = way_of(g, num_tokens, n, k, false, false).how;
+    next = way_of(g, num_tokens, next_n, n, false, next_silu).how;
+    if (next == GEMM_APART) next = way_of(g, num_tokens, next_n, n, false, false).how;
+    if (how == GEMM_GEMV && next == GEMM_GEMV) return gemv_gains_by_norm(num_tokens, n);
+    return (how == GEMM_GEMV || how == GEMM_SKINNY) && (next == GEMM_GEMV || next == GEMM_SKINNY);
 }
 
 static int own_error(struct err *err, int rc, const struct gemm_args *a)
@@ -237,18 +234,12 @@ static int own_error(struct err *err, int rc, const struct gemm_args *a)
 
 int gemm_run(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err)
 {
-    struct gemm_entry e;
+    struct gemm_entry e = way_of(g, a->num_tokens, a->n, a->k, a->out_f32, a->silu_mul);
     int rc;
 
-    if (takes_gemv(g, a->num_tokens)) {
-        struct gemv_kernel few = gemm_few_rows(g, a, 0);
-        rc = launch_gemv(&few, l);
-        return rc < 0 ? own_error(err, rc, a) : 0;
-    }
-    e = way_of(g, a->num_tokens, a->n, a->k, a->out_f32, a->silu_mul);
-    if (e.how == GEMM_SKINNY) {
+    if (e.how == GEMM_GEMV || e.how == GEMM_SKINNY) {
         struct gemv_kernel few = gemm_few_rows(g, a, e.algo[0]);
-        rc = launch_gemm_skinny(&few, l);
+        rc = e.how == GEMM_GEMV ? launch_gemv(&few, l) : launch_gemm_skinny(&few, l);
         if (rc == ERR_UNSUPPORTED && !a->silu_mul) return gemm_run_library(g, a, l, err);
         return rc < 0 ? own_error(err, rc, a) : 0;
     }

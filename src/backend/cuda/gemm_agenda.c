@@ -17,16 +17,17 @@ static bool is_repeated(const struct gemm_shape *shapes, int i)
     return false;
 }
 
-void gemm_agenda_make(struct gemm_agenda *a, struct gemm_table *t, const struct gemm_shape *shapes, int num_shapes, int32_t max_rows)
+void gemm_agenda_make(struct gemm_agenda *a, struct gemm_table *t, const struct gemm_shape *shapes, int num_shapes, int32_t min_rows,
+                      int32_t max_rows)
 {
-    int32_t most = 0, bucket = gemm_bucket(GEMV_ALWAYS_ROWS + 1);
+    int32_t most = 0, bucket = gemm_bucket(min_rows);
 
     a->total = a->num_items = a->next = 0;
     for (int i = 0; i < num_shapes; i++) {
         int32_t own = shapes[i].max_rows ? shapes[i].max_rows : max_rows;
         if (own > most) most = own;
     }
-    for (int32_t from = GEMV_ALWAYS_ROWS + 1; from <= most; from = bucket + 1) {
+    for (int32_t from = min_rows; from <= most; from = bucket + 1) {
         if (from > bucket && gemm_bucket(from) == bucket) return;      /* the last bucket takes all that is larger */
         bucket = gemm_bucket(from);
         for (int i = 0; i < num_shapes; i++) {

@@ -7,8 +7,7 @@
 #include "gemm.h"
 #include "gemm_cache.h"
 
-enum { GEMM_AGENDA_MAX = GEMM_TABLE_MAX,
-       GEMV_ALWAYS_ROWS = 8 };                     /* up to here gemv is never beaten, and nothing is timed */
+enum { GEMM_AGENDA_MAX = GEMM_TABLE_MAX };
 
 struct gemm_item {
     int shape;
@@ -22,8 +21,9 @@ struct gemm_agenda {
     struct gemm_item items[GEMM_AGENDA_MAX];
 };
 
-/* max_rows: of shapes that do not say. Items beyond GEMM_AGENDA_MAX are left out: nothing times them. */
-void gemm_agenda_make(struct gemm_agenda *a, struct gemm_table *t, const struct gemm_shape *shapes, int num_shapes, int32_t max_rows);
+/* min_rows: nothing below is timed. max_rows: of shapes that do not say. Items beyond GEMM_AGENDA_MAX are left out: nothing times them. */
+void gemm_agenda_make(struct gemm_agenda *a, struct gemm_table *t, const struct gemm_shape *shapes, int num_shapes, int32_t min_rows,
+                      int32_t max_rows);
 /* The next item, taken off; NULL: none is left. */
 const struct gemm_item *gemm_agenda_next(struct gemm_agenda *a);
 int gemm_agenda_left(const struct gemm_agenda *a);

@@ -20,6 +20,7 @@ enum gemm_how {
     GEMM_SM90,                     /* launch_gemm_planned; algo[0]: the cut */
     GEMM_SKINNY,                   /* launch_gemm_skinny; algo[0]: its cut */
     GEMM_APART,                    /* of silu_mul only: a product and silu_mul behind it are faster than both in one */
+    GEMM_GEMV,                     /* launch_gemv */
     GEMM_NUM_HOW,
 };
 

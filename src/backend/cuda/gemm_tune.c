@@ -170,11 +170,11 @@ static bool run_candidate(struct gemm *g, struct bench *b, const struct candidat
         own = gemm_own_product(&a);
         return launch_gemm_planned(&own, &plan, b->launch) == 0;
     }
-    if (c->way->how == GEMM_SKINNY) {
+    if (c->way->how == GEMM_SKINNY || c->way->how == GEMM_GEMV) {
         struct gemv_kernel few;
         a.silu_mul = c->way->silu_mul;
         few = gemm_few_rows(g, &a, c->way->algo[0]);
-        return launch_gemm_skinny(&few, b->launch) == 0;
+        return (c->way->how == GEMM_GEMV ? launch_gemv(&few, b->launch) : launch_gemm_skinny(&few, b->launch)) == 0;
     }
     memcpy(&algo, c->way->algo, sizeof algo);
     return gemm_multiply(g, c->p, a.x, a.w, a.out, &algo, b->stream) == CUBLAS_STATUS_SUCCESS;
@@ -286,6 +286,10 @@ static void enter_own(struct contest *c, const struct bench *b, const struct gem
     struct gemm_sm90_plan plan;
 
     if (b->launch->sm != 90) return;
+    if (rows <= GEMV_MAX_ROWS) {
+        way.how = GEMM_GEMV;
+        enter(c, &way);
+    }
     for (uint64_t cut = 1; cut <= GEMM_SKINNY_CUTS && rows <= GEMM_SKINNY_MAX_ROWS; cut++) {
         way.how = GEMM_SKINNY;
         way.algo[0] = cut;
@@ -327,7 +331,14 @@ static void first_round(struct gemm *g, struct bench *b, const struct gemm_shape
     }
 }
 
-static bool takes_norm(const struct gemm *g, const struct candidate *c) { return c->way->how == GEMM_SKINNY && c->shape->beside_norm && !g->f16; }
+/* The hidden size is one side of the weight, mostly the smaller one. */
+static bool takes_norm(const struct gemm *g, const struct candidate *c)
+{
+    const int32_t hidden = c->shape->n < c->shape->k ? c->shape->n : c->shape->k;
+
+    if (!c->shape->beside_norm || g->f16) return false;
+    return c->way->how == GEMM_SKINNY || (c->way->how == GEMM_GEMV && gemv_gains_by_norm(c->rows, hidden));
+}
 
 static void final_round(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, struct product *p, const struct contest *c, int runs,
                         struct gemm_entry *best)
@@ -362,7 +373,7 @@ static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *s
     struct product p;
 
     if (gemm_product_init(g, &p, rows, shape->n, shape->k, shape->out_f32) != CUBLAS_STATUS_SUCCESS) return;
-    found = gemm_guess(g, &p, shape->n, shape->out_f32, large ? CANDIDATES / 2 : CANDIDATES, results);
+    found = gemm_guess(g, &p, shape->n, shape->out_f32, rows <= GEMV_RULE_ROWS && !library_only ? 1 : large ? CANDIDATES / 2 : CANDIDATES, results);
     for (int i = 0; i < found; i++) {
         if (results[i].state != CUBLAS_STATUS_SUCCESS) continue;
         gemm_entry_set(&way, &results[i]);
@@ -415,7 +426,7 @@ static int tuner_new(struct gemm_tuner **out, struct gemm *g, const struct gemm_
     if (!t) return err_set(err, ERR_NO_MEMORY, "gemm: out of memory");
     if (a->num_shapes > GEMM_MAX_SHAPES) return err_set(err, ERR_UNSUPPORTED, "gemm: %d shapes", a->num_shapes);
     memcpy(t->shapes, a->shapes, (size_t)a->num_shapes * sizeof *a->shapes);
-    gemm_agenda_make(&t->agenda, &g->table, t->shapes, a->num_shapes, a->max_rows);
+    gemm_agenda_make(&t->agenda, &g->table, t->shapes, a->num_shapes, g->sm == 90 ? GEMV_ALWAYS_ROWS + 1 : GEMV_MAX_ROWS + 1, a->max_rows);
     if (gemm_agenda_left(&t->agenda) == 0) return 0;       /* the warm start */
     t->bench.launch = l;
     t->bench.stream = (cudaStream_t)l->stream;
@@ -433,7 +444,7 @@ static int tuner_new(struct gemm_tuner **out, struct gemm *g, const struct gemm_
 static struct gemm_entry entry_now(struct gemm *g, const struct gemm_shape *shape, int32_t bucket, bool silu_mul)
 {
     const struct gemm_entry *e = gemm_table_find(&g->table, shape->n, shape->k, bucket, shape->out_f32 && !silu_mul, silu_mul);
-    return e ? *e : (struct gemm_entry){ .how = silu_mul ? GEMM_APART : GEMM_LIBRARY };
+    return e ? *e : gemm_rule(g, bucket, silu_mul);
 }
 
 static bool other_way(const struct gemm_entry *a, const struct gemm_entry *b)

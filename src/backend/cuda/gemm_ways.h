@@ -13,6 +13,9 @@
 
 struct gemm_tuner;                 /* gemm_tune.c */
 
+enum { GEMV_RULE_ROWS = 8,         /* so many rows go to gemv where nothing was timed */
+       GEMV_ALWAYS_ROWS = 0 };     /* and so many, GEMV_RULE_ROWS at most, whatever was timed: 0, its rivals may win from one row on */
+
 struct gemm {
     cublasLtHandle_t lt;
     int sm;
@@ -45,6 +48,13 @@ struct gemm_sm90_plan gemm_entry_plan(const struct gemm_entry *e);
 /* The same product as the own kernels take it. cut: of launch_gemm_skinny; 0: the rule's. */
 struct gemm_kernel gemm_own_product(const struct gemm_args *a);
 struct gemv_kernel gemm_few_rows(const struct gemm *g, const struct gemm_args *a, uint64_t cut);
+
+/* How a product runs that was not timed. */
+struct gemm_entry gemm_rule(const struct gemm *g, int32_t num_tokens, bool silu_mul);
+/* Whether products of rows this wide gain by the norm between them when gemv does them. Narrow ones of three rows or more lose by it
+ * (H200, hidden_size 1024, 4 and 8 sequences: 0.84 and 1.12 ms a step instead of 0.84 and 1.00). Probable, not proven: the product behind
+ * begins early on the few multiprocessors that are free, and stays on them. */
+static inline bool gemv_gains_by_norm(int32_t num_tokens, int32_t hidden) { return num_tokens <= 2 || hidden >= 2048; }
 
 /* Of gemm_tune.c: keeps what was timed, frees. */
 void gemm_tune_end(struct gemm *g);

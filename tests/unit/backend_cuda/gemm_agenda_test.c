@@ -12,7 +12,7 @@ static const struct gemm_shape shapes[] = { { .n = 6144, .k = 4096 }, { .n = 245
                                             { .n = 151936, .k = 4096, .out_f32 = true, .max_rows = 100 } };
 enum { QKV, GATE_UP, HEAD, NUM_SHAPES };
 
-static void make(int num_shapes, int32_t max_rows) { gemm_agenda_make(&agenda, &table, shapes, num_shapes, max_rows); }
+static void make(int num_shapes, int32_t max_rows) { gemm_agenda_make(&agenda, &table, shapes, num_shapes, 9, max_rows); }
 
 static void put(int shape, int32_t bucket, bool silu_mul, bool tuned)
 {
@@ -70,7 +70,7 @@ static void what_is_known_is_left_out(void **state)
     put(HEAD, 16, false, false);                           /* a guess is no timing */
     put(GATE_UP, 24, false, true);
     put(GATE_UP, 24, true, true);
-    gemm_agenda_make(&agenda, &table, few, NUM_SHAPES, 24);
+    gemm_agenda_make(&agenda, &table, few, NUM_SHAPES, 9, 24);
     assert_int_equal(agenda.total, 6);
     assert_int_equal(gemm_agenda_left(&agenda), 4);
     expect(GATE_UP, 16, 16);
@@ -80,7 +80,7 @@ static void what_is_known_is_left_out(void **state)
     assert_null(gemm_agenda_next(&agenda));
     for (int i = 0; i < NUM_SHAPES; i++) { put(i, 16, false, true); put(i, 24, false, true); }
     put(GATE_UP, 16, true, true);
-    gemm_agenda_make(&agenda, &table, few, NUM_SHAPES, 24);
+    gemm_agenda_make(&agenda, &table, few, NUM_SHAPES, 9, 24);
     assert_int_equal(agenda.total, 6);
     assert_null(gemm_agenda_next(&agenda));
 }
@@ -90,11 +90,17 @@ static void nothing_for_few_rows_and_no_end_for_many(void **state)
     int32_t bucket = 0;
     const struct gemm_item *item;
     (void)state;
-    make(1, GEMV_ALWAYS_ROWS);
+    make(1, 8);
     assert_int_equal(agenda.total, 0);
     assert_null(gemm_agenda_next(&agenda));
     make(0, 1000);
     assert_int_equal(agenda.total, 0);
+    gemm_agenda_make(&agenda, &table, shapes, 1, 1, 7);    /* from the first row on */
+    assert_int_equal(agenda.total, 4);
+    expect(QKV, 1, 1);
+    expect(QKV, 2, 2);
+    expect(QKV, 4, 4);
+    expect(QKV, 8, 7);
     make(1, 1 << 20);                                      /* the last bucket has all above, timed with its end */
     while ((item = gemm_agenda_next(&agenda))) {
         assert_true(item->bucket > bucket && item->rows == item->bucket);
@@ -109,7 +115,7 @@ static void two_weights_of_one_shape_are_timed_once(void **state)
 {
     struct gemm_shape twice[] = { shapes[QKV], shapes[QKV], shapes[GATE_UP] };
     (void)state;
-    gemm_agenda_make(&agenda, &table, twice, 3, 16);
+    gemm_agenda_make(&agenda, &table, twice, 3, 9, 16);
     assert_int_equal(agenda.total, 2);
     expect(0, 16, 16);
     expect(2, 16, 16);
@@ -120,7 +126,7 @@ static void more_than_fits_is_cut_off(void **state)
     struct gemm_shape many[GEMM_MAX_SHAPES] = { 0 };
     (void)state;
     for (int i = 0; i < GEMM_MAX_SHAPES; i++) many[i] = (struct gemm_shape){ .n = 8 * (i + 1), .k = 64 };
-    gemm_agenda_make(&agenda, &table, many, GEMM_MAX_SHAPES, 8192);
+    gemm_agenda_make(&agenda, &table, many, GEMM_MAX_SHAPES, 9, 8192);
     assert_int_equal(agenda.total, GEMM_MAX_SHAPES * 16);
     assert_in_range(gemm_agenda_left(&agenda), 1, GEMM_AGENDA_MAX);
 }
