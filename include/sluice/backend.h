@@ -108,6 +108,8 @@ struct rope_store_args {
     struct kv_layer kv;
     int32_t num_tokens, num_heads, num_kv_heads, head_dim, block_size; float eps;
 };
+/* rope.qkv = x * w^T, then rope_store of it. A backend that does both at once leaves k and v out of qkv. */
+struct matmul_rope_args { const void *x; const struct weight *w; struct rope_store_args rope; };
 struct attention_args {
     const void *qkv;               /* [T, (H + 2 Hk) * D], only q is read */
     void *out;                     /* [T, H * D] */
@@ -189,6 +191,7 @@ struct backend_ops {
     void (*matmul)(struct backend *b, const struct matmul_args *args);
     void (*matmul_norm)(struct backend *b, const struct matmul_norm_args *args);
     void (*rope_store)(struct backend *b, const struct rope_store_args *args);
+    void (*matmul_rope)(struct backend *b, const struct matmul_rope_args *args);
     void (*attention)(struct backend *b, const struct attention_args *args);
     void (*silu_mul)(struct backend *b, const struct silu_mul_args *args);
     void (*gate_up)(struct backend *b, const struct gate_up_args *args);

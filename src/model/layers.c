@@ -127,14 +127,13 @@ int layer_attention(struct model *model, const struct step_plan *plan, int64_t l
     int32_t num_kv_heads = (int32_t)range_len(model->shard.kv_heads);
 
     if (env->layers_begun) __atomic_fetch_add(env->layers_begun, 1, __ATOMIC_RELAXED);
-    matmul(model, plan, act->normed, weights_get(w, W_QKV, layer), act->wide);
-    env->ops->rope_store(env->backend, &(struct rope_store_args){
+    env->ops->matmul_rope(env->backend, &(struct matmul_rope_args){ .x = act->normed, .w = weights_get(w, W_QKV, layer), .rope = {
         .qkv = act->wide, .bias = optional(weights_get(w, W_QKV_BIAS, layer)), .q_norm = optional(weights_get(w, W_Q_NORM, layer)),
         .k_norm = optional(weights_get(w, W_K_NORM, layer)), .cos_sin = model->cos_sin,
         .positions = plan_positions(plan), .slot_mapping = plan_slot_mapping(plan), .kv = model->kv[layer],
         .num_tokens = plan->num_tokens, .num_heads = num_heads,
         .num_kv_heads = num_kv_heads, .head_dim = config->head_dim,
-        .block_size = plan->block_size, .eps = config->rms_norm_eps });
+        .block_size = plan->block_size, .eps = config->rms_norm_eps } });
     env->ops->attention(env->backend, &(struct attention_args){
         .qkv = act->wide, .out = act->inner, .kv = model->kv[layer], .cu_seqlens_q = plan_cu_seqlens_q(plan),
         .context_lens = plan_context_lens(plan), .block_tables = plan_block_tables(plan),

@@ -45,6 +45,7 @@ const struct backend_ops backend_cpu_fast = {
     .matmul = fast_matmul,
     .matmul_norm = fast_matmul_norm,
     .rope_store = fast_rope_store,
+    .matmul_rope = fast_matmul_rope,
     .attention = fast_attention,
     .silu_mul = fast_silu_mul,
     .gate_up = fast_gate_up,

@@ -142,6 +142,12 @@ void fast_gate_up(struct backend *b, const struct gate_up_args *args)
     fast_silu_mul(b, &(struct silu_mul_args){ args->wide, args->out, args->num_tokens, args->ffn });
 }
 
+void fast_matmul_rope(struct backend *b, const struct matmul_rope_args *args)
+{
+    fast_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->rope.qkv, .num_tokens = args->rope.num_tokens });
+    fast_rope_store(b, &args->rope);
+}
+
 void fast_matmul_norm(struct backend *b, const struct matmul_norm_args *args)
 {
     fast_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->out, .num_tokens = args->num_tokens });

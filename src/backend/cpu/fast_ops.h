@@ -18,6 +18,7 @@ void fast_attention(struct backend *b, const struct attention_args *args);
 void fast_silu_mul(struct backend *b, const struct silu_mul_args *args);
 void fast_gate_up(struct backend *b, const struct gate_up_args *args);
 void fast_matmul_norm(struct backend *b, const struct matmul_norm_args *args);
+void fast_matmul_rope(struct backend *b, const struct matmul_rope_args *args);
 void fast_norm_rows(struct backend *b, const struct norm_rows_args *args);
 
 /* For tests: another instruction set for this backend. Weights and KV keep their layout. ERR_UNSUPPORTED: not here. */

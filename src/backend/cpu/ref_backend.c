@@ -50,6 +50,7 @@ const struct backend_ops backend_cpu_ref = {
     .matmul = ref_matmul,
     .matmul_norm = ref_matmul_norm,
     .rope_store = ref_rope_store,
+    .matmul_rope = ref_matmul_rope,
     .attention = ref_attention,
     .silu_mul = ref_silu_mul,
     .gate_up = ref_gate_up,

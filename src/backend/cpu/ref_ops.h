@@ -13,6 +13,7 @@ void ref_attention(struct backend *b, const struct attention_args *args);
 void ref_silu_mul(struct backend *b, const struct silu_mul_args *args);
 void ref_gate_up(struct backend *b, const struct gate_up_args *args);
 void ref_matmul_norm(struct backend *b, const struct matmul_norm_args *args);
+void ref_matmul_rope(struct backend *b, const struct matmul_rope_args *args);
 void ref_norm_rows(struct backend *b, const struct norm_rows_args *args);
 
 /* sum of a[i] * b[i]: 16 partial sums of every 16th product, then those from the first to the last. */

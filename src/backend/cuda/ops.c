@@ -97,14 +97,26 @@ static void cuda_gate_up(struct backend *b, const struct gate_up_args *args)
     if (!fused) cuda_silu_mul(b, &(struct silu_mul_args){ args->wide, args->out, args->num_tokens, args->ffn });
 }
 
-static void cuda_rope_store(struct backend *b, const struct rope_store_args *args)
+static struct rope_store_kernel rope_kernel(const struct rope_store_args *args)
 {
-    cuda_check(b, launch_rope_store(&(struct rope_store_kernel){
+    return (struct rope_store_kernel){
         .qkv = args->qkv, .bias = args->bias ? args->bias->data : NULL, .q_norm = args->q_norm ? args->q_norm->data : NULL,
         .k_norm = args->k_norm ? args->k_norm->data : NULL, .cos_sin = args->cos_sin, .positions = args->positions,
         .slot_mapping = args->slot_mapping, .k = args->kv.k, .v = args->kv.v, .num_tokens = args->num_tokens,
         .num_heads = args->num_heads, .num_kv_heads = args->num_kv_heads, .head_dim = args->head_dim,
-        .block_size = args->block_size, .eps = args->eps }, &b->launch), "rope_store");
+        .block_size = args->block_size, .eps = args->eps };
+}
+
+static void cuda_rope_store(struct backend *b, const struct rope_store_args *args)
+{
+    struct rope_store_kernel rope = rope_kernel(args);
+    cuda_check(b, launch_rope_store(&rope, &b->launch), "rope_store");
+}
+
+static void cuda_matmul_rope(struct backend *b, const struct matmul_rope_args *args)
+{
+    cuda_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->rope.qkv, .num_tokens = args->rope.num_tokens });
+    cuda_rope_store(b, &args->rope);
 }
 
 static void cuda_attention(struct backend *b, const struct attention_args *args)
@@ -192,6 +204,7 @@ static size_t kept_f16(enum dtype dtype, int64_t rows, int64_t cols) { return dt
     .matmul = cuda_matmul, \
     .matmul_norm = cuda_matmul_norm, \
     .rope_store = cuda_rope_store, \
+    .matmul_rope = cuda_matmul_rope, \
     .attention = cuda_attention, \
     .silu_mul = cuda_silu_mul, \
     .gate_up = cuda_gate_up, \
