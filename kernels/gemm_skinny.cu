@@ -1,6 +1,7 @@
 /* gemm_skinny.cu - out[t,:] = w x[t,:] for 9..128 rows t, operands swapped                op: backend.matmul, T <= 128, sm_90a
  * Shapes    as gemv.cu: x [T, K] elem, w [N, K] elem, out [T, N] elem or f32, or silu_mul with w [2F, K], F % 8 == 0; K % 8 == 0.
  *           Sums in fp32. norm_add: N % 4 == 0, no silu_mul, no f32; a piece of squares is a tile's columns, 64 or 128.
+ *           rope: the cuts of gemm_skinny_rotates(); with a norm of heads of 128 those of two groups.
  * Traffic   N*K*2 read once from memory; x comes from the L2, T / (64 groups) times the bytes of w; partial sums of
  *           groups * 64 * T floats go through the L2 where a tile is shared (split: through shared memory).
  * Roofline  memory bound below T = 180: 7.5 us for N = K = 4096 at 4.45 TB/s (H200).
@@ -17,10 +18,12 @@
  *           everything else: there a cluster shares a tile, and each cta adds up some rows of it; the parts come as one-sided stores that
  *           a barrier of the receiver counts, so nobody waits for who only sends. With silu_mul a tile takes eight gate rows, their
  *           eight up rows, and so on: a thread then holds both.
- *           What is done once in a launch is code that no cache holds: it is fetched for longer than it runs. So what follows the
- *           loop is rolled up, and its registers move (unrolled, a layer of the 0.6B shape took 27.5 us, rolled 24.5).
- *           Residual, norm weights and squares are asked for before the loop and looked at behind it, so the norm's halves cost the
- *           way out a few instructions. */
+ *           What follows the loop is rolled up, and its registers move: with it unrolled, and divisions by numbers known at run time
+ *           only, a chain of an 8B layer's products took 138.7 us, so 128.1. Probable cause, not isolated: code that runs once in a launch
+ *           is fetched for longer than it runs. For the same reason rope is an instantiation of its own: as a branch it made all
+ *           other products slower (4 us a layer of the 8B).
+ *           Residual, norm weights and squares are asked for before the loop and looked at behind it.
+ *           With rope a tile takes rows as with silu_mul, of the two halves of a head, so that a thread holds what is rotated together. */
 #include "common.cuh"
 #include "fused_norm.cuh"
 #include "hopper.cuh"
@@ -46,6 +49,8 @@ struct skinny_params {
     bool out_f32, silu_mul;
     norm_add add;
     norm_scale scale;
+    rope_store_kernel rope;
+    int half_log2;                 /* rope: of half a head */
 };
 
 __device__ __forceinline__ void store(const skinny_params &p, int t, int n, float y)
@@ -137,7 +142,7 @@ template <int ROWS, int CONSUMERS> struct row_scales {
 /* ROWS: of x, padded. GROUPS: consumer warpgroups; the warp after them is the producer. PANELS, HOW: gemm_skinny_plan.h.
  * A stage: of each group eight rows of w in all panels, then the next eight (with one panel that is the panel), then x panel by panel.
  * Behind the ring: split, what the ctas of the cluster send, [sender][quad][consumer]; squares of each warp's columns [warp][ROWS]; scales [ROWS]. */
-template <int ROWS, int GROUPS, int PANELS, int HOW>
+template <int ROWS, int GROUPS, int PANELS, int HOW, bool ROPE>
 __global__ void __launch_bounds__(GROUPS * WARPGROUP + WARP, 1)
 gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map, const __grid_constant__ skinny_params p)
 {
@@ -153,7 +158,9 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
     __shared__ uint64_t full[RING_MAX], empty[RING_MAX], met;
 
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, cta = blockIdx.x;
-    const bool producer = warp == CONSUMERS / WARP, adds = NORMS && p.add.residual, scaled = NORMS && p.scale.squares;
+    const bool producer = warp == CONSUMERS / WARP, adds = NORMS && !ROPE && p.add.residual, scaled = NORMS && p.scale.squares;
+    const bool silu = !ROPE && p.silu_mul, norms_heads = ROPE && p.rope.q_norm;
+    const int half = 1 << p.half_log2, rotated_heads = p.rope.num_heads + p.rope.num_kv_heads;
     /* split: the quads whose sums meet here */
     const int cluster = 1 << p.cluster_log2, rank = SPLIT ? cta & (cluster - 1) : 0, most = SPLIT ? (QUADS + cluster - 1) >> p.cluster_log2 : 0;
     const int first_quad = SPLIT ? QUADS * rank >> p.cluster_log2 : 0, last_quad = SPLIT ? QUADS * (rank + 1) >> p.cluster_log2 : QUADS;
@@ -171,12 +178,16 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
 #pragma unroll
         for (int g = 0; g < GROUPS; g++) {
             unsigned char *to = ring + s * STAGE_BYTES + g * W_BYTES;
-            const int row = (tile * GROUPS + g) * GROUP_ROWS;
-            if (PANELS > 1) {
-                if (p.silu_mul) tma_load_5d(to, &w_map, 0, 0, k, 0, row / 16, &full[s]);
+            const int row = (tile * GROUPS + g) * GROUP_ROWS, pair = row / 2;
+            if (ROPE) {                                 /* panel by panel: a map has five dimensions */
+#pragma unroll
+                for (int i = 0; i < PANELS; i++)
+                    tma_load_5d(to + i * GROUP_ROWS * PANEL_ROW_BYTES, &w_map, (k + i) * PANEL, 0, 0, (pair & (half - 1)) / 8, pair >> p.half_log2, &full[s]);
+            } else if (PANELS > 1) {
+                if (silu) tma_load_5d(to, &w_map, 0, 0, k, 0, row / 16, &full[s]);
                 else tma_load_4d(to, &w_map, 0, 0, k, row / 8, &full[s]);
             } else {
-                if (p.silu_mul) tma_load_4d(to, &w_map, k * PANEL, 0, 0, row / 16, &full[s]);
+                if (silu) tma_load_4d(to, &w_map, k * PANEL, 0, 0, row / 16, &full[s]);
                 else tma_load_2d(to, &w_map, k * PANEL, row, &full[s]);
             }
         }
@@ -206,9 +217,9 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
     }
     __syncthreads();
     if (SPLIT) cluster_arrive();                           /* the others may send */
-    pdl_wait();
 
     if (producer) {
+        pdl_wait();
         if (lane == 0) {
             int k_x = first_k, s = 0;
             uint32_t phase = 0;
@@ -233,17 +244,40 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
     const int group = threadIdx.x / WARPGROUP, in_group = threadIdx.x % WARPGROUP;
     const int col = lane % 4 * 2, turned = col + lane / 4 % 2;           /* rows of a quad: as summed, as stored */
     auto column = [&](int of_tile) {
-        const int at = (of_tile * GROUPS + group) * (WARPGROUP / WARP) + in_group / WARP;
-        return (p.silu_mul ? at * 8 : at * 16 + (lane & 8)) + lane / 16 * 4;
+        const int at = (of_tile * GROUPS + group) * (WARPGROUP / WARP) + in_group / WARP, four = lane / 16 * 4;
+        if (ROPE) return (at * 8 >> p.half_log2) * 2 * half + (at * 8 & (half - 1)) + (lane & 8 ? half : 0) + four;
+        return (silu ? at * 8 : at * 16 + (lane & 8)) + four;
     };
-    auto residual_at = [&](int quad, int n) {
-        const int t = 8 * quad + turned;
-        return adds && t < p.T && n < p.N ? __ldcg((const float4 *)(p.add.residual + (size_t)t * p.N + n)) : make_float4(0, 0, 0, 0);
+    /* What the way out of column n, and of a quad of its rows, wants besides the sums; asked for early. */
+    auto weight_at = [&](int n) -> float4 {
+        if (n >= p.N) return make_float4(0, 0, 0, 0);
+        if (adds) return __ldg((const float4 *)(p.add.weight + n));
+        if (ROPE) {                                     /* of the sums' two columns: bias, weight of the head's norm */
+            const int low = n - (lane & 8 ? half : 0) - lane / 16 * 4 + lane / 4, head = low >> (p.half_log2 + 1);
+            const float *bias = p.rope.bias, *norm = head < p.rope.num_heads ? p.rope.q_norm : p.rope.k_norm;
+            const int d = low & (half - 1);
+            return make_float4(bias ? __ldcg(bias + low) : 0.0f, bias ? __ldcg(bias + low + half) : 0.0f, norms_heads ? __ldcg(norm + d) : 1.0f,
+                               norms_heads ? __ldcg(norm + d + half) : 1.0f);
+        }
+        return make_float4(0, 0, 0, 0);
     };
-    auto weight_at = [&](int n) { return adds && n < p.N ? __ldg((const float4 *)(p.add.weight + n)) : make_float4(0, 0, 0, 0); };
-    /* Complete sums of a quad on their way out. */
-    auto put = [&](int quad, int n, float (&y)[4], const float4 &before, const float4 &weight) {
+    struct row_extra { float4 v; int slot; };
+    auto extra_at = [&](int quad, int n) -> row_extra {
         const int t = 8 * quad + turned;
+        row_extra x = { make_float4(0, 0, 0, 0), -1 };
+        if (n >= p.N) return x;
+        if (adds && t < p.T) x.v = __ldcg((const float4 *)(p.add.residual + (size_t)t * p.N + n));
+        if (ROPE) {                                     /* cosines of the sums' two rows, their sines; the stored row's slot */
+            const int d = (n - (lane & 8 ? half : 0) - lane / 16 * 4 + lane / 4) & (half - 1), row = 8 * quad + col;
+            const bool first = row < p.T, second = row + 1 < p.T;
+            const float *a = p.rope.cos_sin + (size_t)(first ? __ldcg(p.rope.positions + row) : 0) * 2 * half + d;
+            const float *b = p.rope.cos_sin + (size_t)(second ? __ldcg(p.rope.positions + row + 1) : 0) * 2 * half + d;
+            x.v = make_float4(__ldcg(a), __ldcg(b), __ldcg(a + half), __ldcg(b + half));
+            if (t < p.T) x.slot = (int)__ldcg((const long long *)p.rope.slot_mapping + t);
+        }
+        return x;
+    };
+    auto prepare = [&](int quad, float (&y)[4], const float4 &weight) {
         if (scaled) {
             const float2 scale = *(const float2 *)(scales + 8 * quad + col);
             y[0] *= scale.x;
@@ -251,11 +285,76 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
             y[2] *= scale.x;
             y[3] *= scale.y;
         }
-        if (p.silu_mul) {
+        if (ROPE) {
+            y[0] += weight.x;
+            y[1] += weight.x;
+            y[2] += weight.y;
+            y[3] += weight.y;
+        }
+    };
+    /* norms_heads, before put(): the squares of a warp's sixteen columns of a head. */
+    auto square_heads = [&](int quad, float (&y)[4], const float4 &weight) {
+        prepare(quad, y, weight);
+        float a = y[0] * y[0] + y[2] * y[2], b = y[1] * y[1] + y[3] * y[3];
+#pragma unroll
+        for (int over = 4; over < WARP; over *= 2) {
+            a += __shfl_xor_sync(~0u, a, over);
+            b += __shfl_xor_sync(~0u, b, over);
+        }
+        if (lane < 4) *(float2 *)(squares + warp * ROWS + 8 * quad + col) = make_float2(a, b);
+    };
+    /* y [4]: columns d and d + half of two rows. */
+    auto rotate = [&](int quad, int head, float (&y)[4], const float4 &turns, const float4 &weight) {
+        if (head >= rotated_heads) return;
+        if (norms_heads) {
+            const int warps = half / 8, first = warp - (warp & (warps - 1));
+            float a = 0.0f, b = 0.0f;
+#pragma unroll 4
+            for (int w = first; w < first + warps; w++) {
+                const float2 square = *(const float2 *)(squares + w * ROWS + 8 * quad + col);
+                a += square.x;
+                b += square.y;
+            }
+            a = rsqrtf(a / (float)(2 * half) + p.rope.eps);
+            b = rsqrtf(b / (float)(2 * half) + p.rope.eps);
+            y[0] *= a * weight.z;
+            y[1] *= b * weight.z;
+            y[2] *= a * weight.w;
+            y[3] *= b * weight.w;
+        }
+        const float low_a = y[0], low_b = y[1];
+        y[0] = low_a * turns.x - y[2] * turns.z;
+        y[1] = low_b * turns.y - y[3] * turns.w;
+        y[2] = y[2] * turns.x + low_a * turns.z;
+        y[3] = y[3] * turns.y + low_b * turns.w;
+    };
+    /* Four columns of a rotated row: q in place, k and v to their slot. */
+    auto store_head = [&](int t, int n, int head, int slot, const float (&y)[4]) {
+        elem *to = (elem *)p.rope.qkv + (size_t)t * p.N + n;
+        if (t >= p.T || n >= p.N) return;
+        if (head >= p.rope.num_heads) {
+            if (slot < 0) return;
+            const bool is_v = head >= rotated_heads;
+            const uint32_t block = (uint32_t)slot / (uint32_t)p.rope.block_size, offset = (uint32_t)slot - block * (uint32_t)p.rope.block_size;
+            const int kv_head = head - (is_v ? rotated_heads : p.rope.num_heads);
+            to = (elem *)(is_v ? p.rope.v : p.rope.k) + (((size_t)block * p.rope.num_kv_heads + kv_head) * p.rope.block_size + offset) * 2 * half + (n & (2 * half - 1));
+        }
+        *(uint2 *)to = make_uint2(pack_elem(y[0], y[1]), pack_elem(y[2], y[3]));
+    };
+    /* Complete and prepared sums of a quad on their way out. */
+    auto put = [&](int quad, int n, float (&y)[4], const row_extra &extra, const float4 &weight) {
+        const int t = 8 * quad + turned, head = n >> (p.half_log2 + 1);
+        const float4 &before = extra.v;
+        if (silu) {
             y[0] = silu_mul(y[0], y[2]);
             y[1] = silu_mul(y[1], y[3]);
         }
+        if (ROPE) rotate(quad, head, y, extra.v, weight);
         turn(y, lane);
+        if (ROPE) {
+            store_head(t, n, head, extra.slot, y);
+            return;
+        }
         if (adds) {
             const float4 r = make_float4(before.x + y[0], before.y + y[1], before.z + y[2], before.w + y[3]);
             const bool inside = t < p.T && n < p.N;
@@ -269,7 +368,7 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
             y[2] = r.z * weight.z;
             y[3] = r.w * weight.w;
         }
-        if (!p.silu_mul || (lane & 8) == 0) store_4(p, t, n, y);         /* silu leaves half as many columns */
+        if (!silu || (lane & 8) == 0) store_4(p, t, n, y);         /* silu leaves half as many columns */
     };
     /* The squares of a tile's columns, the warps in order. */
     auto put_squares = [&](int of_tile) {
@@ -287,15 +386,18 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
     const int norm_rows = min(p.T, 8 * last_quad) - 8 * first_quad;
     const norm_scale norm_from = { p.scale.squares + (size_t)8 * first_quad * NORM_PIECES, p.scale.num_pieces, p.scale.eps };
     bool scales_wanted = scaled;
-    if (scaled) norm.fetch(norm_from, norm_rows);
-    float4 before[BATCH], weight;
+    row_extra extra[BATCH];
+    float4 weight;
+    if (!SPLIT || !ROPE) pdl_wait();
     if (SPLIT) {                                           /* here long before the sums are */
         const int n = column(tile);
         weight = weight_at(n);
 #pragma unroll
         for (int i = 0; i < OWN; i++)
-            if (first_quad + i < last_quad) before[i] = residual_at(first_quad + i, n);
+            if (first_quad + i < last_quad) extra[i] = extra_at(first_quad + i, n);
     }
+    if (SPLIT && ROPE) pdl_wait();                      /* positions and slots are there since the step's begin */
+    if (scaled) norm.fetch(norm_from, norm_rows);
 
     float acc[ROWS / 2];
     uint32_t phase = 0;
@@ -309,13 +411,14 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
         for (; u < stop; u++) {
             const unsigned char *stage = ring + s * STAGE_BYTES;
             mbar_wait(&full[s], phase);
-            const uint64_t w = wgmma_desc_k(stage + group * W_BYTES, PANELS * EIGHT_ROWS), x = wgmma_desc_k(stage + GROUPS * W_BYTES);
+            const uint64_t w = wgmma_desc_k(stage + group * W_BYTES, ROPE ? EIGHT_ROWS : PANELS * EIGHT_ROWS), x = wgmma_desc_k(stage + GROUPS * W_BYTES);
+            constexpr int W_PANEL = (ROPE ? GROUP_ROWS * PANEL_ROW_BYTES : EIGHT_ROWS) / 16;
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < PANELS; i++)
 #pragma unroll
                 for (int j = 0; j < PANEL / 16; j++)
-                    wgmma_shape<ROWS>::template ss<0>(acc, w + i * (EIGHT_ROWS / 16) + 2 * j, x + i * (X_PANEL_BYTES / 16) + 2 * j, 1);
+                    wgmma_shape<ROWS>::template ss<0>(acc, w + i * W_PANEL + 2 * j, x + i * (X_PANEL_BYTES / 16) + 2 * j, 1);
             wgmma_commit();
             wgmma_wait<0>();
             if (lane == 0) mbar_arrive(&empty[s]);
@@ -344,21 +447,40 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
                 named_sync(1, CONSUMERS);
             }
             mbar_wait(&met, 0);
-            const float4 *from = parts + threadIdx.x;
-#pragma unroll 1
-            for (int quad = first_quad; quad < last_quad; quad++, from += CONSUMERS) {
-                float y[4] = {};
+            float4 *const from = parts - first_quad * CONSUMERS + threadIdx.x;
+            auto sum_up = [&](int quad, float (&y)[4]) {
+                y[0] = y[1] = y[2] = y[3] = 0.0f;
 #pragma unroll 4
                 for (int c = 0; c < cluster; c++) {
-                    const float4 v = from[c * most * CONSUMERS];
+                    const float4 v = from[(c * most + quad) * CONSUMERS];
                     y[0] += v.x;
                     y[1] += v.y;
                     y[2] += v.z;
                     y[3] += v.w;
                 }
-                put(quad, n, y, before[0], weight);
+            };
+            float y[4];
+            if (norms_heads) {
+#pragma unroll 1
+                for (int quad = first_quad; quad < last_quad; quad++) {
+                    sum_up(quad, y);
+                    square_heads(quad, y, weight);
+                    from[quad * CONSUMERS] = make_float4(y[0], y[1], y[2], y[3]);
+                }
+                named_sync(1, CONSUMERS);
+            }
+#pragma unroll 1
+            for (int quad = first_quad; quad < last_quad; quad++) {
+                if (norms_heads) {
+                    const float4 v = from[quad * CONSUMERS];
+                    y[0] = v.x, y[1] = v.y, y[2] = v.z, y[3] = v.w;
+                } else {
+                    sum_up(quad, y);
+                    prepare(quad, y, weight);
+                }
+                put(quad, n, y, extra[0], weight);
 #pragma unroll
-                for (int i = 0; i + 1 < OWN; i++) before[i] = before[i + 1];
+                for (int i = 0; i + 1 < OWN; i++) extra[i] = extra[i + 1];
             }
             if (adds) put_squares(tile);
             return;
@@ -410,19 +532,32 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
                 }
             }
         }
-        if (scaled || adds) named_sync(1, CONSUMERS);      /* scales are there, squares of the tile before have been read */
+        if (scaled || adds || norms_heads) named_sync(1, CONSUMERS);     /* scales are there, squares of the tile before have been read */
+        if (norms_heads) {
+#pragma unroll 1
+            for (int quad = 0; quad < QUADS; quad++) {     /* once around: then the sums lie as before */
+                float y[4] = { acc[0], acc[1], acc[2], acc[3] }, head[4] = { acc[0], acc[1], acc[2], acc[3] };
+                square_heads(quad, y, weight);
+#pragma unroll
+                for (int i = 0; i + 4 < ROWS / 2; i++) acc[i] = acc[i + 4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) acc[ROWS / 2 - 4 + i] = head[i];
+            }
+            named_sync(1, CONSUMERS);
+        }
 #pragma unroll
         for (int part = 0; part < QUADS / BATCH; part++) {
             float *const sums = acc + 4 * part * BATCH;
 #pragma unroll
-            for (int j = 0; j < BATCH; j++) before[j] = residual_at(part * BATCH + j, n);
+            for (int j = 0; j < BATCH; j++) extra[j] = extra_at(part * BATCH + j, n);
 #pragma unroll 1
             for (int quad = part * BATCH; quad < (part + 1) * BATCH; quad++) {
                 float y[4] = { sums[0], sums[1], sums[2], sums[3] };
-                put(quad, n, y, before[0], weight);
+                prepare(quad, y, weight);
+                put(quad, n, y, extra[0], weight);
 #pragma unroll
                 for (int j = 0; j + 1 < BATCH; j++) {
-                    before[j] = before[j + 1];
+                    extra[j] = extra[j + 1];
 #pragma unroll
                     for (int i = 0; i < 4; i++) sums[4 * j + i] = sums[4 * j + 4 + i];
                 }
@@ -433,12 +568,12 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
 #endif
 }
 
-template <int ROWS, int GROUPS, int PANELS, int HOW>
+template <int ROWS, int GROUPS, int PANELS, int HOW, bool ROPE>
 static int launch_one(const CUtensorMap &w_map, const CUtensorMap &x_map, const skinny_params &p, const struct gemm_skinny_plan &plan, const struct launch *l)
 {
     cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = {};
-    auto kernel = gemm_skinny<ROWS, GROUPS, PANELS, HOW>;
+    auto kernel = gemm_skinny<ROWS, GROUPS, PANELS, HOW, ROPE>;
 
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, GEMM_SKINNY_SMEM_MAX) != cudaSuccess) return ERR_INTERNAL;
     config.gridDim = dim3(plan.ctas);
@@ -462,20 +597,30 @@ static int launch_one(const CUtensorMap &w_map, const CUtensorMap &x_map, const 
 template <int ROWS>
 static int launch_rows(const CUtensorMap &w_map, const CUtensorMap &x_map, const skinny_params &p, const struct gemm_skinny_plan &plan, const struct launch *l)
 {
-    if (plan.how == SKINNY_DEALT) {
+    if (p.rope.qkv) {
+        switch (plan.groups * 10 + plan.panels + (plan.how == SKINNY_DEALT ? 100 : 0)) {
+        case 11:  return launch_one<ROWS, 1, 1, SKINNY_SPLIT, true>(w_map, x_map, p, plan, l);
+        case 12:  return launch_one<ROWS, 1, 2, SKINNY_SPLIT, true>(w_map, x_map, p, plan, l);
+        case 21:  return launch_one<ROWS, 2, 1, SKINNY_SPLIT, true>(w_map, x_map, p, plan, l);
+        case 22:  return launch_one<ROWS, 2, 2, SKINNY_SPLIT, true>(w_map, x_map, p, plan, l);
+        case 121: return launch_one<ROWS, 2, 1, SKINNY_DEALT, true>(w_map, x_map, p, plan, l);
+        case 122: return launch_one<ROWS, 2, 2, SKINNY_DEALT, true>(w_map, x_map, p, plan, l);
+        }
+    } else if (plan.how == SKINNY_DEALT) {
         switch (plan.groups * 10 + plan.panels) {
-        case 11: return launch_one<ROWS, 1, 1, SKINNY_DEALT>(w_map, x_map, p, plan, l);
-        case 12: return launch_one<ROWS, 1, 2, SKINNY_DEALT>(w_map, x_map, p, plan, l);
-        case 14: return launch_one<ROWS, 1, 4, SKINNY_DEALT>(w_map, x_map, p, plan, l);
-        case 21: return launch_one<ROWS, 2, 1, SKINNY_DEALT>(w_map, x_map, p, plan, l);
-        case 22: return launch_one<ROWS, 2, 2, SKINNY_DEALT>(w_map, x_map, p, plan, l);
+        case 11: return launch_one<ROWS, 1, 1, SKINNY_DEALT, false>(w_map, x_map, p, plan, l);
+        case 12: return launch_one<ROWS, 1, 2, SKINNY_DEALT, false>(w_map, x_map, p, plan, l);
+        case 14: return launch_one<ROWS, 1, 4, SKINNY_DEALT, false>(w_map, x_map, p, plan, l);
+        case 21: return launch_one<ROWS, 2, 1, SKINNY_DEALT, false>(w_map, x_map, p, plan, l);
+        case 22: return launch_one<ROWS, 2, 2, SKINNY_DEALT, false>(w_map, x_map, p, plan, l);
         }
     } else {
         switch (plan.groups * 10 + plan.panels) {
-        case 11: return launch_one<ROWS, 1, 1, SKINNY_SPLIT>(w_map, x_map, p, plan, l);
-        case 12: return launch_one<ROWS, 1, 2, SKINNY_SPLIT>(w_map, x_map, p, plan, l);
-        case 14: return launch_one<ROWS, 1, 4, SKINNY_SPLIT>(w_map, x_map, p, plan, l);
-        case 22: return launch_one<ROWS, 2, 2, SKINNY_SPLIT>(w_map, x_map, p, plan, l);
+        case 11: return launch_one<ROWS, 1, 1, SKINNY_SPLIT, false>(w_map, x_map, p, plan, l);
+        case 12: return launch_one<ROWS, 1, 2, SKINNY_SPLIT, false>(w_map, x_map, p, plan, l);
+        case 14: return launch_one<ROWS, 1, 4, SKINNY_SPLIT, false>(w_map, x_map, p, plan, l);
+        case 21: return launch_one<ROWS, 2, 1, SKINNY_SPLIT, false>(w_map, x_map, p, plan, l);
+        case 22: return launch_one<ROWS, 2, 2, SKINNY_SPLIT, false>(w_map, x_map, p, plan, l);
         }
     }
     return ERR_UNSUPPORTED;
@@ -483,11 +628,18 @@ static int launch_rows(const CUtensorMap &w_map, const CUtensorMap &x_map, const
 
 /* w as the copy engine sees it: [N, K], or with silu_mul [F / 8, 2, 8, K]: eight gate rows, their eight up rows, the next eight.
  * With several panels it takes eight rows of all of them before the next eight, so that the memory gives neighbouring bytes together:
- * [N / 8, K / 64, 8, 64] or [F / 8, 2, K / 64, 8, 64]. */
+ * [N / 8, K / 64, 8, 64] or [F / 8, 2, K / 64, 8, 64]. With rope [heads, D / 16, 2, 8, K]: eight rows of a head's first half, the eight
+ * that they are rotated with. */
 static int map_weights(CUtensorMap *map, const struct gemv_kernel *a, uint32_t panels)
 {
     const uint64_t k = (uint64_t)a->k, n = (uint64_t)a->n, f = n / 2, bytes = 2 * k;
 
+    if (a->rope.qkv) {
+        const uint64_t half = (uint64_t)a->rope.head_dim / 2;
+        uint64_t dims[5] = { k, 8, 2, half / 8, n / (2 * half) }, strides[4] = { bytes, bytes * half, 8 * bytes, 2 * half * bytes };
+        uint32_t box[5] = { PANEL, 8, 2, GROUP_ROWS / 16, 1 };
+        return tensor_map_elem(map, a->w, 5, dims, strides, box);
+    }
     if (panels > 1 && a->silu_mul) {
         uint64_t dims[5] = { PANEL, 8, k / PANEL, 2, f / 8 }, strides[4] = { bytes, PANEL_ROW_BYTES, bytes * f, 8 * bytes };
         uint32_t box[5] = { PANEL, 8, panels, 2, GROUP_ROWS / 16 };
@@ -522,6 +674,11 @@ extern "C" int ELEM_NAME(launch_gemm_skinny_planned)(const struct gemv_kernel *a
     if (!NORMS && (a->add.residual || a->scale.squares)) return ERR_UNSUPPORTED;
     if (plan->how != SKINNY_SPLIT && (plan->ctas * 4 + 64 > MATMUL_COUNTER_BYTES ||
         (size_t)plan->ctas * plan->groups * GROUP_ROWS * plan->rows * sizeof(float) > GEMM_SKINNY_WORKSPACE_BYTES)) return ERR_UNSUPPORTED;
+    if (a->rope.qkv) {
+        const struct rope_store_kernel *r = &a->rope;
+        if (a->silu_mul || a->out_f32 || a->add.residual || (r->head_dim != 64 && r->head_dim != 128) || a->n != (r->num_heads + 2 * r->num_kv_heads) * r->head_dim ||
+            !r->q_norm != !r->k_norm || (r->q_norm && plan->groups * GROUP_ROWS < r->head_dim) || r->block_size < 1) return ERR_UNSUPPORTED;
+    }
     if ((uint64_t)plan->tiles * plan->steps * (plan->ctas + 1) >> 31) return ERR_UNSUPPORTED;
     if (map_weights(&w_map, a, (uint32_t)plan->panels) < 0 || tensor_map_elem(&x_map, a->x, 2, x_dims, x_strides, x_box) < 0) return ERR_INTERNAL;
     p.out = a->out;
@@ -538,6 +695,8 @@ extern "C" int ELEM_NAME(launch_gemm_skinny_planned)(const struct gemv_kernel *a
     p.silu_mul = a->silu_mul;
     p.add = a->add;
     p.scale = a->scale;
+    p.rope = a->rope;
+    p.half_log2 = a->rope.head_dim == 128 ? 6 : 5;
     if (a->add.residual) *a->add.num_pieces = plan->tiles;
     switch (plan->rows) {
     case 16:  return launch_rows<16>(w_map, x_map, p, *plan, l);
@@ -556,7 +715,7 @@ extern "C" int ELEM_NAME(launch_gemm_skinny)(const struct gemv_kernel *a, const 
 
     if (l->sm != 90 || a->cut < 0 || a->cut > GEMM_SKINNY_CUTS || a->num_tokens < 1 || a->num_tokens > GEMM_SKINNY_MAX_ROWS || a->n < 1 || a->k < 8 || a->k % 8 != 0) return ERR_UNSUPPORTED;
     if (!a->counters || !a->workspace || (a->silu_mul && (a->out_f32 || a->n % 16 != 0))) return ERR_UNSUPPORTED;
-    plan = gemm_skinny_plan_for(a->num_tokens, a->n, a->k, a->cut, l->num_sms);
+    plan = gemm_skinny_plan_for(a->num_tokens, a->n, a->k, a->cut == 0 && a->rope.qkv ? 2 : a->cut, l->num_sms);
     return ELEM_NAME(launch_gemm_skinny_planned)(a, &plan, l);
 }
 

@@ -9,6 +9,7 @@ static const struct { enum gemm_skinny_how how; int32_t groups, panels, cluster;
     { SKINNY_DEALT, 1, 1, 1 }, { SKINNY_DEALT, 2, 1, 1 }, { SKINNY_DEALT, 1, 2, 1 }, { SKINNY_DEALT, 1, 4, 1 }, { SKINNY_DEALT, 2, 2, 1 },
     { SKINNY_SPLIT, 1, 1, 2 }, { SKINNY_SPLIT, 1, 1, 4 }, { SKINNY_SPLIT, 1, 1, 8 }, { SKINNY_SPLIT, 1, 2, 2 }, { SKINNY_SPLIT, 1, 2, 4 },
     { SKINNY_SPLIT, 1, 2, 8 }, { SKINNY_SPLIT, 1, 4, 2 }, { SKINNY_SPLIT, 2, 2, 2 },
+    { SKINNY_SPLIT, 2, 1, 4 },
 };
 
 static int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
@@ -45,6 +46,13 @@ struct gemm_skinny_plan gemm_skinny_plan_cut(int32_t t, int32_t n, int32_t k, in
     while (p.stages < deepest && gemm_skinny_smem(&p, p.stages + 1) <= smem_bytes) p.stages++;
     if (p.stages < 2) p.stages = 0;
     return p;
+}
+
+bool gemm_skinny_rotates(int cut, int32_t head_dim, bool norms_heads)
+{
+    const int groups = cuts[cut - 1].groups;
+    if ((head_dim != 64 && head_dim != 128) || (norms_heads && groups * 64 < head_dim)) return false;
+    return groups == 2 || (cuts[cut - 1].how == SKINNY_SPLIT && cuts[cut - 1].panels <= 2);
 }
 
 struct gemm_skinny_plan gemm_skinny_plan_for(int32_t t, int32_t n, int32_t k, int cut, int num_sms)

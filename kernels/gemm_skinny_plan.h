@@ -32,6 +32,8 @@ struct launch;
 /* cut: 1..GEMM_SKINNY_CUTS. n: rows of w. smem_bytes: up to GEMM_SKINNY_SMEM_MAX. */
 struct gemm_skinny_plan gemm_skinny_plan_cut(int32_t t, int32_t n, int32_t k, int cut, int max_ctas, int smem_bytes);
 struct gemm_skinny_plan gemm_skinny_plan_for(int32_t t, int32_t n, int32_t k, int cut, int num_sms);       /* cut 0: its choice */
+/* Whether launch_gemm_skinny takes rope with this cut. norms_heads: a head's norm wants all of it in one cta. */
+bool gemm_skinny_rotates(int cut, int32_t head_dim, bool norms_heads);
 int gemm_skinny_smem(const struct gemm_skinny_plan *p, int stages);
 int launch_gemm_skinny_planned(const struct gemv_kernel *a, const struct gemm_skinny_plan *plan, const struct launch *l);
 #ifdef __cplusplus

@@ -361,6 +361,7 @@ extern "C" int ELEM_NAME(launch_gemv)(const struct gemv_kernel *a, const struct 
     if (a->num_tokens < 1 || a->num_tokens > GEMV_MAX_ROWS || a->n < 1 || a->k < 8 || a->k % 8 != 0) return ERR_UNSUPPORTED;
     if (a->silu_mul && (a->out_f32 || a->n % 2 != 0)) return ERR_UNSUPPORTED;
     if ((a->add.residual || a->scale.squares) && l->f16) return ERR_UNSUPPORTED;
+    if (a->rope.qkv) return ERR_UNSUPPORTED;
     if (a->add.residual && (a->silu_mul || a->n > NORM_PIECES * NT * TILE)) return ERR_UNSUPPORTED;
     plan = gemv_plan_for(a->silu_mul ? a->n / 2 : a->n, a->k, a->silu_mul, l->sm, l->num_sms);
     return ELEM_NAME(launch_gemv_planned)(a, &plan, l);

@@ -61,6 +61,7 @@ struct kv_layer { void *k, *v; int64_t num_blocks; };
 enum { MATMUL_SAME = 16 };
 struct matmul_shape {
     int64_t rows, cols; bool out_f32, silu_mul, beside_norm;       /* beside_norm: one of the two products of a matmul_norm */
+    int32_t rope_head; bool norms_heads;                           /* the product of a matmul_rope: its head_dim, with q_norm and k_norm; else 0 */
     int32_t max_tokens, num_w;
     const struct weight *w[MATMUL_SAME];
     void *x, *out, *spare; size_t spare_bytes;

@@ -110,17 +110,20 @@ struct norm_scale { const float *squares; int32_t num_pieces; float eps; };
 enum { GEMV_MAX_ROWS = 16 };
 /* out [T, N] = x [T, K] * w [N, K]^T, T <= GEMV_MAX_ROWS, fp32 sums; out elements, or f32 when out_f32. silu_mul: w is [2F, K], gate
  * rows then up rows, and out is [T, F] = silu(gate) * up. K % 8 == 0. A row's sum has one order, whatever T.
+ * rope (launch_gemm_skinny; rope.qkv NULL: none): the product of q, k and v, N = (H + 2 Hk) D, does to its sums what launch_rope_store does
+ * to qkv, for D of 64 and 128: q goes to rope.qkv, k and v to the cache, out is not used. Reads positions and slots before pdl_wait(): who
+ * writes these triggers its dependents only when it is done.
  * counters: MATMUL_COUNTER_BYTES of device memory, zeroed once at start, left zeroed, of one stream: with it the ctas deal the rows of
  * w among themselves as they get on; NULL: in equal shares. workspace: only launch_gemm_skinny wants it, contents free. */
 enum { MATMUL_COUNTER_BYTES = 4096 };
 struct gemv_kernel { const void *x, *w; void *out; int32_t num_tokens, n, k; bool out_f32, silu_mul; void *counters, *workspace; int32_t cut;
-                     struct norm_add add; struct norm_scale scale; };
+                     struct norm_add add; struct norm_scale scale; struct rope_store_kernel rope; };
 int launch_gemv(const struct gemv_kernel *a, const struct launch *l);
 /* The same for T <= GEMM_SKINNY_MAX_ROWS through the warpgroup matrix units: sm_90 only, F % 8 == 0 with silu_mul; needs counters and a
  * workspace of GEMM_SKINNY_WORKSPACE_BYTES. cut: how the work is cut over the device, 1..GEMM_SKINNY_CUTS (ERR_UNSUPPORTED where one
  * does not suit); 0: its own choice. A sum's order is fixed by N, K, the bucket of T, the cut and the device. Ctas that share a tile
  * wait for each other: on one device only one stream may launch it. */
-enum { GEMM_SKINNY_MAX_ROWS = 128, GEMM_SKINNY_WORKSPACE_BYTES = 10 << 20, GEMM_SKINNY_CUTS = 13 };
+enum { GEMM_SKINNY_MAX_ROWS = 128, GEMM_SKINNY_WORKSPACE_BYTES = 10 << 20, GEMM_SKINNY_CUTS = 14 };
 int launch_gemm_skinny(const struct gemv_kernel *a, const struct launch *l);
 
 /* ---- matrix products of many rows ---- */

@@ -150,7 +150,9 @@ static int tell_loaded(struct model *model, struct err *err)
     const struct activations *act = &model->act;
     struct matmul_shape shapes[5];
     int n = 0;
-    shapes[n++] = shape_of(model, W_QKV, act->normed, act->wide);
+    shapes[n] = shape_of(model, W_QKV, act->normed, act->wide);
+    shapes[n].rope_head = model->config.head_dim;
+    shapes[n++].norms_heads = weights_get(&model->weights, W_Q_NORM, 0)->data != NULL;
     shapes[n++] = shape_of(model, W_O, act->inner, act->x);
     shapes[n] = shape_of(model, W_GATE_UP, act->normed, act->wide);
     shapes[n++].silu_mul = true;

@@ -94,6 +94,7 @@ static void say_where(const struct product *p, int t, const struct gemm_skinny_p
 /* Twice in a row, so the second finds the residual of the first. */
 static void run_add(struct product *p, int t, const struct gemm_skinny_plan *plan, int pdl)
 {
+    if (!gpu_turn()) return;
     enum { AGAIN = 2 };
     const size_t n = (size_t)p->n, all = (size_t)T_MAX * n, squares_bytes = (size_t)4 * T_MAX * NORM_PIECES;
     float *before = malloc(4 * all), *residual = malloc(4 * all), *weight = malloc(4 * n), *squares = malloc(squares_bytes);
@@ -145,6 +146,7 @@ static void run_add(struct product *p, int t, const struct gemm_skinny_plan *pla
 
 static void run_scale(struct product *p, int t, int pieces, bool f32, const struct gemm_skinny_plan *plan, int pdl)
 {
+    if (!gpu_turn()) return;
     const size_t outs = (size_t)(p->silu ? p->n / 2 : p->n), n = (size_t)p->n, bytes = (size_t)T_MAX * outs * (f32 ? 4 : 2);
     unsigned char *got = malloc(bytes);
     float *squares = malloc((size_t)4 * T_MAX * NORM_PIECES);
@@ -243,6 +245,123 @@ static void norm_refused(void **state)
     product_free(&p);
 }
 
+/* ---- the product of q, k and v ---- */
+
+enum { ROPE_BLOCK = 16, ROPE_POSITIONS = 40 };
+
+static double of_head(const double *head, int i, int dim, double scale, const float *weight, const float *turn)
+{
+    const int half = dim / 2, low = i % half;
+    double a = head[low] * scale * (weight ? (double)weight[low] : 1), b = head[low + half] * scale * (weight ? (double)weight[low + half] : 1);
+    if (!turn) return i < half ? a : b;
+    return i < half ? a * (double)turn[low] - b * (double)turn[low + half] : b * (double)turn[low] + a * (double)turn[low + half];
+}
+
+static void run_rope(struct product *p, int t, int heads, int kv_heads, int dim, bool bias, bool norms, bool scaled, const struct gemm_skinny_plan *plan, int pdl)
+{
+    if (!gpu_turn()) return;
+    enum { CACHE_BLOCKS = T_MAX / ROPE_BLOCK + 1, SLOTS = CACHE_BLOCKS * ROPE_BLOCK };
+    const size_t n = (size_t)p->n, all = (size_t)T_MAX * n, cache = (size_t)SLOTS * (size_t)(kv_heads * dim);
+    const int num_heads = heads + 2 * kv_heads;
+    float *b = malloc(4 * n), *q_norm = malloc(4 * (size_t)dim), *k_norm = malloc(4 * (size_t)dim), *turns = malloc(4 * ROPE_POSITIONS * (size_t)dim);
+    float *squares = malloc((size_t)4 * T_MAX * NORM_PIECES);
+    double head[128], d = 0, s = 0;
+    int32_t positions[T_MAX];
+    int64_t slots[T_MAX];
+    uint16_t *out = malloc(2 * all), *k = malloc(2 * cache), *v = malloc(2 * cache);
+    uint64_t seed = 11 + (uint64_t)t * 3 + (uint64_t)p->n;
+    struct launch l = gpu_launch(pdl);
+
+    for (size_t i = 0; i < n; i++) b[i] = 0.5f * rng_normal(&seed);
+    for (int i = 0; i < dim; i++) {
+        q_norm[i] = 1 + 0.3f * rng_normal(&seed);
+        k_norm[i] = 1 + 0.3f * rng_normal(&seed);
+    }
+    for (int i = 0; i < ROPE_POSITIONS * dim; i++) turns[i] = rng_normal(&seed);
+    memset(squares, 0xFF, (size_t)4 * T_MAX * NORM_PIECES);
+    for (int r = 0; r < T_MAX; r++) {
+        positions[r] = (int32_t)(rng_next(&seed) % ROPE_POSITIONS);
+        slots[r] = r % 7 == 3 ? -1 : (r * 37 + 5) % SLOTS;             /* SLOTS and 37 have no common factor */
+        squares[(size_t)r * NORM_PIECES] = (float)(r + 1) * (float)p->k;
+    }
+    float *d_b = gpu_copy(b, 4 * n), *d_q = gpu_copy(q_norm, 4 * (size_t)dim), *d_k = gpu_copy(k_norm, 4 * (size_t)dim);
+    float *d_turns = gpu_copy(turns, 4 * ROPE_POSITIONS * (size_t)dim), *d_squares = gpu_copy(squares, (size_t)4 * T_MAX * NORM_PIECES);
+    int32_t *d_positions = gpu_copy(positions, sizeof positions[0] * (size_t)t);
+    int64_t *d_slots = gpu_copy(slots, sizeof slots[0] * (size_t)t);
+    uint16_t *d_kc = gpu_new(2 * cache), *d_vc = gpu_new(2 * cache);
+    struct gemv_kernel a = { .x = p->dx, .w = p->dw, .num_tokens = t, .n = p->n, .k = p->k, .counters = p->counters, .workspace = p->workspace,
+                             .rope = { .qkv = p->dout, .bias = bias ? d_b : NULL, .q_norm = norms ? d_q : NULL, .k_norm = norms ? d_k : NULL,
+                                       .cos_sin = d_turns, .positions = d_positions, .slot_mapping = d_slots, .k = d_kc, .v = d_vc, .num_tokens = t,
+                                       .num_heads = heads, .num_kv_heads = kv_heads, .head_dim = dim, .block_size = ROPE_BLOCK, .eps = 1e-6f } };
+    if (scaled) a.scale = (struct norm_scale){ d_squares, 1, 1e-5f };
+    CUDA_MUST(cudaMemset(p->dout, 0xFF, 2 * all));
+    for (int again = 0; again < 2; again++)
+        assert_int_equal(plan ? launch_gemm_skinny_planned(&a, plan, &l) : launch_gemm_skinny(&a, &l), 0);
+    gpu_sync();
+    gpu_read(out, p->dout, 2 * all);
+    gpu_read(k, d_kc, 2 * cache);
+    gpu_read(v, d_vc, 2 * cache);
+    for (int r = 0; r < t; r++) {
+        double scale = scaled ? 1 / sqrt((double)squares[(size_t)r * NORM_PIECES] / p->k + (double)1e-5f) : 1;
+        for (int h = 0; h < num_heads; h++) {
+            const bool is_v = h >= heads + kv_heads, is_k = h >= heads && !is_v;
+            const int at_head = h - (is_v ? heads + kv_heads : heads);
+            double sum = 0;
+            for (int i = 0; i < dim; i++) {
+                head[i] = p->raw[(size_t)r * n + (size_t)(h * dim + i)] * scale + (bias ? (double)b[h * dim + i] : 0);
+                sum += head[i] * head[i];
+            }
+            double norm = norms && !is_v ? 1 / sqrt(sum / dim + (double)1e-6f) : 1;
+            for (int i = 0; i < dim; i++) {
+                double want = of_head(head, i, dim, norm, !norms || is_v ? NULL : is_k ? k_norm : q_norm, is_v ? NULL : turns + positions[r] * dim), got;
+                if (h < heads) {
+                    got = (double)of_elem(out[(size_t)r * n + (size_t)(h * dim + i)]);
+                } else {
+                    if (slots[r] < 0) continue;
+                    size_t place = (((size_t)(slots[r] / ROPE_BLOCK) * (size_t)kv_heads + (size_t)at_head) * ROPE_BLOCK + (size_t)(slots[r] % ROPE_BLOCK)) * (size_t)dim + (size_t)i;
+                    got = (double)of_elem((is_v ? v : k)[place]);
+                    (is_v ? v : k)[place] = 0xFFFF;        /* seen */
+                }
+                d += (got - want) * (got - want);
+                s += want * want;
+            }
+        }
+    }
+    if (!(sum_error(d, s) < gpu_tolerance(4e-3))) say_where(p, t, plan, "rope", sum_error(d, s));
+    for (size_t i = 0; i < cache; i++)
+        if (k[i] != 0xFFFF || v[i] != 0xFFFF) say_where(p, t, plan, "a slot that is nobody's", 0);
+    for (size_t i = (size_t)t * n; i < all; i++)
+        if (out[i] != 0xFFFF) say_where(p, t, plan, "rope wrote behind its rows", 0);
+    free(b); free(q_norm); free(k_norm); free(turns); free(squares); free(out); free(k); free(v);
+    gpu_free(d_b); gpu_free(d_q); gpu_free(d_k); gpu_free(d_turns); gpu_free(d_squares); gpu_free(d_positions); gpu_free(d_slots); gpu_free(d_kc); gpu_free(d_vc);
+}
+
+static void rope(void **state)
+{
+    static const struct { int heads, kv_heads, dim, k; } shapes[] = { { 3, 1, 64, 584 }, { 9, 3, 64, 576 }, { 4, 2, 128, 1024 }, { 5, 1, 128, 1160 } };
+    static const int rows[] = { 1, 9, 16, 33, 48, 64, 100, 128 };
+    int ran[GEMM_SKINNY_CUTS + 1] = { 0 }, count = 0;
+    (void)state;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        const int heads = shapes[i].heads, kv_heads = shapes[i].kv_heads, dim = shapes[i].dim;
+        struct product p;
+        product_new(&p, (heads + 2 * kv_heads) * dim, shapes[i].k, false);
+        for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
+            run_rope(&p, rows[r], heads, kv_heads, dim, r % 2, r % 3 > 0, false, NULL, r % 2);
+            for (int cut = 1; cut <= GEMM_SKINNY_CUTS; cut++)
+                for (int ctas = 7; ctas <= 132; ctas += 125, count++) {
+                    struct gemm_skinny_plan plan = gemm_skinny_plan_cut(rows[r], p.n, p.k, cut, ctas, GEMM_SKINNY_SMEM_MAX);
+                    if (plan.stages < 2 || !gemm_skinny_rotates(cut, dim, false)) continue;
+                    run_rope(&p, rows[r], heads, kv_heads, dim, count % 2, gemm_skinny_rotates(cut, dim, true) && count % 3 > 0, !gpu_f16 && count % 5 > 1, &plan, ctas != 7);
+                    ran[cut]++;
+                }
+        }
+        product_free(&p);
+    }
+    for (int cut = 1; cut <= GEMM_SKINNY_CUTS; cut++)
+        if (ran[cut] == 0 && gemm_skinny_rotates(cut, 64, false)) fail_msg("cut %d suited no shape", cut);
+}
+
 static void every_bucket(void **state)
 {
     static const struct { int n, k; bool silu; } shapes[] = { { 1, 8, false }, { 264, 584, false }, { 130, 2056, false }, { 1000, 1024, false },
@@ -284,7 +403,7 @@ static void every_cut(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(every_bucket), cmocka_unit_test(every_cut), cmocka_unit_test(norm_halves), cmocka_unit_test(norm_refused) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(every_bucket), cmocka_unit_test(every_cut), cmocka_unit_test(norm_halves), cmocka_unit_test(norm_refused), cmocka_unit_test(rope) };
     if (gpu_absent()) return GPU_SKIP;
     if (gpu_launch(0).sm != 90) { printf("skipped: not an sm_90 device\n"); return GPU_SKIP; }
     int failed = 0;

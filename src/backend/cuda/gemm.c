@@ -10,10 +10,11 @@
 
 #include "cublaslt.h"
 #include "gemm_cache.h"
+#include "gemm_skinny_plan.h"
 #include "gemm_sm90_plan.h"
 #include "gemm_ways.h"
 
-enum { KERNELS_REVISION = 5 };                             /* raised when an own kernel changes: old timings are forgotten */
+enum { KERNELS_REVISION = 6 };                             /* raised when an own kernel changes: old timings are forgotten */
 
 static int lt_error(struct err *err, cublasStatus_t status, const char *what)
 {
@@ -90,7 +91,7 @@ struct gemm_kernel gemm_own_product(const struct gemm_args *a)
 struct gemv_kernel gemm_few_rows(const struct gemm *g, const struct gemm_args *a, uint64_t cut)
 {
     return (struct gemv_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k, .out_f32 = a->out_f32,
-                                 .silu_mul = a->silu_mul, .add = a->add, .scale = a->scale, .counters = g->counters,
+                                 .silu_mul = a->silu_mul, .add = a->add, .scale = a->scale, .rope = a->rope, .counters = g->counters,
                                  .workspace = g->workspace_bytes >= GEMM_SKINNY_WORKSPACE_BYTES ? g->workspace : NULL, .cut = (int32_t)cut };
 }
 
@@ -174,7 +175,7 @@ int gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct lau
     cublasLtMatmulAlgo_t algo;
     cublasStatus_t status;
 
-    if (a->silu_mul || a->add.residual || a->scale.squares || a->k % 8 != 0 || a->num_tokens < 1) return err_set(err, ERR_UNSUPPORTED, "matrix product %d x %d", a->n, a->k);
+    if (a->silu_mul || a->add.residual || a->scale.squares || a->rope.qkv || a->k % 8 != 0 || a->num_tokens < 1) return err_set(err, ERR_UNSUPPORTED, "matrix product %d x %d", a->n, a->k);
     if ((status = gemm_product_init(g, &p, a->num_tokens, a->n, a->k, a->out_f32)) != CUBLAS_STATUS_SUCCESS) return lt_error(err, status, "matrix product");
     e = gemm_table_find(&g->table, a->n, a->k, fresh.rows, a->out_f32, false);
     if (!e || e->how != GEMM_LIBRARY) {
@@ -224,6 +225,21 @@ bool gemm_fuses_norm(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, i
     if (next == GEMM_APART) next = way_of(g, num_tokens, next_n, n, false, false).how;
     if (how == GEMM_GEMV && next == GEMM_GEMV) return gemv_gains_by_norm(num_tokens, n);
     return (how == GEMM_GEMV || how == GEMM_SKINNY) && (next == GEMM_GEMV || next == GEMM_SKINNY);
+}
+
+bool gemm_entry_rotates(const struct gemm_entry *e, int32_t head_dim, bool norms_heads)
+{
+    return e->how == GEMM_SKINNY && gemm_skinny_rotates((int)e->algo[0], head_dim, norms_heads);
+}
+
+bool gemm_fuses_rope(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, int32_t head_dim, bool norms_heads)
+{
+    enum { ROPE_IN_PRODUCT = 1 };                          /* 0: rope_store as a kernel of its own, whatever the product's way */
+    struct gemm_entry e;
+
+    if (!ROPE_IN_PRODUCT || num_tokens > GEMM_SKINNY_MAX_ROWS) return false;
+    e = way_of(g, num_tokens, n, k, false, false);
+    return gemm_entry_rotates(&e, head_dim, norms_heads);
 }
 
 static int own_error(struct err *err, int rc, const struct gemm_args *a)

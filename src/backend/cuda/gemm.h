@@ -35,18 +35,23 @@ struct gemm_args {
     bool out_f32;
     bool silu_mul;                 /* w [2F, K], n = 2F, out [T, F]: only where gemm_fuses_silu() */
     struct norm_add add; struct norm_scale scale;          /* only where gemm_fuses_norm() */
+    struct rope_store_kernel rope;                         /* qkv NULL: none; only where gemm_fuses_rope() */
 };
 /* 0, ERR_UNSUPPORTED (K % 8 != 0, or silu_mul or a norm where it is not fused) or ERR_INTERNAL with the library's status in err. */
 int  gemm_run(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err);
 bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k);
 /* Whether a product [n, k] can take norm_add and the one behind it, [next_n, n], norm_scale. */
 bool gemm_fuses_norm(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, int32_t next_n, bool next_silu);
+/* Whether the product of q, k and v can do what launch_rope_store does. norms_heads: with q_norm and k_norm. */
+bool gemm_fuses_rope(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, int32_t head_dim, bool norms_heads);
 /* The same through the library whatever T is (measurements). */
 int  gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err);
 
 enum { GEMM_MAX_COPIES = 16, GEMM_MAX_SHAPES = 32 };
 struct gemm_shape {
     int32_t n, k; bool out_f32, silu_mul;        /* silu_mul: what is multiplied is gate and up, and wanted is silu(gate) * up */
+    int32_t rope_head;             /* the product of q, k and v, which gemm_fuses_rope() may give the rotation: head_dim; else 0 */
+    bool norms_heads;
     bool beside_norm;              /* one of two products with a norm between them, which gemm_fuses_norm() may give them */
     int32_t max_rows;              /* of this product; 0: the largest step */
     /* Where to time it, when there is no scratch memory: weights of this shape, of different layers, are read; x [max_rows, K],

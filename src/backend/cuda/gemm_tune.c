@@ -25,7 +25,8 @@ static const size_t LEAD_BYTES = (size_t)256 << 20;        /* cleared ahead of a
 enum { LEAD_PIECES = 16, NOISE_BYTES = 1 << 20 };
 
 enum { CHECK_COLS = 1024, CHECK_PARTS = 4 };               /* both ends of the first and of the last row */
-static const float NORM_US = 1.5f;                         /* what a norm takes in line at least: two products that take it in save that much together */
+/* What small kernels take in line at least: two products that take a norm in save that much together, that of q, k and v saves rope_store. */
+static const float NORM_US = 1.5f, ROPE_US = 1.0f;
 static const double CHECK_ERROR = 2e-2;                    /* |own - library| / |library|: sums in another order, rounded to bf16, stay below 5e-3 */
 
 /* What the library makes of the first copy of w, and silu(gate) * up of it. */
@@ -301,6 +302,15 @@ static void enter_own(struct contest *c, const struct bench *b, const struct gem
     }
 }
 
+/* What a way saves beside itself. The hidden size is one side of the weight, mostly the smaller one. */
+static float saves_us(const struct gemm *g, const struct gemm_shape *shape, int32_t rows, const struct gemm_entry *way)
+{
+    const int32_t hidden = shape->n < shape->k ? shape->n : shape->k;
+    bool norm = shape->beside_norm && !g->f16 && (way->how == GEMM_SKINNY || (way->how == GEMM_GEMV && gemv_gains_by_norm(rows, hidden)));
+    bool rope = shape->rope_head > 0 && gemm_entry_rotates(way, shape->rope_head, shape->norms_heads);
+    return (norm ? NORM_US / 2 : 0) + (rope ? ROPE_US : 0);
+}
+
 /* Each way once, one behind the other on a device that is kept busy until all are queued; the ones that run, fastest first. */
 static void first_round(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, struct product *p, struct contest *c)
 {
@@ -325,19 +335,11 @@ static void first_round(struct gemm *g, struct bench *b, const struct gemm_shape
         float us = 0;
         int at = i;
         if (cudaEventElapsedTime(&us, b->laps[i], b->laps[i + 1]) != cudaSuccess) us = 1e9f;
+        us -= saves_us(g, shape, rows, &way);
         for (; at > 0 && c->us[at - 1] > us; at--) c->ways[at] = c->ways[at - 1], c->us[at] = c->us[at - 1];
         c->ways[at] = way;
         c->us[at] = us;
     }
-}
-
-/* The hidden size is one side of the weight, mostly the smaller one. */
-static bool takes_norm(const struct gemm *g, const struct candidate *c)
-{
-    const int32_t hidden = c->shape->n < c->shape->k ? c->shape->n : c->shape->k;
-
-    if (!c->shape->beside_norm || g->f16) return false;
-    return c->way->how == GEMM_SKINNY || (c->way->how == GEMM_GEMV && gemv_gains_by_norm(c->rows, hidden));
 }
 
 static void final_round(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, struct product *p, const struct contest *c, int runs,
@@ -352,7 +354,7 @@ static void final_round(struct gemm *g, struct bench *b, const struct gemm_shape
         if (*kind == FINALISTS - 2) continue;              /* two of the other kind at least */
         ++*kind;
         us = time_candidate(g, b, &now, runs, false);
-        if (us > 0 && takes_norm(g, &now)) us = fmaxf(us - NORM_US / 2, 0.1f);
+        if (us > 0) us = fmaxf(us - saves_us(g, shape, rows, now.way), 0.1f);
         if (us <= 0 || (best->tuned && us >= best->us)) continue;
         if (now.way->how != GEMM_LIBRARY && !agrees(g, b, &now)) continue;
         *best = *now.way;

@@ -44,6 +44,8 @@ cublasStatus_t gemm_multiply(struct gemm *g, struct product *p, const void *x, c
 void gemm_entry_set(struct gemm_entry *e, const cublasLtMatmulHeuristicResult_t *result);
 void gemm_entry_set_plan(struct gemm_entry *e, const struct gemm_sm90_plan *plan);
 struct gemm_sm90_plan gemm_entry_plan(const struct gemm_entry *e);
+/* Whether this way of the product of q, k and v can do what launch_rope_store does. */
+bool gemm_entry_rotates(const struct gemm_entry *e, int32_t head_dim, bool norms_heads);
 
 /* The same product as the own kernels take it. cut: of launch_gemm_skinny; 0: the rule's. */
 struct gemm_kernel gemm_own_product(const struct gemm_args *a);

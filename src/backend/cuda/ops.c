@@ -115,6 +115,13 @@ static void cuda_rope_store(struct backend *b, const struct rope_store_args *arg
 
 static void cuda_matmul_rope(struct backend *b, const struct matmul_rope_args *args)
 {
+    int32_t n = (int32_t)args->w->rows, k = (int32_t)args->w->cols;
+
+    if (gemm_fuses_rope(b->gemm, args->rope.num_tokens, n, k, args->rope.head_dim, args->rope.q_norm != NULL)) {
+        product(b, &(struct gemm_args){ .x = args->x, .w = args->w->data, .num_tokens = args->rope.num_tokens, .n = n, .k = k,
+                                        .scale = scale_left(b, args->x), .rope = rope_kernel(&args->rope) }, "matmul_rope");
+        return;
+    }
     cuda_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->rope.qkv, .num_tokens = args->rope.num_tokens });
     cuda_rope_store(b, &args->rope);
 }

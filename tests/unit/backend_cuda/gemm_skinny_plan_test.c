@@ -24,8 +24,19 @@ static void cuts_fit(void **state)
                 }
 }
 
+static void heads_fit_a_tile(void **state)
+{
+    (void)state;
+    for (int cut = 1; cut <= GEMM_SKINNY_CUTS; cut++) {
+        struct gemm_skinny_plan p = gemm_skinny_plan_cut(64, 4096, 4096, cut, 132, GEMM_SKINNY_SMEM_MAX);
+        assert_false(gemm_skinny_rotates(cut, 96, false));
+        assert_int_equal(gemm_skinny_rotates(cut, 128, false), gemm_skinny_rotates(cut, 64, true));
+        assert_int_equal(gemm_skinny_rotates(cut, 128, true), p.groups == 2);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(cuts_fit) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(cuts_fit), cmocka_unit_test(heads_fit_a_tile) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
