@@ -89,21 +89,35 @@ __device__ __forceinline__ void pdl_wait()
 #endif
 }
 
-/* One launch, with the dependent-launch attribute where asked for. Returns 0 or ERR_INTERNAL. */
+/* One launch of clusters of so many blocks (x; 1: none), with the dependent-launch attribute where asked for. Returns 0 or ERR_INTERNAL. */
 template <typename... Params, typename... Args>
-static int launch_kernel(const struct launch *l, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, Args... args)
+static int launch_clusters(const struct launch *l, int cluster, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, Args... args)
 {
-    cudaLaunchAttribute attribute = {};
+    cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = smem;
     config.stream = (cudaStream_t)l->stream;
-    config.attrs = &attribute;
-    config.numAttrs = l->pdl && l->sm >= 90 ? 1 : 0;
+    config.attrs = attributes;
+    if (cluster > 1) {
+        cudaLaunchAttribute *attribute = &attributes[config.numAttrs++];
+        attribute->id = cudaLaunchAttributeClusterDimension;
+        attribute->val.clusterDim.x = (unsigned)cluster;
+        attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
+    }
+    if (l->pdl && l->sm >= 90) {
+        cudaLaunchAttribute *attribute = &attributes[config.numAttrs++];
+        attribute->id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute->val.programmaticStreamSerializationAllowed = 1;
+    }
     return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...) == cudaSuccess ? 0 : ERR_INTERNAL;
+}
+
+template <typename... Params, typename... Args>
+static int launch_kernel(const struct launch *l, void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, Args... args)
+{
+    return launch_clusters(l, 1, kernel, grid, block, smem, args...);
 }
 
 /* ---- loads ---- */

@@ -392,26 +392,13 @@ template <class C> static int launch_config(const struct gemm_kernel *a, const s
     p.out_f32 = a->out_f32;
     p.w_l2 = rows <= ONCE_ROWS && !a->out_f32 ? L2_EVICT_FIRST : L2_EVICT_NORMAL;
 
-    cudaLaunchAttribute attributes[2] = {};
-    cudaLaunchConfig_t config = {};
     int64_t items = (int64_t)p.clusters_m * p.clusters_n;
-    config.blockDim = dim3(C::THREADS);
-    config.dynamicSmemBytes = smem;
-    config.stream = (cudaStream_t)l->stream;
-    config.attrs = attributes;
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = (unsigned)cluster;
-    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config.numAttrs = l->pdl ? 2 : 1;
     if (cudaFuncSetAttribute(gemm_wgmma<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, smem) != cudaSuccess) return ERR_INTERNAL;
 
     static const int resident[3] = { resident_clusters<C>(1, l->num_sms), resident_clusters<C>(2, l->num_sms), resident_clusters<C>(4, l->num_sms) };
     int at_once = resident[cluster / 2];
     if (at_once < 1 || (p.split > 1 && items > at_once)) return ERR_UNSUPPORTED;
-    config.gridDim = dim3((unsigned)(std::min<int64_t>(items, at_once) * cluster));
-    return cudaLaunchKernelEx(&config, gemm_wgmma<C>, p, x_map, w_map) == cudaSuccess ? 0 : ERR_INTERNAL;
+    return launch_clusters(l, cluster, gemm_wgmma<C>, dim3((unsigned)(std::min<int64_t>(items, at_once) * cluster)), dim3(C::THREADS), (size_t)smem, p, x_map, w_map);
 }
 
 } // namespace

@@ -528,30 +528,12 @@ static int team_size(int sm, int num_sms, int num_rows, int vocab_size)
 
 static int launch_teams(const struct sample_kernel *a, const struct launch *l, int ranks)
 {
-    cudaLaunchAttribute attributes[2] = {};
-    cudaLaunchConfig_t config = {};
     int tiles = (a->vocab_size + TILE - 1) / TILE;
     size_t shared = sizeof(struct sample_shared) + (size_t)((tiles + ranks - 1) / ranks) * (TILE / 8);
 
     if (cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) != cudaSuccess) return ERR_INTERNAL;
     if (ranks > 8 && cudaFuncSetAttribute(sample_rows, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) return ERR_INTERNAL;
-    if (ranks > 1) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-        attributes[config.numAttrs].val.clusterDim.x = ranks;
-        attributes[config.numAttrs].val.clusterDim.y = attributes[config.numAttrs].val.clusterDim.z = 1;
-        config.numAttrs++;
-    }
-    if (l->pdl && l->sm >= 90) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[config.numAttrs].val.programmaticStreamSerializationAllowed = 1;
-        config.numAttrs++;
-    }
-    config.gridDim = dim3(a->num_rows * ranks);
-    config.blockDim = dim3(SAMPLE_THREADS);
-    config.dynamicSmemBytes = shared;
-    config.stream = (cudaStream_t)l->stream;
-    config.attrs = attributes;
-    return cudaLaunchKernelEx(&config, sample_rows, *a, ranks) == cudaSuccess ? 0 : ERR_INTERNAL;
+    return launch_clusters(l, ranks, sample_rows, dim3(a->num_rows * ranks), dim3(SAMPLE_THREADS), shared, *a, ranks);
 }
 
 /* What a row needs lies in the shared memory of its team. */
