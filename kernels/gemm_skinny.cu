@@ -571,27 +571,11 @@ gemm_skinny(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ C
 template <int ROWS, int GROUPS, int PANELS, int HOW, bool ROPE>
 static int launch_one(const CUtensorMap &w_map, const CUtensorMap &x_map, const skinny_params &p, const struct gemm_skinny_plan &plan, const struct launch *l)
 {
-    cudaLaunchAttribute attributes[2] = {};
-    cudaLaunchConfig_t config = {};
     auto kernel = gemm_skinny<ROWS, GROUPS, PANELS, HOW, ROPE>;
 
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, GEMM_SKINNY_SMEM_MAX) != cudaSuccess) return ERR_INTERNAL;
-    config.gridDim = dim3(plan.ctas);
-    config.blockDim = dim3(GROUPS * WARPGROUP + WARP);
-    config.dynamicSmemBytes = gemm_skinny_smem(&plan, plan.stages);
-    config.stream = (cudaStream_t)l->stream;
-    config.attrs = attributes;
-    if (HOW == SKINNY_SPLIT) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-        attributes[config.numAttrs].val.clusterDim.x = plan.cluster;
-        attributes[config.numAttrs].val.clusterDim.y = 1;
-        attributes[config.numAttrs++].val.clusterDim.z = 1;
-    }
-    if (l->pdl) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    return cudaLaunchKernelEx(&config, kernel, w_map, x_map, p) == cudaSuccess ? 0 : ERR_INTERNAL;
+    return launch_clusters(l, HOW == SKINNY_SPLIT ? plan.cluster : 1, kernel, dim3(plan.ctas), dim3(GROUPS * WARPGROUP + WARP),
+                           (size_t)gemm_skinny_smem(&plan, plan.stages), w_map, x_map, p);
 }
 
 template <int ROWS>

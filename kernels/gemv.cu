@@ -283,28 +283,11 @@ __global__ void __launch_bounds__(MAX_THREADS, KS <= 4 ? 2 : 1) gemv(const gemv_
 template <int KS, int HALVES, bool SILU, bool STAGED>
 static int launch_one(const gemv_params &p, const struct gemv_plan &plan, size_t smem, const struct launch *l)
 {
-    cudaLaunchAttribute attributes[2] = {};
-    cudaLaunchConfig_t config = {};
     auto kernel = gemv<KS, HALVES, SILU, STAGED>;
 
     if (smem > 40 << 10 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem) != cudaSuccess)
         return ERR_INTERNAL;
-    config.gridDim = dim3(plan.clusters * plan.split);
-    config.blockDim = dim3(plan.warps * WARP);
-    config.dynamicSmemBytes = smem;
-    config.stream = (cudaStream_t)l->stream;
-    config.attrs = attributes;
-    if (l->pdl && l->sm >= 90) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    if (plan.split > 1) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-        attributes[config.numAttrs].val.clusterDim.x = plan.split;
-        attributes[config.numAttrs].val.clusterDim.y = 1;
-        attributes[config.numAttrs++].val.clusterDim.z = 1;
-    }
-    return cudaLaunchKernelEx(&config, kernel, p) == cudaSuccess ? 0 : ERR_INTERNAL;
+    return launch_clusters(l, plan.split, kernel, dim3(plan.clusters * plan.split), dim3(plan.warps * WARP), smem, p);
 }
 
 template <int KS, int HALVES, bool SILU>
