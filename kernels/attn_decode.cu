@@ -6,19 +6,28 @@
  *           random 16 KB blocks reach.
  * Launch    2 ctas a SM (1 for D = 256 and for few items) of 4 consumer warps and 1 producer warp; 110 to 220 KB shared memory: a ring of
  *           3 or 4 K and V tiles.
- * Order     tiles (at D = 64 quarters of them) in order inside a warp; warps, then parts of a cut item, by a fixed tree; where items are cut depends on the step's
- *           lengths, so a row's result depends on the batch only by rounding.
+ * Order     tiles (at D = 64 quarters of them) in order inside a warp; warps, then parts of a cut item, by a fixed tree; where items are
+ *           cut depends on the step's lengths, so a row's result depends on the batch only by rounding. An item that is dealt
+ *           is never cut: it does not matter who gets it.
  * Oracle    a float loop, tests/kernels/attn_decode_test.c.  Figures: kernels/README.md.
  * Why       The producer runs over the cta's whole range (attn_decode_plan.h), items back to back, so the ring never drains: reads
  *           in flight are what makes bandwidth. S^T = K Q^T and O^T = V^T P^T, with the tokens and then the columns of V as the 16
  *           rows of the matrix product and up to 8 query heads as its 8 columns: nothing is wasted on heads that are not there, and
  *           a warp's sums take half the registers. Each warp softmaxes its own tokens; warps meet once an item. Of a
  *           tile that the query sees in part only that part is read.
+ *           Many items: half of them are dealt by a counter, as some multiprocessors read a quarter faster than others. One is asked
+ *           for only when the ring has room for it: asked for earlier, half of what dealing gains is lost. A plan that may deal
+ *           (attn_decode_may_deal) has a kernel of its own: the other is up to a microsecond faster where work is small.
  * Early     The producer starts on KV of earlier steps before pdl_wait(): only a sequence's last tile and Q are of this step. It reads
  *           plan, lengths and tables for that: who writes them triggers its dependents only when it is done. */
 #include "attn_decode_plan.h"
 #include "common.cuh"
 #include "hopper.cuh"
+
+/* A bench that includes this file may note when a cta got where. */
+#ifndef ATTN_DECODE_MARK
+#define ATTN_DECODE_MARK(event) ((void)0)
+#endif
 
 namespace {
 
@@ -56,7 +65,7 @@ struct args {
     int32_t *counters;
     float4 *part_stats, *part_sums;
     int64_t q_stride;
-    int32_t max_blocks, block_size, num_seqs, num_heads, num_kv_heads, group, passes, window, stages, box_shift, range_shift;
+    int32_t max_blocks, block_size, num_seqs, num_heads, num_kv_heads, group, passes, window, stages, box_shift, ranges, range_shift;
     float scale;
 };
 
@@ -84,6 +93,11 @@ __device__ __forceinline__ void ring_wait(uint64_t *bar, uint32_t parity)
                      : "=r"(done) : "r"(smem_address(bar)), "r"(parity) : "memory");
     } while (!done);
 #endif
+}
+
+__device__ __forceinline__ void ring_arrive(uint64_t *bar)
+{
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" :: "r"(smem_address(bar)) : "memory");
 }
 
 __device__ __forceinline__ void load_matrices(uint32_t r[4], uint32_t address)
@@ -125,11 +139,16 @@ __device__ __forceinline__ walk walk_begin(const args &a)
     return { from.seq, from.item, from.tile, to.seq, to.item, to.tile, from.len, from.next_len };
 }
 
+__device__ __forceinline__ bool walk_done(const walk &w, const args &a)
+{
+    return w.seq > w.end_seq || w.seq >= a.num_seqs || (w.seq == w.end_seq && w.item == w.end_item && w.tile >= w.end_tile);
+}
+
 /* Next piece of the range; false at its end. A sequence without KV is one piece of no tiles. */
 template <int D> __device__ __forceinline__ bool walk_next(walk &w, const args &a, piece &p)
 {
     bool last = w.seq == w.end_seq && w.item == w.end_item;
-    if (w.seq > w.end_seq || w.seq >= a.num_seqs || (last && w.tile >= w.end_tile)) return false;
+    if (walk_done(w, a)) return false;
     attn_decode_tiles(dims<D>::TILE, a.window, w.len, &p.first_tile, &p.last_tile);
     p.seq = w.seq;
     p.item = w.item;
@@ -148,19 +167,30 @@ template <int D> __device__ __forceinline__ bool walk_next(walk &w, const args &
     return true;
 }
 
+/* All of an item that was dealt. */
+template <int D> __device__ __forceinline__ piece whole_item(const args &a, int seq, int item, int len)
+{
+    piece p = { seq, item, len, 0, 0, 0, 0 };
+    attn_decode_tiles(dims<D>::TILE, a.window, len, &p.first_tile, &p.last_tile);
+    p.tile = p.first_tile;
+    p.end = p.last_tile;
+    return p;
+}
+
 /* ---- shared memory ---- */
 
 template <int D> struct shared_parts {
     uint8_t *ring, *q, *merge;
     float *stats;                  /* [CONSUMERS][HEADS][2]: maximum, sum */
     uint64_t *full, *empty;        /* [stage][K, V] */
+    int4 *dealt;                   /* [stage]: the dealt item that begins here: sequence, item, length; sequence -1: there are no more */
     int *flag;
 };
 
 template <int D> __host__ __device__ __forceinline__ int shared_bytes(int stages)
 {
     return TILE_ALIGN + stages * (2 * dims<D>::SLOT_BYTES + dims<D>::Q_BYTES) + dims<D>::MERGE_BYTES + CONSUMERS * HEADS * 8 +
-           4 * RING_MAX * 8 + 16;
+           4 * RING_MAX * 8 + RING_MAX * 16 + 16;
 }
 
 template <int D> __device__ __forceinline__ shared_parts<D> shared_layout(uint8_t *base, int stages)
@@ -172,7 +202,8 @@ template <int D> __device__ __forceinline__ shared_parts<D> shared_layout(uint8_
     s.stats = reinterpret_cast<float *>(s.merge + dims<D>::MERGE_BYTES);
     s.full = reinterpret_cast<uint64_t *>(s.stats + CONSUMERS * HEADS * 2);
     s.empty = s.full + 2 * RING_MAX;
-    s.flag = reinterpret_cast<int *>(s.empty + 2 * RING_MAX);
+    s.dealt = reinterpret_cast<int4 *>(s.empty + 2 * RING_MAX);
+    s.flag = reinterpret_cast<int *>(s.dealt + RING_MAX);
     return s;
 }
 
@@ -181,12 +212,13 @@ template <int D> __device__ __forceinline__ shared_parts<D> shared_layout(uint8_
 /* Up to 32 boxes of one piece; a box is the rows of a tile that lie in one block, and lane l looks after box l. */
 struct chunk { piece p; int32_t tile, tiles; };
 
-template <int D> __device__ __forceinline__ void chunk_next(chunk &c, walk &w, const args &a)
+/* next(piece) finds the piece behind this one, or says that there is none: then the chunk has no tiles. */
+template <int D, typename Next> __device__ __forceinline__ void chunk_next(chunk &c, const args &a, Next &&next)
 {
     int per_chunk = WARP / (dims<D>::TILE >> a.box_shift);
     c.tile += c.tiles;
     while (c.tile >= c.p.end) {
-        if (!walk_next<D>(w, a, c.p)) {
+        if (!next(c.p)) {
             c.tiles = 0;
             return;
         }
@@ -245,31 +277,68 @@ template <int D> __device__ __forceinline__ void load_tile_tma(const shared_part
 #endif
 }
 
-template <int D, bool TMA>
+/* By neighbouring threads, the first of which is a multiple of their number. */
+__device__ __forceinline__ void clear_row(const args &a, int seq, int row_elements, int threads)
+{
+    uint4 *row = reinterpret_cast<uint4 *>(a.out + (int64_t)seq * row_elements);
+    for (int i = threadIdx.x % threads; i < row_elements / 8; i += threads) row[i] = make_uint4(0, 0, 0, 0);
+}
+
+template <int D, bool TMA, bool DEAL>
 __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s, const struct maps *maps)
 {
     using d = dims<D>;
     int lane = threadIdx.x % WARP, boxes = d::TILE >> a.box_shift, stage = 0, issued = 0, first_heads = 0;
     uint32_t phase = 0;
     walk w = walk_begin(a);
+    const attn_decode_cut &deal = a.cuts[a.ranges + 1];
+    int to_deal = DEAL ? deal.tile : 0, items = a.num_kv_heads * a.passes;
     chunk c = {};
     const elem *first_q = nullptr;
-    bool waited = false;
+    bool waited = false, dealing = false;
     /* Until here the predecessors may still run. The first Q follows what was issued without it. */
     auto wait_once = [&] {
         if (waited) return;
         waited = true;
         pdl_wait();
+        ATTN_DECODE_MARK(2);
         if (TMA && issued > 0) load_q_tma<D>(s, 0, first_q, first_heads, lane);
     };
+    /* The next piece of the range, then whole items from the counter. Whoever comes last after the end leaves it zeroed. */
+    auto next = [&](piece &p) {
+        if (walk_next<D>(w, a, p)) return true;
+        while (to_deal > 0) {
+            int ticket = 0;
+            wait_once();
+            if (lane == 0) ticket = atomicAdd(a.counters + a.ranges, 1);
+            ticket = __shfl_sync(~0u, ticket, 0);
+            if (ticket < to_deal) {
+                int at = deal.seq * items + deal.item + ticket, seq = at / items;
+                p = whole_item<D>(a, seq, at - seq * items, a.lens[seq]);
+                dealing = true;
+                if (p.tile < p.end) return true;
+                if (p.item == 0) clear_row(a, seq, a.num_heads * D, WARP);             /* padding */
+            } else {
+                if (ticket == to_deal + (int)gridDim.x - 1 && lane == 0) a.counters[a.ranges] = 0;
+                to_deal = 0;
+            }
+        }
+        return false;
+    };
     if (!TMA) wait_once();
-    chunk_next<D>(c, w, a);
+    chunk_next<D>(c, a, next);
     block_id block = chunk_block<D>(c, a);
 
     while (c.tiles > 0) {
-        chunk ahead = c;                                       /* its table entries are on their way while this one is issued */
-        chunk_next<D>(ahead, w, a);
-        block_id block_ahead = chunk_block<D>(ahead, a);
+        /* The next chunk's table entries are on their way while this one is issued. But an item is asked for only when there is room
+         * for it: who is ahead gets it. */
+        chunk ahead = c;
+        block_id block_ahead = BLOCK_NONE;
+        bool dealt = dealing, ask = DEAL && to_deal > 0 && c.tile + c.tiles == c.p.end && walk_done(w, a);
+        if (!ask) {
+            chunk_next<D>(ahead, a, next);
+            block_ahead = chunk_block<D>(ahead, a);
+        }
 
         int item_heads, kv_head = c.p.item / a.passes, in_block = ((c.tile * boxes + lane) << a.box_shift) % a.block_size;
         const elem *q = chunk_q<D>(c, a, item_heads);
@@ -278,6 +347,7 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
         for (int t = 0; t < c.tiles; t++) {
             int heads = c.tile + t == c.p.tile ? item_heads : 0;           /* Q comes with an item's first tile */
             if (issued == 0) {
+                ATTN_DECODE_MARK(1);
                 first_q = q;
                 first_heads = heads;
             }
@@ -285,6 +355,7 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
             if (c.tile + t == c.p.last_tile - 1 || (issued > 0 && heads > 0) || issued == a.stages) wait_once();
             for (int kv = 0; kv < 2; kv++) {
                 ring_wait(s.empty + stage * 2 + kv, phase ^ 1);
+                if (DEAL && dealt && kv == 0 && heads > 0 && lane == 0) s.dealt[stage] = make_int4(c.p.seq, c.p.item, c.p.len, 0);
                 if constexpr (TMA) {
                     load_tile_tma<D>(s, a, c, t, row, stage, kv, maps, kv == 0 ? heads * D * 2 : 0, lane);
                     if (kv == 0 && waited) load_q_tma<D>(s, stage, q, heads, lane);
@@ -306,6 +377,7 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
                             asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                                          :: "r"(smem_address(s.q + stage * d::Q_BYTES + i / VECS * d::Q_ROW + i % VECS * 16)), "l"(q + i * 8) : "memory");
                     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" :: "r"(smem_address(full)) : "memory");
+                    if (lane == 0) ring_arrive(full);          /* for what was dealt: the copies release nothing but themselves */
                 }
             }
             issued++;
@@ -314,10 +386,23 @@ __device__ __forceinline__ void produce(const args &a, const shared_parts<D> &s,
                 phase ^= 1;
             }
         }
+        if (ask) {
+            ring_wait(s.empty + stage * 2, phase ^ 1);
+            chunk_next<D>(ahead, a, next);
+            block_ahead = chunk_block<D>(ahead, a);
+        }
         c = ahead;
         block = block_ahead;
     }
     wait_once();
+    ATTN_DECODE_MARK(8);
+    if (DEAL && deal.tile > 0) {                               /* a stage of nothing */
+        ring_wait(s.empty + stage * 2, phase ^ 1);
+        if (lane == 0) s.dealt[stage] = make_int4(-1, 0, 0, 0);
+        __syncwarp();
+        if (!TMA || lane == 0) ring_arrive(s.full + stage * 2);
+        if (!TMA && lane == 0) ring_arrive(s.full + stage * 2);
+    }
 }
 
 /* ---- consumers: four warps ---- */
@@ -537,13 +622,7 @@ template <int D> __device__ __forceinline__ bool merge_parts(const piece &p, sum
     return true;
 }
 
-__device__ __forceinline__ void clear_row(const args &a, int seq, int row_elements)
-{
-    uint4 *row = reinterpret_cast<uint4 *>(a.out + (int64_t)seq * row_elements);
-    for (int i = threadIdx.x; i < row_elements / 8; i += CONSUMERS * WARP) row[i] = make_uint4(0, 0, 0, 0);
-}
-
-template <int D> __device__ __forceinline__ void consume(const args &a, const shared_parts<D> &s)
+template <int D, bool DEAL> __device__ __forceinline__ void consume(const args &a, const shared_parts<D> &s)
 {
     using d = dims<D>;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, stage = 0, row0 = d::WHOLE ? 0 : warp * d::WARP_TOKENS;
@@ -551,13 +630,23 @@ template <int D> __device__ __forceinline__ void consume(const args &a, const sh
     uint32_t phase = 0;
     float scale_log2 = a.scale * LOG2E;
     walk w = walk_begin(a);
+    const attn_decode_cut &deal = a.cuts[a.ranges + 1];
+    int planned = deal.first;                                  /* sequences of the plan: the rows behind them are padding */
+    bool dealing = DEAL && deal.tile > 0;
     piece p;
 
     pdl_wait();
-    for (int seq = cut_of(a, gridDim.x).seq + blockIdx.x; seq < a.num_seqs; seq += gridDim.x) clear_row(a, seq, a.num_heads * D);
-    while (walk_next<D>(w, a, p)) {
+    for (int seq = planned + blockIdx.x; seq < a.num_seqs; seq += gridDim.x) clear_row(a, seq, a.num_heads * D, CONSUMERS * WARP);
+    for (;;) {
+        if (!walk_next<D>(w, a, p)) {
+            if (!dealing) break;
+            ring_wait(s.full + stage * 2, phase);
+            int4 item = s.dealt[stage];
+            if (item.x < 0) break;
+            p = whole_item<D>(a, item.x, item.y, item.z);
+        }
         if (p.tile >= p.end) {                                 /* padding */
-            clear_row(a, p.seq, a.num_heads * D);
+            clear_row(a, p.seq, a.num_heads * D, CONSUMERS * WARP);
             continue;
         }
         sums<D> x;
@@ -571,6 +660,7 @@ template <int D> __device__ __forceinline__ void consume(const args &a, const sh
             float score[d::SUBS][4];
 
             ring_wait(s.full + stage * 2, phase);
+            ATTN_DECODE_MARK(3);
             if (tile == p.tile) {
                 uint32_t q_at = smem_address(s.q + stage * d::Q_BYTES) + (lane & 7) * d::Q_ROW + (lane >> 3) * 16;
 #pragma unroll
@@ -609,11 +699,13 @@ template <int D> __device__ __forceinline__ void consume(const args &a, const sh
                 if (column < D && head + (j & 1) < heads) out[(j & 1) * D + column] = to_elem(kept[i][j] * inverse[j & 1]);
             }
     }
+    ATTN_DECODE_MARK(4 + warp);
 }
 
 /* ---- kernel ---- */
 
-template <int D, bool TMA>
+/* DEAL: the plan may deal. */
+template <int D, bool TMA, bool DEAL>
 __global__ void __launch_bounds__(THREADS, D > 128 ? 1 : 2)
 attn_decode(const args a, const __grid_constant__ struct maps maps)
 {
@@ -621,9 +713,10 @@ attn_decode(const args a, const __grid_constant__ struct maps maps)
     shared_parts<D> s = shared_layout<D>(smem, a.stages);
 
     pdl_trigger();
+    ATTN_DECODE_MARK(0);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2 * a.stages; i++) {
-            mbar_init(s.full + i, TMA ? 1 : WARP);
+            mbar_init(s.full + i, TMA ? 1 : WARP + 1);
             mbar_init(s.empty + i, CONSUMERS);
         }
 #ifdef HOPPER_CODE
@@ -637,8 +730,8 @@ attn_decode(const args a, const __grid_constant__ struct maps maps)
 #endif
     }
     __syncthreads();
-    if (threadIdx.x / WARP == CONSUMERS) produce<D, TMA>(a, s, &maps);
-    else consume<D>(a, s);
+    if (threadIdx.x / WARP == CONSUMERS) produce<D, TMA, DEAL>(a, s, &maps);
+    else consume<D, DEAL>(a, s);
 }
 
 /* ---- host ---- */
@@ -668,7 +761,7 @@ template <int D> static int launch_dim(const struct attn_decode_kernel *k, const
     a.lens = k->context_lens;
     a.cuts = (const struct attn_decode_cut *)k->plan;
     a.counters = (int32_t *)k->workspace;
-    a.part_stats = (float4 *)((char *)k->workspace + ((size_t)ranges * sizeof(int32_t) + 127) / 128 * 128);
+    a.part_stats = (float4 *)((char *)k->workspace + ((size_t)(ranges + 1) * sizeof(int32_t) + 127) / 128 * 128);
     a.part_sums = a.part_stats + 2 * ranges * 4;
     a.q_stride = k->q_stride;
     a.max_blocks = k->kv.max_blocks_per_seq;
@@ -678,6 +771,7 @@ template <int D> static int launch_dim(const struct attn_decode_kernel *k, const
     a.num_kv_heads = k->num_kv_heads;
     a.group = k->num_heads / k->num_kv_heads;
     a.passes = passes;
+    a.ranges = ranges;
     a.range_shift = shift;
     a.window = k->sliding_window;
     a.stages = stages;
@@ -691,7 +785,8 @@ template <int D> static int launch_dim(const struct attn_decode_kernel *k, const
         if (tensor_map_elem(&maps.full[kv], base, 2, sizes, &stride, box) < 0 || tensor_map_elem(&maps.part[kv], base, 2, sizes, &stride, part) < 0)
             return ERR_INTERNAL;
     }
-    auto *kernel = tma ? attn_decode<D, true> : attn_decode<D, false>;
+    bool deal = attn_decode_may_deal(D, l->num_sms, (int64_t)k->num_seqs * k->num_kv_heads * passes);
+    auto *kernel = !tma ? attn_decode<D, false, true> : deal ? attn_decode<D, true, true> : attn_decode<D, true, false>;
     int bytes = shared_bytes<D>(stages);
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) return ERR_INTERNAL;
     return launch_kernel(l, kernel, dim3(grid), dim3(THREADS), bytes, a, maps);

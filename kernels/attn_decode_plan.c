@@ -9,13 +9,13 @@ enum { TILE_COST = 4, ITEM_COST = 1, ZERO_COST = 1, MIN_TILES = 2, WHOLE_TILES =
 
 size_t attn_decode_plan_bytes(int32_t num_sms)
 {
-    return (size_t)(attn_decode_grid(64, num_sms) + 1) * sizeof(struct attn_decode_cut);
+    return (size_t)(attn_decode_grid(64, num_sms) + 2) * sizeof(struct attn_decode_cut);
 }
 
 size_t attn_decode_workspace_bytes(int32_t head_dim, int32_t num_sms)
 {
     size_t grid = (size_t)attn_decode_grid(head_dim, num_sms), parts = 2 * grid;
-    size_t counters = (grid * sizeof(int32_t) + 127) / 128 * 128;
+    size_t counters = ((grid + 1) * sizeof(int32_t) + 127) / 128 * 128;
     return counters + parts * ATTN_DECODE_HEADS * (2 + (size_t)(head_dim + 63) / 64 * 64) * sizeof(float);
 }
 
@@ -85,6 +85,15 @@ static int64_t whole_items(int64_t num_items, int64_t item_cost, int64_t ctas)
     return (each * ctas - num_items) * item_cost <= MOST_MORE * ctas ? each * item_cost : 0;
 }
 
+/* What each cta gets before the rest is dealt: half of the line, in whole items. 0: nothing is dealt, as items are too few or one of them
+ * is longer than half a share. */
+static int64_t share_before_deal(const struct attn_decode_shape *s, int64_t num_items, int64_t dearest, int64_t total, int64_t ctas)
+{
+    int64_t share = total / 2 / ctas;
+    if (!attn_decode_may_deal(s->head_dim, s->num_sms, num_items) || dearest > share) return 0;
+    return total == num_items * dearest ? share - share % dearest : share;
+}
+
 void attn_decode_plan(const struct attn_decode_shape *s, const int32_t *context_lens, int32_t num_seqs, void *plan)
 {
     struct attn_decode_cut *cuts = plan;
@@ -103,11 +112,17 @@ void attn_decode_plan(const struct attn_decode_shape *s, const int32_t *context_
     int64_t used = ranges_for(total, num_items, grid, shift), share = 0;
     int to_item = shift == 0 && dearest <= WHOLE_TILES * TILE_COST + ITEM_COST && dearest * WHOLE_ITEMS * used <= total;
     if (shift == 0 && total == num_items * dearest) share = whole_items(num_items, dearest, grid);
+    int64_t dealt = share_before_deal(s, num_items, dearest, total, grid), end = total;
+    if (dealt > 0) {
+        share = dealt;
+        end = share * grid;
+        to_item = 1;
+    }
 
     /* before: cost of the sequences before seq; cut c lies at c shares, or at total * c / used. */
     for (int32_t c = 0; c <= grid; c++) {
         int64_t at = share > 0 ? c * share : c < used ? total * c / used : total;
-        if (at > total) at = total;
+        if (at > end || (dealt > 0 && c == grid)) at = end;
         while (seq + 1 < num_seqs && at > before + cost.all) {
             before += cost.all;
             cost = cost_of(s, context_lens[++seq], items, tile);
@@ -120,6 +135,8 @@ void attn_decode_plan(const struct attn_decode_shape *s, const int32_t *context_
             cuts[c] = carried(cuts[c], cost.tiles, items);
         }
     }
+    cuts[grid + 1] = (struct attn_decode_cut){ .seq = cuts[grid].seq, .item = cuts[grid].item, .first = num_seqs };
+    if (cuts[grid].seq < num_seqs) cuts[grid + 1].tile = (num_seqs - cuts[grid].seq) * items - cuts[grid].item;
     for (int32_t c = 0; c <= grid; c++) {
         cuts[c].len = cuts[c].seq < num_seqs ? context_lens[cuts[c].seq] : 0;
         cuts[c].next_len = cuts[c].seq + 1 < num_seqs ? context_lens[cuts[c].seq + 1] : 0;

@@ -1,4 +1,5 @@
-/* attn_decode_plan_test.c - every tile of every item in exactly one range, ranges even, parts of a cut item told to all who share it. */
+/* attn_decode_plan_test.c - every tile of every item in exactly one range or dealt, ranges even, parts of a cut item told to all who share
+ * it. */
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 
 enum { NUM_SMS = 132, MAX_B = 512 };
 
-struct totals { int64_t tiles, cost, most, pieces; int32_t busy; };
+struct totals { int64_t tiles, most, pieces, dealt; int32_t busy; };
 
 /* Walks the ranges as the kernel does, 1 << shift of them as one, and checks all that it rests on. */
 static struct totals check_walk(const struct attn_decode_shape *s, const int32_t *lens, int32_t n, int shift)
@@ -24,7 +25,11 @@ static struct totals check_walk(const struct attn_decode_shape *s, const int32_t
     memset(cuts, 0xAB, attn_decode_plan_bytes(s->num_sms));
     attn_decode_plan(s, lens, n, cuts);
     assert_true(cuts[0].seq == 0 && cuts[0].item == 0 && cuts[0].tile == 0);
-    assert_true(cuts[grid << shift].seq == n && cuts[grid << shift].item == 0 && cuts[grid << shift].tile == 0);
+    const struct attn_decode_cut *behind = &cuts[grid << shift], *deal = &cuts[attn_decode_grid(s->head_dim, s->num_sms) + 1];
+    assert_int_equal(deal->first, n);
+    assert_true(behind->tile == 0 && behind->seq <= n && (behind->seq < n || behind->item == 0));
+    assert_int_equal(deal->tile, (n - behind->seq) * items - behind->item);
+    if (deal->tile > 0) assert_true(deal->seq == behind->seq && deal->item == behind->item);
     for (int32_t c = 0; c < grid; c++) {
         const struct attn_decode_cut *from = &cuts[c << shift], *to = &cuts[(c + 1) << shift];
         int64_t tiles = 0, pieces = 0;
@@ -74,7 +79,14 @@ static struct totals check_walk(const struct attn_decode_shape *s, const int32_t
         if (tiles > sum.most) sum.most = tiles;
         sum.busy += tiles > 0;
     }
-    assert_true(seq == n && item == 0 && at == 0);
+    assert_true(seq == behind->seq && item == behind->item && at == 0);
+    for (int32_t t = 0; t < deal->tile; t++) {
+        int32_t begin, stop, i = (seq * items + item + t) / items;
+        attn_decode_tiles(tile, s->sliding_window, lens[i], &begin, &stop);
+        sum.tiles += stop - begin;
+        sum.pieces += stop > begin;
+        sum.dealt += stop - begin;
+    }
     int64_t expected = 0;
     for (int32_t i = 0; i < n; i++) {
         int32_t begin, end;
@@ -148,13 +160,15 @@ static void ranges_are_even(void **state)
     for (int32_t n = 60; n <= 256; n++) {
         struct totals whole = check_walk(&s, lens, n, 0);         /* short items that come out even are not cut */
         int64_t each = (n * 8 + grid - 1) / grid, busy = (n * 8 + each - 1) / each;
-        if (busy >= grid * 9 / 10 + 1 && (each * grid - n * 8) <= 4 * grid / 5) assert_true(whole.pieces == n * 8 && whole.busy == busy);
+        if (n * 8 >= ATTN_DECODE_DEAL_ITEMS * grid) assert_true(whole.pieces == n * 8 && whole.dealt >= whole.tiles / 2);
+        else if (busy >= grid * 9 / 10 + 1 && (each * grid - n * 8) <= 4 * grid / 5) assert_true(whole.pieces == n * 8 && whole.busy == busy);
         assert_true(whole.most <= whole.tiles / grid + 5);
     }
     srand(2);
     for (int32_t i = 0; i < 256; i++) lens[i] = 128 + rand() % 257;
     struct totals uneven = check_walk(&s, lens, 256, 0);
-    assert_true(uneven.pieces == 256 * 8 && uneven.most <= uneven.tiles / grid + 8);
+    assert_true(uneven.pieces == 256 * 8 && uneven.dealt > 0 && uneven.most <= uneven.tiles / grid / 2 + 8);
+    assert_true(even.dealt >= even.tiles / 2 && skewed.dealt == 0);      /* no item longer than half a share */
 }
 
 static void window_bounds_the_work(void **state)
