@@ -14,7 +14,7 @@
 #include "gemm_sm90_plan.h"
 #include "gemm_ways.h"
 
-enum { KERNELS_REVISION = 6 };                             /* raised when an own kernel changes: old timings are forgotten */
+enum { KERNELS_REVISION = 7 };                             /* raised when an own kernel changes: old timings are forgotten */
 
 static int lt_error(struct err *err, cublasStatus_t status, const char *what)
 {
@@ -204,7 +204,7 @@ static struct gemm_entry way_of(struct gemm *g, int32_t num_tokens, int32_t n, i
 {
     const struct gemm_entry *e = gemm_table_find(&g->table, n, k, gemm_bucket(num_tokens), out_f32, silu_mul);
 
-    return e && e->tuned && num_tokens > GEMV_ALWAYS_ROWS ? *e : gemm_rule(g, num_tokens, silu_mul);
+    return e && e->tuned && !gemv_always(num_tokens, n, k) ? *e : gemm_rule(g, num_tokens, silu_mul);
 }
 
 bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k)
@@ -219,7 +219,7 @@ bool gemm_fuses_norm(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, i
     enum gemm_how how, next;
 
     if (g->f16 || n > NORM_PIECES * UNIT || n % 8 != 0 || k % 8 != 0) return false;
-    if (num_tokens > GEMM_SKINNY_MAX_ROWS) return false;
+    if (!norm_pays(num_tokens)) return false;
     how = way_of(g, num_tokens, n, k, false, false).how;
     next = way_of(g, num_tokens, next_n, n, false, next_silu).how;
     if (next == GEMM_APART) next = way_of(g, num_tokens, next_n, n, false, false).how;
@@ -234,10 +234,9 @@ bool gemm_entry_rotates(const struct gemm_entry *e, int32_t head_dim, bool norms
 
 bool gemm_fuses_rope(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, int32_t head_dim, bool norms_heads)
 {
-    enum { ROPE_IN_PRODUCT = 1 };                          /* 0: rope_store as a kernel of its own, whatever the product's way */
     struct gemm_entry e;
 
-    if (!ROPE_IN_PRODUCT || num_tokens > GEMM_SKINNY_MAX_ROWS) return false;
+    if (!rope_pays(num_tokens, norms_heads)) return false;
     e = way_of(g, num_tokens, n, k, false, false);
     return gemm_entry_rotates(&e, head_dim, norms_heads);
 }

@@ -32,7 +32,7 @@ void gemm_agenda_make(struct gemm_agenda *a, struct gemm_table *t, const struct 
         bucket = gemm_bucket(from);
         for (int i = 0; i < num_shapes; i++) {
             int32_t own = shapes[i].max_rows ? shapes[i].max_rows : max_rows;
-            if (own < from || is_repeated(shapes, i)) continue;
+            if (own < from || is_repeated(shapes, i) || gemv_always(bucket, shapes[i].n, shapes[i].k)) continue;
             a->total++;
             if (is_timed(t, &shapes[i], bucket) || a->num_items == GEMM_AGENDA_MAX) continue;
             a->items[a->num_items++] = (struct gemm_item){ i, bucket, own < bucket ? own : bucket };

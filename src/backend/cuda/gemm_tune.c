@@ -18,7 +18,8 @@
 #include "gemm_sm90_plan.h"
 #include "gemm_ways.h"
 
-enum { SPACER_WIDTH = 1024, CANDIDATES = 16, OWN_CANDIDATES = 16, MAX_WAYS = 48, LEADS = 4, FINALISTS = 6, TIMED_RUNS = 5 };
+enum { SPACER_WIDTH = 1024, CANDIDATES = 16, OWN_CANDIDATES = 16, MAX_WAYS = 48, LEADS = 4, FINALISTS = 6 };
+enum { RUNS = 5, RUNS_LARGE = 2, RUNS_SMALL = 20, ROUNDS_SMALL = 3 };      /* above about 0.3 ms; below about 15 us, where noise decides else */
 enum { SM90_MIN_ROWS = 96 };                               /* below, tiles of 128 rows are not worth timing */
 static const size_t COLD_BYTES = (size_t)192 << 20;        /* weight copies to rotate over: three times the L2 of an H200 */
 static const size_t LEAD_BYTES = (size_t)256 << 20;        /* cleared ahead of a timing: the launches queue up behind it */
@@ -306,12 +307,15 @@ static void enter_own(struct contest *c, const struct bench *b, const struct gem
 static float saves_us(const struct gemm *g, const struct gemm_shape *shape, int32_t rows, const struct gemm_entry *way)
 {
     const int32_t hidden = shape->n < shape->k ? shape->n : shape->k;
-    bool norm = shape->beside_norm && !g->f16 && (way->how == GEMM_SKINNY || (way->how == GEMM_GEMV && gemv_gains_by_norm(rows, hidden)));
-    bool rope = shape->rope_head > 0 && gemm_entry_rotates(way, shape->rope_head, shape->norms_heads);
+    bool norm = shape->beside_norm && !g->f16 && norm_pays(rows) && (way->how == GEMM_SKINNY || (way->how == GEMM_GEMV && gemv_gains_by_norm(rows, hidden)));
+    bool rope = shape->rope_head > 0 && rope_pays(rows, shape->norms_heads) && gemm_entry_rotates(way, shape->rope_head, shape->norms_heads);
     return (norm ? NORM_US / 2 : 0) + (rope ? ROPE_US : 0);
 }
 
-/* Each way once, one behind the other on a device that is kept busy until all are queued; the ones that run, fastest first. */
+static bool is_small(const struct gemm_shape *shape, int32_t rows) { return (int64_t)shape->n * shape->k <= 32 << 20 && rows <= 256; }
+
+/* Each way once, small ones the best of three times, one behind the other on a device that is kept busy until all are queued; the ones
+ * that run, fastest first. */
 static void first_round(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, struct product *p, struct contest *c)
 {
     struct candidate now = { .shape = shape, .rows = rows, .p = p };
@@ -322,20 +326,25 @@ static void first_round(struct gemm *g, struct bench *b, const struct gemm_shape
         if (run_candidate(g, b, &now, b->w[0])) c->ways[ran++] = c->ways[i];
     }
     c->n = ran;
-    for (int i = 0; i < LEADS; i++)
-        if (!clear_lead(b)) c->n = 0;
-    if (cudaEventRecord(b->laps[0], b->stream) != cudaSuccess) c->n = 0;
-    for (int i = 0; i < c->n; i++) {
-        now.way = &c->ways[i];
-        if (!run_spacer(b, rows) || !run_candidate(g, b, &now, b->w[i % b->copies]) || cudaEventRecord(b->laps[i + 1], b->stream) != cudaSuccess) c->n = i;
+    for (int round = 0; round < (is_small(shape, rows) ? ROUNDS_SMALL : 1); round++) {
+        for (int i = 0; i < LEADS; i++)
+            if (!clear_lead(b)) c->n = 0;
+        if (cudaEventRecord(b->laps[0], b->stream) != cudaSuccess) c->n = 0;
+        for (int i = 0; i < c->n; i++) {
+            now.way = &c->ways[i];
+            if (!run_spacer(b, rows) || !run_candidate(g, b, &now, b->w[i % b->copies]) || cudaEventRecord(b->laps[i + 1], b->stream) != cudaSuccess) c->n = i;
+        }
+        if (cudaStreamSynchronize(b->stream) != cudaSuccess) c->n = 0;
+        for (int i = 0; i < c->n; i++) {
+            float us = 0;
+            if (cudaEventElapsedTime(&us, b->laps[i], b->laps[i + 1]) != cudaSuccess) us = 1e9f;
+            c->us[i] = round == 0 || us < c->us[i] ? us : c->us[i];
+        }
     }
-    if (cudaStreamSynchronize(b->stream) != cudaSuccess) c->n = 0;
     for (int i = 0; i < c->n; i++) {
         struct gemm_entry way = c->ways[i];
-        float us = 0;
+        float us = c->us[i] - saves_us(g, shape, rows, &way);
         int at = i;
-        if (cudaEventElapsedTime(&us, b->laps[i], b->laps[i + 1]) != cudaSuccess) us = 1e9f;
-        us -= saves_us(g, shape, rows, &way);
         for (; at > 0 && c->us[at - 1] > us; at--) c->ways[at] = c->ways[at - 1], c->us[at] = c->us[at - 1];
         c->ways[at] = way;
         c->us[at] = us;
@@ -369,8 +378,8 @@ static void tune_one(struct gemm *g, struct bench *b, const struct gemm_shape *s
     cublasLtMatmulHeuristicResult_t results[CANDIDATES];
     int32_t rows = item->rows;
     struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = item->bucket, .out_f32 = shape->out_f32 }, best = way;
-    bool large = (double)rows * shape->n * shape->k > 1e11;            /* above about 0.3 ms: fewer runs, fewer ways */
-    int runs = large ? 2 : TIMED_RUNS, own = large ? OWN_CANDIDATES * 2 / 3 : OWN_CANDIDATES, found;
+    bool large = (double)rows * shape->n * shape->k > 1e11, small = is_small(shape, rows);
+    int runs = large ? RUNS_LARGE : small ? RUNS_SMALL : RUNS, own = large ? OWN_CANDIDATES * 2 / 3 : OWN_CANDIDATES, found;
     struct contest contest = { 0 };
     struct product p;
 
@@ -428,7 +437,7 @@ static int tuner_new(struct gemm_tuner **out, struct gemm *g, const struct gemm_
     if (!t) return err_set(err, ERR_NO_MEMORY, "gemm: out of memory");
     if (a->num_shapes > GEMM_MAX_SHAPES) return err_set(err, ERR_UNSUPPORTED, "gemm: %d shapes", a->num_shapes);
     memcpy(t->shapes, a->shapes, (size_t)a->num_shapes * sizeof *a->shapes);
-    gemm_agenda_make(&t->agenda, &g->table, t->shapes, a->num_shapes, g->sm == 90 ? GEMV_ALWAYS_ROWS + 1 : GEMV_MAX_ROWS + 1, a->max_rows);
+    gemm_agenda_make(&t->agenda, &g->table, t->shapes, a->num_shapes, g->sm == 90 ? 1 : GEMV_MAX_ROWS + 1, a->max_rows);
     if (gemm_agenda_left(&t->agenda) == 0) return 0;       /* the warm start */
     t->bench.launch = l;
     t->bench.stream = (cudaStream_t)l->stream;

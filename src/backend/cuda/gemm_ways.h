@@ -13,8 +13,7 @@
 
 struct gemm_tuner;                 /* gemm_tune.c */
 
-enum { GEMV_RULE_ROWS = 8,         /* so many rows go to gemv where nothing was timed */
-       GEMV_ALWAYS_ROWS = 0 };     /* and so many, GEMV_RULE_ROWS at most, whatever was timed: 0, its rivals may win from one row on */
+enum { GEMV_RULE_ROWS = 8 };       /* so many rows go to gemv where nothing was timed */
 
 struct gemm {
     cublasLtHandle_t lt;
@@ -57,6 +56,12 @@ struct gemm_entry gemm_rule(const struct gemm *g, int32_t num_tokens, bool silu_
  * (H200, hidden_size 1024, 4 and 8 sequences: 0.84 and 1.12 ms a step instead of 0.84 and 1.00). Probable, not proven: the product behind
  * begins early on the few multiprocessors that are free, and stays on them. */
 static inline bool gemv_gains_by_norm(int32_t num_tokens, int32_t hidden) { return num_tokens <= 2 || hidden >= 2048; }
+
+/* Whether a step gains where products do the norm between them, and where that of q, k and v does what rope_store does (H200, a step of
+ * 128 sequences, 0.6B: 1.99 ms, 2.16 with norms in the products; with norms of heads rope costs a second pass: 16 sequences 0.89 -> 0.79,
+ * 64 sequences 1.44 -> 1.63; without them, 8B, 64 sequences: 5.07 -> 4.96). */
+static inline bool norm_pays(int32_t num_tokens) { return num_tokens <= 64; }
+static inline bool rope_pays(int32_t num_tokens, bool norms_heads) { return num_tokens <= (norms_heads ? 16 : 64); }
 
 /* Of gemm_tune.c: keeps what was timed, frees. */
 void gemm_tune_end(struct gemm *g);

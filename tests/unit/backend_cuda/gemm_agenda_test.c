@@ -95,10 +95,13 @@ static void nothing_for_few_rows_and_no_end_for_many(void **state)
     assert_null(gemm_agenda_next(&agenda));
     make(0, 1000);
     assert_int_equal(agenda.total, 0);
-    gemm_agenda_make(&agenda, &table, shapes, 1, 1, 7);    /* from the first row on */
+    static const struct gemm_shape tiny[] = { { .n = 1536, .k = 576 } };
+    gemm_agenda_make(&agenda, &table, tiny, 1, 1, 7);      /* from the first row on */
     assert_int_equal(agenda.total, 4);
-    expect(QKV, 1, 1);
-    expect(QKV, 2, 2);
+    for (int32_t rows = 1; rows <= 4; rows *= 2) expect(0, rows, rows);
+    expect(0, 8, 7);
+    gemm_agenda_make(&agenda, &table, shapes, 1, 1, 7);    /* of a weight that is not tiny one and two rows are gemv's */
+    assert_int_equal(agenda.total, 2);
     expect(QKV, 4, 4);
     expect(QKV, 8, 7);
     make(1, 1 << 20);                                      /* the last bucket has all above, timed with its end */
