@@ -58,9 +58,10 @@ struct kv_layer { void *k, *v; int64_t num_blocks; };
 
 /* Weights that will be multiplied. w: some of this shape, of different layers. x [max_tokens, cols], out [max_tokens, rows] and spare are
  * activations of a step, for measurements: overwritten by loaded() and idle(). */
-enum { MATMUL_SAME = 16 };
+enum { MATMUL_SAME = 32 };
 struct matmul_shape {
     int64_t rows, cols; bool out_f32, silu_mul, beside_norm;       /* beside_norm: one of the two products of a matmul_norm */
+    bool behind_large;                                             /* what comes before it fills the device: attention, gate_up */
     int32_t rope_head; bool norms_heads;                           /* the product of a matmul_rope: its head_dim, with q_norm and k_norm; else 0 */
     int32_t max_tokens, num_w;
     const struct weight *w[MATMUL_SAME];

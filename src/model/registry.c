@@ -141,6 +141,7 @@ static struct matmul_shape shape_of(const struct model *model, enum weight_id id
     shape.rows = shape.w[0]->rows;
     shape.cols = shape.w[0]->cols;
     shape.beside_norm = id >= W_FIRST_OF_LAYER && model->shard.tp_size == 1;
+    shape.behind_large = id == W_O || id == W_DOWN;
     return shape;
 }
 

@@ -47,12 +47,13 @@ bool gemm_fuses_rope(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, i
 /* The same through the library whatever T is (measurements). */
 int  gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err);
 
-enum { GEMM_MAX_COPIES = 16, GEMM_MAX_SHAPES = 32 };
+enum { GEMM_MAX_COPIES = 32, GEMM_MAX_SHAPES = 32 };
 struct gemm_shape {
     int32_t n, k; bool out_f32, silu_mul;        /* silu_mul: what is multiplied is gate and up, and wanted is silu(gate) * up */
     int32_t rope_head;             /* the product of q, k and v, which gemm_fuses_rope() may give the rotation: head_dim; else 0 */
     bool norms_heads;
     bool beside_norm;              /* one of two products with a norm between them, which gemm_fuses_norm() may give them */
+    bool behind_large;             /* its predecessor fills the device: it cannot begin to load beside it */
     int32_t max_rows;              /* of this product; 0: the largest step */
     /* Where to time it, when there is no scratch memory: weights of this shape, of different layers, are read; x [max_rows, K],
      * out [max_rows, N] and what is spare are overwritten, and zero afterwards. */

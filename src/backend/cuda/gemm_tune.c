@@ -27,7 +27,7 @@ enum { LEAD_PIECES = 16, NOISE_BYTES = 1 << 20 };
 
 enum { CHECK_COLS = 1024, CHECK_PARTS = 4 };               /* both ends of the first and of the last row */
 /* What small kernels take in line at least: two products that take a norm in save that much together, that of q, k and v saves rope_store. */
-static const float NORM_US = 1.5f, ROPE_US = 1.0f;
+static const float NORM_US = 2.5f, ROPE_US = 1.0f;
 static const double CHECK_ERROR = 2e-2;                    /* |own - library| / |library|: sums in another order, rounded to bf16, stay below 5e-3 */
 
 /* What the library makes of the first copy of w, and silu(gate) * up of it. */
@@ -162,21 +162,25 @@ struct candidate {
 static bool run_candidate(struct gemm *g, struct bench *b, const struct candidate *c, const void *w)
 {
     struct gemm_args a = { .x = b->x, .w = w, .out = b->out, .num_tokens = c->rows, .n = c->shape->n, .k = c->shape->k, .out_f32 = c->shape->out_f32 };
+    struct launch launch = *b->launch;
     cublasLtMatmulAlgo_t algo;
 
+    /* Behind the small kernel that stands for its predecessor an own kernel begins to load early; behind one that fills the shared memory
+     * it could not (0.6B, 256 rows: o and down 7.0 us of a step in the library, 9.7 in the own kernel that won the contest). */
+    if (c->shape->behind_large && !norm_pays(c->rows)) launch.pdl = false;
     if (!c->way) return launch_silu_mul(&(struct silu_mul_kernel){ b->out, b->out, c->rows, c->shape->n / 2 }, b->launch) == 0;
     if (c->way->how == GEMM_SM90) {
         struct gemm_sm90_plan plan = gemm_entry_plan(c->way);
         struct gemm_kernel own;
         a.silu_mul = c->way->silu_mul;
         own = gemm_own_product(&a);
-        return launch_gemm_planned(&own, &plan, b->launch) == 0;
+        return launch_gemm_planned(&own, &plan, &launch) == 0;
     }
     if (c->way->how == GEMM_SKINNY || c->way->how == GEMM_GEMV) {
         struct gemv_kernel few;
         a.silu_mul = c->way->silu_mul;
         few = gemm_few_rows(g, &a, c->way->algo[0]);
-        return (c->way->how == GEMM_GEMV ? launch_gemv(&few, b->launch) : launch_gemm_skinny(&few, b->launch)) == 0;
+        return (c->way->how == GEMM_GEMV ? launch_gemv(&few, &launch) : launch_gemm_skinny(&few, &launch)) == 0;
     }
     memcpy(&algo, c->way->algo, sizeof algo);
     return gemm_multiply(g, c->p, a.x, a.w, a.out, &algo, b->stream) == CUBLAS_STATUS_SUCCESS;

@@ -457,7 +457,8 @@ static int tune(struct backend *b, const struct matmul_shape *shapes, int num_sh
     for (int i = 0; i < num_shapes; i++) {
         const struct matmul_shape *s = &shapes[i];
         tuned[i] = (struct gemm_shape){ .n = (int32_t)s->rows, .k = (int32_t)s->cols, .out_f32 = s->out_f32, .silu_mul = s->silu_mul,
-                                        .beside_norm = s->beside_norm, .rope_head = s->rope_head, .norms_heads = s->norms_heads, .max_rows = s->max_tokens, .x = s->x, .out = s->out, .spare = s->spare, .spare_bytes = s->spare_bytes };
+                                        .beside_norm = s->beside_norm, .rope_head = s->rope_head, .norms_heads = s->norms_heads,
+                                        .behind_large = s->behind_large, .max_rows = s->max_tokens, .x = s->x, .out = s->out, .spare = s->spare, .spare_bytes = s->spare_bytes };
         for (; tuned[i].num_w < s->num_w && tuned[i].num_w < GEMM_MAX_COPIES; tuned[i].num_w++) tuned[i].w[tuned[i].num_w] = s->w[tuned[i].num_w]->data;
     }
     return gemm_tune(b->gemm, &(struct gemm_tune_args){ .shapes = tuned, .num_shapes = num_shapes, .max_rows = b->options.max_tokens,
