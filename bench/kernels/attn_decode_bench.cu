@@ -9,26 +9,11 @@
 
 #include <sluice/kernels.h>
 
-#include "attn_decode_plan.h"
+#include "attn_decode_cases.cuh"
 #include "bench.cuh"
 #include "common.cuh"
 
-struct model { const char *name; int H, Hk, D; };
-static const model L8B = { "8B", 32, 8, 128 }, Q06B = { "0.6B", 16, 8, 128 }, SMOL = { "SmolLM2", 9, 3, 64 };
-
-__global__ void fill(uint4 *p, size_t n)                       /* bf16 in about -2 .. 2 */
-{
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
-        uint32_t w[4];
-        for (int j = 0; j < 4; j++) {
-            uint64_t x = (i * 4 + j) * 0x9E3779B97F4A7C15ull;
-            x = (x ^ (x >> 29)) * 0xBF58476D1CE4E5B9ull;
-            w[j] = (uint32_t)(x >> 32) & 0x807F807Fu;
-            w[j] |= 0x3F003F00u | ((uint32_t)x & 0x00800080u);
-        }
-        p[i] = make_uint4(w[0], w[1], w[2], w[3]);
-    }
-}
+static const model SMOL = { "SmolLM2", 9, 3, 64 };
 
 __global__ void __launch_bounds__(512) read_all(const uint4 *p, size_t n, uint4 *sink)
 {
@@ -112,19 +97,13 @@ static void run(bench &b, const model &m, const char *what, const std::vector<in
     attn_decode_plan(&shape, lens.data(), B, plan.data());
     BENCH_MUST(cudaMemcpy(b.plan, plan.data(), plan.size(), cudaMemcpyHostToDevice));
 
-    attn_decode_kernel a = {};
+    attn_decode_kernel a = decode_of(m, B);
     a.q = b.q;
-    a.q_stride = (int64_t)(m.H + 2 * m.Hk) * m.D;
     a.out = b.out;
     a.kv = { b.k, b.v, b.tables, per_seq, block_size, pool };
     a.context_lens = b.lens;
     a.plan = b.plan;
     a.workspace = b.workspace;
-    a.num_seqs = B;
-    a.num_heads = m.H;
-    a.num_kv_heads = m.Hk;
-    a.head_dim = m.D;
-    a.scale = 1 / std::sqrt((float)m.D);
     int calls = copies < 4 && bytes < 1e9 ? 4 : copies;
     double us = bench_us(calls, replays, [&](int i, cudaStream_t stream) {
         launch l = { stream, b.device.major * 10 + b.device.minor, b.device.multiProcessorCount, b.pdl != 0 };
@@ -138,7 +117,6 @@ static void run(bench &b, const model &m, const char *what, const std::vector<in
     bench_line("attn_decode", name, us, bytes, 0);
 }
 
-static std::vector<int32_t> even(int n, int32_t len) { return std::vector<int32_t>(n, len); }
 /* Half of the sequences short, a long tail: the mean stays about `mean`. */
 static std::vector<int32_t> spread(int n, int32_t mean)
 {
@@ -146,19 +124,6 @@ static std::vector<int32_t> spread(int n, int32_t mean)
     std::mt19937 rng(7);
     std::exponential_distribution<double> tail(1.0 / mean);
     for (int32_t &len : lens) len = 1 + (int32_t)std::min(tail(rng), 8.0 * mean);
-    return lens;
-}
-static std::vector<int32_t> between(int n, int32_t low, int32_t high)
-{
-    std::vector<int32_t> lens(n);
-    std::mt19937 rng(11);
-    for (int32_t &len : lens) len = low + (int32_t)(rng() % (unsigned)(high - low + 1));
-    return lens;
-}
-static std::vector<int32_t> one_long(int n, int32_t len, int32_t rest)
-{
-    std::vector<int32_t> lens(n, rest);
-    lens[n / 2] = len;
     return lens;
 }
 

@@ -10,6 +10,7 @@
 
 #include <sluice/kernels.h>
 
+#include "attn_decode_cases.cuh"
 #include "bench.cuh"
 
 enum { MARK_START, MARK_ISSUE, MARK_WAITED, MARK_FULL, MARK_END, MARK_ISSUED = MARK_END + 4, NUM_MARKS };       /* ends of four warps */
@@ -26,22 +27,7 @@ static __device__ __forceinline__ void note(int event)
 }
 #include "attn_decode.cu"
 
-struct model { const char *name; int H, Hk, D; };
-static const model L8B = { "8B", 32, 8, 128 }, Q06B = { "0.6B", 16, 8, 128 };
 enum { BLOCK = 64, POOL_BLOCKS = 8192, MOST_LAYERS = 16, WEIGHTS_BYTES = 8 << 20, PRODUCT_NS = 5000, PRODUCT_SMEM = 100 << 10, PRODUCT_THREADS = 1024 };
-
-__global__ void fill(uint4 *p, size_t n)                       /* bf16 in about -2 .. 2 */
-{
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
-        uint32_t w[4];
-        for (int j = 0; j < 4; j++) {
-            uint64_t x = (i * 4 + j) * 0x9E3779B97F4A7C15ull;
-            x = (x ^ (x >> 29)) * 0xBF58476D1CE4E5B9ull;
-            w[j] = ((uint32_t)(x >> 32) & 0x807F807Fu) | 0x3F003F00u | ((uint32_t)x & 0x00800080u);
-        }
-        p[i] = make_uint4(w[0], w[1], w[2], w[3]);
-    }
-}
 
 /* Two ctas take all threads of a multiprocessor; weights are read, then time passes. */
 __global__ void __launch_bounds__(PRODUCT_THREADS, 2) product(const uint4 *w, size_t n, uint4 *sink)
@@ -145,19 +131,13 @@ static void run(const bench &b, const model &m, const char *what, const std::vec
     BENCH_MUST(cudaMemcpy(b.positions, positions.data(), B * 4, cudaMemcpyHostToDevice));
     BENCH_MUST(cudaMemcpy(b.slots, slots.data(), B * 8, cudaMemcpyHostToDevice));
 
-    attn_decode_kernel a = {};
+    attn_decode_kernel a = decode_of(m, B);
     a.q = b.qkv;
-    a.q_stride = (int64_t)(m.H + 2 * m.Hk) * m.D;
     a.out = b.out;
     a.kv = { b.k, b.v, b.tables, per_seq, BLOCK, blocks };
     a.context_lens = b.lens;
     a.plan = b.plan;
     a.workspace = b.workspace;
-    a.num_seqs = B;
-    a.num_heads = m.H;
-    a.num_kv_heads = m.Hk;
-    a.head_dim = m.D;
-    a.scale = 1 / std::sqrt((float)m.D);
     int replays = bytes > 2e8 ? 5 : 11;
     char name[96];
     double us = chain_us(b, m, a, layers, replays, true) - chain_us(b, m, a, layers, replays, false);
@@ -171,21 +151,6 @@ static void run(const bench &b, const model &m, const char *what, const std::vec
     to = nullptr;
     BENCH_MUST(cudaMemcpyToSymbol(attn_decode_marks, &to, sizeof to));
     print_timeline(b, attn_decode_grid(m.D, b.sms) >> attn_decode_shift(m.D, (int64_t)B * m.Hk));
-}
-
-static std::vector<int32_t> even(int n, int32_t len) { return std::vector<int32_t>(n, len); }
-static std::vector<int32_t> between(int n, int32_t low, int32_t high)
-{
-    std::vector<int32_t> lens(n);
-    std::mt19937 rng(11);
-    for (int32_t &len : lens) len = low + (int32_t)(rng() % (unsigned)(high - low + 1));
-    return lens;
-}
-static std::vector<int32_t> one_long(int n, int32_t len, int32_t rest)
-{
-    std::vector<int32_t> lens(n, rest);
-    lens[n / 2] = len;
-    return lens;
 }
 
 int main(int argc, char **argv)

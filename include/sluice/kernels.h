@@ -100,7 +100,7 @@ int launch_attn_prefill(const struct attn_prefill_kernel *a, const struct launch
 /* The product before it takes norm_add: residual[t, n] += its sum, out[t, n] = residual[t, n] * weight[n] as an element, and each row
  * leaves the sums of squares of its pieces in squares[t * NORM_PIECES ..]; the launch sets *num_pieces (host memory), the same for
  * every row. The product behind takes norm_scale: its sums times rsqrt(sum of the row's squares / K + eps), before silu.
- * Both by value in the arguments of a product; residual, squares NULL: no norm. Not in f16, where residual * weight could leave the range. */
+ * Both by value in gemv_kernel; residual, squares NULL: no norm. Not in f16, where residual * weight could leave the range. */
 enum { NORM_PIECES = 1024 };       /* stride of squares [T, NORM_PIECES]: pieces of 16 columns or more, C <= 16384 */
 struct norm_add { float *residual; const float *weight; float *squares; int32_t *num_pieces; };
 struct norm_scale { const float *squares; int32_t num_pieces; float eps; };
@@ -131,7 +131,7 @@ int launch_gemm_skinny(const struct gemv_kernel *a, const struct launch *l);
 /* out [T, N] = x [T, K] * w [N, K]^T for T from about 96 up, sm_90 only: fp32 sums; out elements, or f32 when out_f32. silu_mul: w is
  * [2F, K], gate rows then up rows, n = 2F, and out is [T, F] = silu(gate) * up, elements. N % 8 == 0 (silu_mul: F % 8), K % 8 == 0.
  * A sum's order depends on the shape alone. */
-struct gemm_kernel { const void *x, *w; void *out; int32_t num_tokens, n, k; bool out_f32, silu_mul; struct norm_add add; struct norm_scale scale; };
+struct gemm_kernel { const void *x, *w; void *out; int32_t num_tokens, n, k; bool out_f32, silu_mul; };
 int launch_gemm(const struct gemm_kernel *a, const struct launch *l);
 
 /* ---- sampling ---- */

@@ -134,6 +134,21 @@ int64_t cpu_grain(const struct backend *b, int64_t n, int64_t work_per_item)
     return grain > 1 ? grain : 1;
 }
 
+void cpu_backend_matmul_rope(struct backend *b, const struct matmul_rope_args *args, void (*matmul)(struct backend *b, const struct matmul_args *args),
+                             void (*rope_store)(struct backend *b, const struct rope_store_args *args))
+{
+    matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->rope.qkv, .num_tokens = args->rope.num_tokens });
+    rope_store(b, &args->rope);
+}
+
+void cpu_backend_matmul_norm(struct backend *b, const struct matmul_norm_args *args, void (*matmul)(struct backend *b, const struct matmul_args *args),
+                             void (*rmsnorm)(struct backend *b, const struct rmsnorm_args *args))
+{
+    matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->out, .num_tokens = args->num_tokens });
+    rmsnorm(b, &(struct rmsnorm_args){ .x = args->out, .residual = args->residual, .weight = args->norm, .out = args->normed,
+                                       .num_tokens = args->num_tokens, .hidden = (int32_t)args->w->rows, .eps = args->eps });
+}
+
 void cpu_backend_norm_rows(struct backend *b, const struct norm_rows_args *args,
                            void (*rmsnorm)(struct backend *b, const struct rmsnorm_args *args))
 {

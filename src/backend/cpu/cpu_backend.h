@@ -54,6 +54,11 @@ void cpu_backend_parallel_for(struct backend *b, int64_t n, int64_t grain,
                               void (*fn)(void *arg, int64_t begin, int64_t end), void *arg);
 void cpu_backend_norm_rows(struct backend *b, const struct norm_rows_args *args,
                            void (*rmsnorm)(struct backend *b, const struct rmsnorm_args *args));
+/* The two ops one behind the other. */
+void cpu_backend_matmul_rope(struct backend *b, const struct matmul_rope_args *args, void (*matmul)(struct backend *b, const struct matmul_args *args),
+                             void (*rope_store)(struct backend *b, const struct rope_store_args *args));
+void cpu_backend_matmul_norm(struct backend *b, const struct matmul_norm_args *args, void (*matmul)(struct backend *b, const struct matmul_args *args),
+                             void (*rmsnorm)(struct backend *b, const struct rmsnorm_args *args));
 void cpu_backend_join_shards(struct backend *b, const struct join_shards_args *args);
 void cpu_backend_sample(struct backend *b, const struct sample_args *args);
 

@@ -144,15 +144,12 @@ void fast_gate_up(struct backend *b, const struct gate_up_args *args)
 
 void fast_matmul_rope(struct backend *b, const struct matmul_rope_args *args)
 {
-    fast_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->rope.qkv, .num_tokens = args->rope.num_tokens });
-    fast_rope_store(b, &args->rope);
+    cpu_backend_matmul_rope(b, args, fast_matmul, fast_rope_store);
 }
 
 void fast_matmul_norm(struct backend *b, const struct matmul_norm_args *args)
 {
-    fast_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->out, .num_tokens = args->num_tokens });
-    fast_rmsnorm(b, &(struct rmsnorm_args){ .x = args->out, .residual = args->residual, .weight = args->norm, .out = args->normed,
-                                           .num_tokens = args->num_tokens, .hidden = (int32_t)args->w->rows, .eps = args->eps });
+    cpu_backend_matmul_norm(b, args, fast_matmul, fast_rmsnorm);
 }
 
 void fast_norm_rows(struct backend *b, const struct norm_rows_args *args)

@@ -78,15 +78,12 @@ void ref_gate_up(struct backend *b, const struct gate_up_args *args)
 
 void ref_matmul_rope(struct backend *b, const struct matmul_rope_args *args)
 {
-    ref_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->rope.qkv, .num_tokens = args->rope.num_tokens });
-    ref_rope_store(b, &args->rope);
+    cpu_backend_matmul_rope(b, args, ref_matmul, ref_rope_store);
 }
 
 void ref_matmul_norm(struct backend *b, const struct matmul_norm_args *args)
 {
-    ref_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->out, .num_tokens = args->num_tokens });
-    ref_rmsnorm(b, &(struct rmsnorm_args){ .x = args->out, .residual = args->residual, .weight = args->norm, .out = args->normed,
-                                           .num_tokens = args->num_tokens, .hidden = (int32_t)args->w->rows, .eps = args->eps });
+    cpu_backend_matmul_norm(b, args, ref_matmul, ref_rmsnorm);
 }
 
 void ref_norm_rows(struct backend *b, const struct norm_rows_args *args)

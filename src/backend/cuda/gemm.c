@@ -85,7 +85,7 @@ struct gemm_sm90_plan gemm_entry_plan(const struct gemm_entry *e)
 struct gemm_kernel gemm_own_product(const struct gemm_args *a)
 {
     return (struct gemm_kernel){ .x = a->x, .w = a->w, .out = a->out, .num_tokens = a->num_tokens, .n = a->n, .k = a->k, .out_f32 = a->out_f32,
-                                 .silu_mul = a->silu_mul, .add = a->add, .scale = a->scale };
+                                 .silu_mul = a->silu_mul };
 }
 
 struct gemv_kernel gemm_few_rows(const struct gemm *g, const struct gemm_args *a, uint64_t cut)
@@ -167,6 +167,9 @@ out:
     if (memory) cudaFree(memory);
 }
 
+/* What only gemv and launch_gemm_skinny do. */
+static bool does_more(const struct gemm_args *a) { return a->add.residual || a->scale.squares || a->rope.qkv; }
+
 int gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err)
 {
     struct product p;
@@ -175,7 +178,7 @@ int gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct lau
     cublasLtMatmulAlgo_t algo;
     cublasStatus_t status;
 
-    if (a->silu_mul || a->add.residual || a->scale.squares || a->rope.qkv || a->k % 8 != 0 || a->num_tokens < 1) return err_set(err, ERR_UNSUPPORTED, "matrix product %d x %d", a->n, a->k);
+    if (a->silu_mul || does_more(a) || a->k % 8 != 0 || a->num_tokens < 1) return err_set(err, ERR_UNSUPPORTED, "matrix product %d x %d", a->n, a->k);
     if ((status = gemm_product_init(g, &p, a->num_tokens, a->n, a->k, a->out_f32)) != CUBLAS_STATUS_SUCCESS) return lt_error(err, status, "matrix product");
     e = gemm_table_find(&g->table, a->n, a->k, fresh.rows, a->out_f32, false);
     if (!e || e->how != GEMM_LIBRARY) {
@@ -218,8 +221,7 @@ bool gemm_fuses_norm(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, i
     enum { UNIT = 16 };
     enum gemm_how how, next;
 
-    if (g->f16 || n > NORM_PIECES * UNIT || n % 8 != 0 || k % 8 != 0) return false;
-    if (!norm_pays(num_tokens)) return false;
+    if (g->f16 || n > NORM_PIECES * UNIT || n % 8 != 0 || k % 8 != 0 || !norm_pays(num_tokens)) return false;
     how = way_of(g, num_tokens, n, k, false, false).how;
     next = way_of(g, num_tokens, next_n, n, false, next_silu).how;
     if (next == GEMM_APART) next = way_of(g, num_tokens, next_n, n, false, false).how;
@@ -258,7 +260,7 @@ int gemm_run(struct gemm *g, const struct gemm_args *a, const struct launch *l, 
         if (rc == ERR_UNSUPPORTED && !a->silu_mul) return gemm_run_library(g, a, l, err);
         return rc < 0 ? own_error(err, rc, a) : 0;
     }
-    if (e.how == GEMM_SM90) {
+    if (e.how == GEMM_SM90 && !does_more(a)) {
         struct gemm_sm90_plan plan = gemm_entry_plan(&e);
         struct gemm_kernel own = gemm_own_product(a);
         rc = launch_gemm_planned(&own, &plan, l);
