@@ -100,6 +100,20 @@ __device__ __forceinline__ void ring_arrive(uint64_t *bar)
     asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" :: "r"(smem_address(bar)) : "memory");
 }
 
+/* A warp has read a slot: an arrival for each lane. The copy engine's ring has one lane speak for all; but where a check of races sees
+ * what is written there next (Q, and the cp.async ring), every lane comes itself: it follows no order through __syncwarp(). */
+template <bool TMA> __device__ __forceinline__ void slot_read(uint64_t *bar, bool each, int lane)
+{
+    if (!TMA || each) {
+        ring_arrive(bar);
+        return;
+    }
+    __syncwarp();
+#ifdef HOPPER_CODE
+    if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], 32;" :: "r"(smem_address(bar)) : "memory");
+#endif
+}
+
 __device__ __forceinline__ void load_matrices(uint32_t r[4], uint32_t address)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -622,7 +636,7 @@ template <int D> __device__ __forceinline__ bool merge_parts(const piece &p, sum
     return true;
 }
 
-template <int D, bool DEAL> __device__ __forceinline__ void consume(const args &a, const shared_parts<D> &s)
+template <int D, bool TMA, bool DEAL> __device__ __forceinline__ void consume(const args &a, const shared_parts<D> &s)
 {
     using d = dims<D>;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, stage = 0, row0 = d::WHOLE ? 0 : warp * d::WARP_TOKENS;
@@ -671,13 +685,11 @@ template <int D, bool DEAL> __device__ __forceinline__ void consume(const args &
                 }
             }
             if (any) scores<D>(score, q, k_slot, row0, lane);
-            __syncwarp();
-            if (lane == 0) mbar_arrive(s.empty + stage * 2);
+            slot_read<TMA>(s.empty + stage * 2, tile == p.tile, lane);
             if (any) softmax<D>(score, x, scale_log2, at, from, p.len, lane);
             ring_wait(s.full + stage * 2 + 1, phase);
             if (any) add_values<D>(score, x, v_slot, row0, at, from, p.len, lane);
-            __syncwarp();
-            if (lane == 0) mbar_arrive(s.empty + stage * 2 + 1);
+            slot_read<TMA>(s.empty + stage * 2 + 1, false, lane);
             if (++stage == a.stages) {
                 stage = 0;
                 phase ^= 1;
@@ -717,7 +729,7 @@ attn_decode(const args a, const __grid_constant__ struct maps maps)
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2 * a.stages; i++) {
             mbar_init(s.full + i, TMA ? 1 : WARP + 1);
-            mbar_init(s.empty + i, CONSUMERS);
+            mbar_init(s.empty + i, CONSUMERS * WARP);
         }
 #ifdef HOPPER_CODE
         if (TMA) {
@@ -731,7 +743,7 @@ attn_decode(const args a, const __grid_constant__ struct maps maps)
     }
     __syncthreads();
     if (threadIdx.x / WARP == CONSUMERS) produce<D, TMA, DEAL>(a, s, &maps);
-    else consume<D, DEAL>(a, s);
+    else consume<D, TMA, DEAL>(a, s);
 }
 
 /* ---- host ---- */

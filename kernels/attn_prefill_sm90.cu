@@ -236,9 +236,9 @@ template <class C> __device__ __forceinline__ void fetch(shared_memory<C> &s, co
         unsigned slot = num_tiles % TILES;
         mbar_wait(&s.tile_full[slot], num_tiles / TILES % 2);
         struct tile t = s.tile[slot];
-        __syncwarp();
-        if (threadIdx.x % WARP == 0) mbar_arrive(&s.tile_empty[slot]);
+        mbar_arrive(&s.tile_empty[slot]);
         if (t.num_keys < 0) return;
+        __syncwarp();
         const block_id *table = p.a.kv.block_tables + (int64_t)t.seq * p.a.kv.max_blocks_per_seq;
         if (num_tiles == 0) {                                /* lengths and tables are older than the predecessor, Q and K are not */
             asm volatile("prefetch.global.L1 [%0];" :: "l"(table + max(t.last_key, 0) / p.a.kv.block_size));
@@ -392,8 +392,7 @@ template <class C> __device__ __forceinline__ int next_tile(shared_memory<C> &s,
             return t.num_keys;
         }
         store_zeros<C>(t, p);
-        __syncwarp();
-        if (threadIdx.x % WARP == 0) mbar_arrive(&s.tile_empty[slot]);
+        mbar_arrive(&s.tile_empty[slot]);
     }
 }
 
@@ -450,8 +449,7 @@ template <class C> __device__ __forceinline__ void end_tile(shared_memory<C> &s,
                                                             const float (&sum)[2], unsigned slot)
 {
     store_output<C>(x.o, sum, rows, s.tile[slot], p);
-    __syncwarp();
-    if (threadIdx.x % WARP == 0) mbar_arrive(&s.tile_empty[slot]);
+    mbar_arrive(&s.tile_empty[slot]);
 }
 
 /* Scores of the keys ahead and output of those whose weights are ready, both in flight when it returns. first: a tile's first. */
@@ -560,7 +558,7 @@ __global__ void __launch_bounds__(C::THREADS, 1) attn_prefill_wgmma(const __grid
         tma_prefetch(&v_map);
         for (int i = 0; i < TILES; i++) {
             mbar_init(&s.tile_full[i], 1);
-            mbar_init(&s.tile_empty[i], 2 + C::GROUPS * 4);
+            mbar_init(&s.tile_empty[i], (2 + C::GROUPS * 4) * WARP);      /* every lane: a check of races follows no order through __syncwarp() */
         }
         for (int i = 0; i < C::Q_STAGES; i++) {
             mbar_init(&s.q_full[i], 1);

@@ -378,6 +378,7 @@ static void check(int num_rows, int vocab_size)
 }
 
 static void rows_of_1000(void **state) { (void)state; check(200, 1000); }
+static void rows_of_9000(void **state) { (void)state; check(6, 9000); }              /* the smallest that a team shares */
 static void rows_of_49152(void **state) { (void)state; check(100, 49152); check(13, 49152); }
 static void rows_of_odd_width(void **state) { (void)state; check(60, 50257); }
 static void rows_of_128256(void **state) { (void)state; check(270, 128256); }
@@ -395,7 +396,7 @@ static void wide_vocabularies_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rows_of_1000), cmocka_unit_test(rows_of_odd_width), cmocka_unit_test(rows_of_49152),
+        cmocka_unit_test(rows_of_1000), cmocka_unit_test(rows_of_9000), cmocka_unit_test(rows_of_odd_width), cmocka_unit_test(rows_of_49152),
         cmocka_unit_test(rows_of_128256), cmocka_unit_test(rows_of_151936), cmocka_unit_test(rows_of_262144),
         cmocka_unit_test(wide_vocabularies_are_refused),
     };
