@@ -676,11 +676,11 @@ template <int D, bool TMA, bool DEAL> __device__ __forceinline__ void consume(co
             ring_wait(s.full + stage * 2, phase);
             ATTN_DECODE_MARK(3);
             if (tile == p.tile) {
-                uint32_t q_at = smem_address(s.q + stage * d::Q_BYTES) + (lane & 7) * d::Q_ROW + (lane >> 3) * 16;
+                uint32_t q_at = smem_address(s.q + stage * d::Q_BYTES) + (lane & 7) * d::Q_ROW + (lane >> 3 & 1) * 16;
 #pragma unroll
                 for (int k = 0; k < d::Q_STEPS; k += 2) {
                     uint32_t fragment[4];
-                    load_matrices(fragment, q_at + k * 32);
+                    load_matrices(fragment, q_at + (k + (k + 1 < D / 16 ? lane >> 4 : 0)) * 32);      /* of an odd number the last is loaded twice */
                     q[k][0] = fragment[0]; q[k][1] = fragment[1]; q[k + 1][0] = fragment[2]; q[k + 1][1] = fragment[3];
                 }
             }

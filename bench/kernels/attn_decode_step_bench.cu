@@ -174,7 +174,7 @@ int main(int argc, char **argv)
     b.lens = device_new<int32_t>(512);
     b.positions = device_new<int32_t>(512);
     b.slots = device_new<int64_t>(512);
-    b.tables = device_new<int32_t>(1 << 16);
+    b.tables = device_new<int32_t>(1 << 17);
     b.cos_sin = device_new<float>(32768 * 128);                /* zeros: q becomes 0, which takes as long */
     b.notes = device_new<marks>(2 * b.sms);
     fill<<<2048, 256>>>((uint4 *)b.k, b.pool_bytes / 16);
