@@ -35,7 +35,7 @@ enum weight_kind { WEIGHT_MATRIX, WEIGHT_VECTOR };   /* WEIGHT_MATRIX serves mat
 /* When a backend measures which way of doing a product is fastest, where it has a choice. */
 enum tuning {
     TUNE_START,                    /* all of it in loaded() */
-    TUNE_IDLE,                     /* the most frequent shapes in loaded(), for less than a second; the rest by idle() */
+    TUNE_IDLE,                     /* what comes first in loaded(), for less than a second; the rest by idle() */
     TUNE_OFF,                      /* what was found at an earlier start, else a rule */
 };
 
@@ -66,6 +66,14 @@ struct matmul_shape {
     int32_t max_tokens, num_w;
     const struct weight *w[MATMUL_SAME];
     void *x, *out, *spare; size_t spare_bytes;
+};
+
+/* The first layers of a step on a plan of the backend's own making, behind the embedding, for measurements: plan is as upload() returns
+ * one, and slots below 0 store nothing. run NULL: this rank cannot do it alone. */
+struct rehearsal {
+    void (*run)(void *arg, const struct step_plan *plan, int64_t num_layers);
+    void *arg;                     /* as long as the backend */
+    int64_t num_layers, num_blocks;    /* that there are; blocks of KV */
 };
 
 struct embed_args { const token_id *ids; int32_t num_tokens; const struct weight *table; token_id first_row; void *out;
@@ -167,8 +175,8 @@ struct backend_ops {
     int32_t (*load_chunk)(void);   /* elements that are loaded at a time; NULL: the loader's own choice */
     /* Host memory to a carved place (tables made at start). */
     void   (*write)(struct backend *b, void *dst, const void *src, size_t bytes);
-    /* All weights and tables are there: waits for copies, may measure (matmul algorithms for these shapes). */
-    int    (*loaded)(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err);
+    /* All weights, tables and KV are there: waits for copies, may measure (matmul algorithms for these shapes). */
+    int    (*loaded)(struct backend *b, const struct matmul_shape *shapes, int num_shapes, const struct rehearsal *rehearsal, struct err *err);
     /* A slice of what is better done while there is nothing to do, some 10 to 60 ms; no step may be in flight, the next one may run
      * another way (other last bits). 1: there is more, 0: there is not, negative: the device failed. NULL: nothing ever. */
     int    (*idle)(struct backend *b);

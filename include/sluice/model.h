@@ -50,8 +50,8 @@ int  model_load(struct model **out, const struct model_source *src, const struct
                 const struct model_env *env,
                 uint64_t seed, model_progress *progress, void *progress_arg, struct err *err);
 void model_free(struct model *model);
-/* kv: [layers of this shard], kept by pointer; before the first forward. */
-void model_set_kv(struct model *model, const struct kv_layer *kv);
+/* kv: [layers of this shard], kept by pointer; before the first forward. The model is whole then, and the backend may measure. */
+int  model_set_kv(struct model *model, const struct kv_layer *kv, struct err *err);
 /* fp32 bytes that model_load will report to progress in total. */
 uint64_t model_load_bytes(const struct model_config *config, const struct shard *shard);
 

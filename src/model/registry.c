@@ -145,6 +145,15 @@ static struct matmul_shape shape_of(const struct model *model, enum weight_id id
     return shape;
 }
 
+static void rehearse(void *arg, const struct step_plan *plan, int64_t num_layers)
+{
+    struct model *model = arg;
+    if (layer_embed(model, plan) < 0) return;              /* nothing fails without other ranks */
+    layer_first_norm(model, plan, false);
+    for (int64_t layer = 0; layer < num_layers; layer++)
+        if (layer_attention(model, plan, layer) < 0 || layer_mlp(model, plan, layer) < 0) return;
+}
+
 /* The shapes of every product of a step, once each. */
 static int tell_loaded(struct model *model, struct err *err)
 {
@@ -165,7 +174,9 @@ static int tell_loaded(struct model *model, struct err *err)
         head->max_tokens = model->env.limits.max_rows;
         head->out_f32 = true;
     }
-    return model->env.ops->loaded(model->env.backend, shapes, n, err);
+    bool alone = model->shard.tp_size == 1 && model->shard.pp_size == 1;
+    struct rehearsal rehearsal = { alone ? rehearse : NULL, model, range_len(model->shard.layers), model->kv[0].num_blocks };
+    return model->env.ops->loaded(model->env.backend, shapes, n, &rehearsal, err);
 }
 
 int model_load(struct model **out, const struct model_source *src, const struct shard *shard,
@@ -188,7 +199,6 @@ int model_load(struct model **out, const struct model_source *src, const struct 
     if ((rc = weights_load(&model->weights, &args, err)) < 0) goto out;
     activations_layout(&model->act, &model->config, shard, env->ops, &env->limits, env->backend);
     if ((rc = make_rope_table(model, src, err)) < 0) goto out;
-    if ((rc = tell_loaded(model, err)) < 0) goto out;
     *out = model;
     model = NULL;
 out:
@@ -203,9 +213,10 @@ void model_free(struct model *model)
     free(model);
 }
 
-void model_set_kv(struct model *model, const struct kv_layer *kv)
+int model_set_kv(struct model *model, const struct kv_layer *kv, struct err *err)
 {
     model->kv = kv;
+    return tell_loaded(model, err);
 }
 
 struct model_hidden model_hidden(const struct model *model)

@@ -33,8 +33,7 @@ static int carve_kv(struct model_runner *runner, const struct model_runner_args 
         runner->kv[layer].k = runner->ops->carve(runner->backend, kv_bytes_per_layer(args));
         runner->kv[layer].v = runner->ops->carve(runner->backend, kv_bytes_per_layer(args));
     }
-    model_set_kv(runner->model, runner->kv);
-    return 0;
+    return model_set_kv(runner->model, runner->kv, err);
 }
 
 int model_runner_open(struct model_runner *runner, const struct model_runner_args *args, struct err *err)

@@ -227,6 +227,77 @@ static void timed_later_an_item_at_a_time(void **state)
     unlink(path);
 }
 
+/* ---- among neighbours ---- */
+
+static struct { struct gemm *g; struct launch launch; int32_t rows, largest; int begun, ran; } layer;
+
+static int layer_begin(void *arg, int32_t num_rows)
+{
+    (void)arg;
+    layer.begun++;
+    layer.rows = num_rows;
+    if (num_rows > layer.largest) layer.largest = num_rows;
+    return 0;
+}
+
+/* A model of two products. */
+static int layer_run(void *arg)
+{
+    struct gemm_args plain = { .x = data.x, .w = data.w, .out = data.out, .num_tokens = layer.rows, .n = N, .k = K }, silu = plain;
+    struct err err = { 0 };
+
+    (void)arg;
+    layer.ran++;
+    silu.n = 256;
+    silu.silu_mul = gemm_fuses_silu(layer.g, layer.rows, silu.n, K);
+    return gemm_run(layer.g, &plain, &layer.launch, &err) < 0 || gemm_run(layer.g, &silu, &layer.launch, &err) < 0 ? ERR_INTERNAL : 0;
+}
+
+static void layers_follow_their_products(void **state)
+{
+    char path[] = "/tmp/gemm_test.XXXXXX";
+    int fd = mkstemp(path), before = 0, trials = 0, rc = 1;
+    size_t scratch_bytes = (size_t)64 << 20;
+    void *scratch = gpu_new(scratch_bytes);
+    struct gemm_shape shapes[] = { { .n = N, .k = K }, { .n = 256, .k = K, .silu_mul = true } };
+    struct gemm_tune_args args = { .shapes = shapes, .num_shapes = 2, .max_rows = 96, .scratch = scratch, .scratch_bytes = scratch_bytes, .later = true,
+                                   .layers = { .begin = layer_begin, .run = layer_run, .max_rows = 60 } };
+    struct err err = { 0 };
+    cudaStream_t stream;
+    int32_t changed;
+
+    (void)state;
+    assert_true(fd >= 0);
+    close(fd);
+    memset(&layer, 0, sizeof layer);
+    layer.launch = gpu_launch(1);
+    CUDA_MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    layer.launch.stream = stream;
+    layer.g = open_gemm(path);
+    if (gemm_tune(layer.g, &args, &layer.launch, &err) < 0) fail_msg("%s", err.message);
+    while (rc == 1) {
+        int left = gemm_tune_left(layer.g);
+        trials += left == before;                          /* a trial that is not its layer's last leaves as many */
+        before = left;
+        if ((rc = gemm_tune_more(layer.g, &layer.launch, &changed, &err)) < 0) fail_msg("%s", err.message);
+        assert_in_range(gemm_tune_left(layer.g), left - 1, left);
+    }
+    assert_int_equal(gemm_tune_left(layer.g), 0);
+    if (layer.launch.sm == 90) {
+        assert_int_equal(layer.largest, 60);
+        assert_true(trials > 20 && layer.begun > 20 && layer.ran > 2 * layer.begun);
+    } else assert_int_equal(layer.ran, 0);
+    run_all(layer.g);
+    gemm_close(layer.g);
+    layer.g = open_gemm(path);                             /* all of it was kept */
+    if (gemm_tune(layer.g, &args, &layer.launch, &err) < 0) fail_msg("%s", err.message);
+    assert_int_equal(gemm_tune_left(layer.g), 0);
+    gemm_close(layer.g);
+    CUDA_MUST(cudaStreamDestroy(stream));
+    gpu_free(scratch);
+    unlink(path);
+}
+
 /* The first 256 rows of w as gate and up. Where the device has no kernel for it, or a slower one, nothing is fused. */
 static void silu_fused_where_that_was_faster(void **state)
 {
@@ -325,7 +396,8 @@ static void what_overflows_becomes_the_largest(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(right_without_tuning), cmocka_unit_test(right_in_a_captured_graph),
-                                        cmocka_unit_test(tuned_once_then_read_from_the_file), cmocka_unit_test(timed_later_an_item_at_a_time), cmocka_unit_test(silu_fused_where_that_was_faster),
+                                        cmocka_unit_test(tuned_once_then_read_from_the_file), cmocka_unit_test(timed_later_an_item_at_a_time),
+                                        cmocka_unit_test(layers_follow_their_products), cmocka_unit_test(silu_fused_where_that_was_faster),
                                         cmocka_unit_test(silu_only_where_it_is_fused), cmocka_unit_test(what_overflows_becomes_the_largest) };
     if (gpu_absent()) return GPU_SKIP;
     int failed = 0;

@@ -182,8 +182,9 @@ void cpu_backend_write(struct backend *b, void *dst, const void *src, size_t byt
     memcpy(dst, src, bytes);
 }
 
-int cpu_backend_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err)
+int cpu_backend_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, const struct rehearsal *rehearsal, struct err *err)
 {
+    (void)rehearsal;
     (void)b;
     (void)shapes;
     (void)num_shapes;

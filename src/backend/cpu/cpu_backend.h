@@ -44,7 +44,7 @@ void *cpu_backend_carve(struct backend *b, size_t bytes);
 size_t cpu_backend_workspace_bytes(const struct backend_options *options);
 const struct step_plan *cpu_backend_upload(struct backend *b, const struct step_plan *plan);
 void cpu_backend_write(struct backend *b, void *dst, const void *src, size_t bytes);
-int  cpu_backend_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err);
+int  cpu_backend_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, const struct rehearsal *rehearsal, struct err *err);
 bool cpu_backend_step_begin(struct backend *b, const struct step_plan *uploaded);
 int  cpu_backend_step_end(struct backend *b, const struct step_plan *uploaded);
 bool cpu_backend_done(struct backend *b);

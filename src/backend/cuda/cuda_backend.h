@@ -1,8 +1,9 @@
 /* cuda_backend.h - one rank's GPU: streams, the arena, a step's arrays, captured steps, what is in flight (private to backend/cuda).
  * memory.c   device memory, open and close, the arena, weights from host threads
+ * rehearsal.c  a few layers on a step of our own making, to be timed
  * step.c     upload of a plan, captured steps, what is done while idle, collecting results
  * ops.c      the ops table: from ops to launches
- * gemm.c     matrix products; gemm_tune.c: which way is fastest
+ * gemm.c     matrix products; gemm_tune.c, gemm_contest.c, gemm_layer.c: which way is fastest
  * Owner: the rank. Thread: the rank's, but weights are stored from load threads. No allocation after `loaded`; steps are captured
  * later on, whose memory the plan counts under `library`. */
 #ifndef SLUICE_BACKEND_CUDA_BACKEND_H
@@ -63,6 +64,8 @@ struct backend {
     float *squares;                /* [GEMM_SKINNY_MAX_ROWS, NORM_PIECES] of the norm between two products */
     const void *unscaled;          /* a normed whose rows' scales the product that reads it has to apply, or NULL */
     struct norm_scale scale;       /* these */
+    struct rehearsal rehearsal;
+    int64_t layer_bytes, layers_rehearsed;     /* bytes of a layer's weights; how many layers a rehearsal runs */
     pthread_t warmer;              /* makes the library's first product while weights load */
     bool warming;
 
@@ -97,14 +100,20 @@ void cuda_store_dummy(struct backend *b, struct weight *w, int64_t row, int64_t 
                       int64_t first_col);
 int32_t cuda_load_chunk(void);
 void cuda_write(struct backend *b, void *dst, const void *src, size_t bytes);
-int  cuda_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err);
+int  cuda_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, const struct rehearsal *rehearsal, struct err *err);
 void cuda_parallel_for(struct backend *b, int64_t n, int64_t grain, void (*fn)(void *arg, int64_t begin, int64_t end), void *arg);
 /* ERR_INTERNAL with what CUDA says. */
 int  cuda_error(struct err *err, cudaError_t code, const char *what);
 /* Notes the first launch that failed; step_end reports it. rc: of a launch_*(). */
 void cuda_check(struct backend *b, int rc, const char *op);
 
+/* ---- rehearsal.c ---- */
+/* What gemm_tune times layers by. */
+struct gemm_layers cuda_rehearsal(struct backend *b, const struct matmul_shape *shapes, int num_shapes);
+
 /* ---- step.c ---- */
+/* The shadow plan's arrays are those in device memory. */
+void cuda_point_shadow(struct backend *b);
 const struct step_plan *cuda_upload(struct backend *b, const struct step_plan *plan);
 int  cuda_idle(struct backend *b);
 bool cuda_step_begin(struct backend *b, const struct step_plan *uploaded);

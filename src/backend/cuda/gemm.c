@@ -14,7 +14,7 @@
 #include "gemm_sm90_plan.h"
 #include "gemm_ways.h"
 
-enum { KERNELS_REVISION = 8 };                             /* raised when an own kernel changes: old timings are forgotten */
+enum { KERNELS_REVISION = 9 };                             /* raised when an own kernel changes: old timings are forgotten */
 
 static int lt_error(struct err *err, cublasStatus_t status, const char *what)
 {
@@ -207,7 +207,7 @@ static struct gemm_entry way_of(struct gemm *g, int32_t num_tokens, int32_t n, i
 {
     const struct gemm_entry *e = gemm_table_find(&g->table, n, k, gemm_bucket(num_tokens), out_f32, silu_mul);
 
-    return e && e->tuned && !gemv_always(num_tokens, n, k) ? *e : gemm_rule(g, num_tokens, silu_mul);
+    return e && e->tuned ? *e : gemm_rule(g, num_tokens, silu_mul);
 }
 
 bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k)
@@ -219,14 +219,18 @@ bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k)
 bool gemm_fuses_norm(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, int32_t next_n, bool next_silu)
 {
     enum { UNIT = 16 };
+    struct gemm_entry e;
     enum gemm_how how, next;
+    bool pays = norm_pays(num_tokens);
 
-    if (g->f16 || n > NORM_PIECES * UNIT || n % 8 != 0 || k % 8 != 0 || !norm_pays(num_tokens)) return false;
-    how = way_of(g, num_tokens, n, k, false, false).how;
+    if (g->f16 || n > NORM_PIECES * UNIT || n % 8 != 0 || k % 8 != 0 || num_tokens > GEMM_SKINNY_MAX_ROWS) return false;
+    e = way_of(g, num_tokens, n, k, false, false);
+    how = e.how;
     next = way_of(g, num_tokens, next_n, n, false, next_silu).how;
     if (next == GEMM_APART) next = way_of(g, num_tokens, next_n, n, false, false).how;
-    if (how == GEMM_GEMV && next == GEMM_GEMV) return gemv_gains_by_norm(num_tokens, n);
-    return (how == GEMM_GEMV || how == GEMM_SKINNY) && (next == GEMM_GEMV || next == GEMM_SKINNY);
+    if ((how != GEMM_GEMV && how != GEMM_SKINNY) || (next != GEMM_GEMV && next != GEMM_SKINNY)) return false;
+    if (how == GEMM_GEMV && next == GEMM_GEMV) pays = pays && gemv_gains_by_norm(num_tokens, n);
+    return pays != ((e.flips & FLIP_INSIDE) != 0);
 }
 
 bool gemm_entry_rotates(const struct gemm_entry *e, int32_t head_dim, bool norms_heads)
@@ -238,9 +242,13 @@ bool gemm_fuses_rope(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, i
 {
     struct gemm_entry e;
 
-    if (!rope_pays(num_tokens, norms_heads)) return false;
     e = way_of(g, num_tokens, n, k, false, false);
-    return gemm_entry_rotates(&e, head_dim, norms_heads);
+    return gemm_entry_rotates(&e, head_dim, norms_heads) && rope_pays(num_tokens, norms_heads) != ((e.flips & FLIP_INSIDE) != 0);
+}
+
+bool gemm_flips_behind(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k)
+{
+    return (way_of(g, num_tokens, n, k, false, false).flips & FLIP_BEHIND) != 0;
 }
 
 static int own_error(struct err *err, int rc, const struct gemm_args *a)
@@ -252,19 +260,21 @@ static int own_error(struct err *err, int rc, const struct gemm_args *a)
 int gemm_run(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err)
 {
     struct gemm_entry e = way_of(g, a->num_tokens, a->n, a->k, a->out_f32, a->silu_mul);
+    struct launch launch = *l;
     int rc;
 
+    launch.pdl = l->pdl && !(e.flips & FLIP_EARLY);
     if (e.how == GEMM_GEMV || e.how == GEMM_SKINNY) {
         struct gemv_kernel few = gemm_few_rows(g, a, e.algo[0]);
-        rc = e.how == GEMM_GEMV ? launch_gemv(&few, l) : launch_gemm_skinny(&few, l);
+        rc = e.how == GEMM_GEMV ? launch_gemv(&few, &launch) : launch_gemm_skinny(&few, &launch);
         if (rc == ERR_UNSUPPORTED && !a->silu_mul) return gemm_run_library(g, a, l, err);
         return rc < 0 ? own_error(err, rc, a) : 0;
     }
     if (e.how == GEMM_SM90 && !does_more(a)) {
         struct gemm_sm90_plan plan = gemm_entry_plan(&e);
         struct gemm_kernel own = gemm_own_product(a);
-        rc = launch_gemm_planned(&own, &plan, l);
-        if (rc == ERR_UNSUPPORTED) rc = launch_gemm(&own, l);          /* timed at the end of the bucket: may not fit beyond it */
+        rc = launch_gemm_planned(&own, &plan, &launch);
+        if (rc == ERR_UNSUPPORTED) rc = launch_gemm(&own, &launch);          /* timed at the end of the bucket: may not fit beyond it */
         return rc < 0 ? own_error(err, rc, a) : 0;
     }
     return gemm_run_library(g, a, l, err);

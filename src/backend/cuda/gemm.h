@@ -44,6 +44,8 @@ bool gemm_fuses_silu(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k);
 bool gemm_fuses_norm(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, int32_t next_n, bool next_silu);
 /* Whether the product of q, k and v can do what launch_rope_store does. norms_heads: with q_norm and k_norm. */
 bool gemm_fuses_rope(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k, int32_t head_dim, bool norms_heads);
+/* Whether the small kernel behind this product had better do the other of starting early and waiting its turn than it does by itself. */
+bool gemm_flips_behind(struct gemm *g, int32_t num_tokens, int32_t n, int32_t k);
 /* The same through the library whatever T is (measurements). */
 int  gemm_run_library(struct gemm *g, const struct gemm_args *a, const struct launch *l, struct err *err);
 
@@ -60,6 +62,14 @@ struct gemm_shape {
     const void *w[GEMM_MAX_COPIES]; int num_w;
     void *x, *out, *spare; size_t spare_bytes;
 };
+/* A few of a model's layers as a step of some rows runs them, products and all between them, through gemm_run. begin() makes ready for
+ * so many rows, run() launches; 0 or negative. May be captured. */
+struct gemm_layers {
+    int  (*begin)(void *arg, int32_t rows);
+    int  (*run)(void *arg);
+    void *arg;
+    int32_t max_rows;              /* of a step that is worth it; 0: there are no layers to run */
+};
 struct gemm_tune_args {
     const struct gemm_shape *shapes; int num_shapes;       /* GEMM_MAX_SHAPES at most */
     int32_t max_rows;              /* the largest step */
@@ -68,16 +78,17 @@ struct gemm_tune_args {
     int64_t budget_ms;             /* what is not timed by then runs by the rule and is timed later, or at the next start */
     void (*progress)(void *arg, int done, int total); void *arg;    /* may be NULL */
     bool later;                    /* what the budget leaves is for gemm_tune_more; the shapes' memory stays theirs */
+    struct gemm_layers layers;     /* arg as long as the rest */
 };
 /* Times candidates for every shape and bucket that the cache file did not bring, few rows first, and writes the file once nothing is
  * left. Synchronises. */
 int  gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launch *l, struct err *err);
-/* Times one shape and bucket of those left, some 10 to 60 ms. 1: more are left; 0: none, and the file was written; negative: the device
+/* Times one shape and bucket of those left, or one change to a layer, some 10 to 60 ms. 1: more are left; 0: none, and the file was written; negative: the device
  * failed. *changed: the bucket of rows in which a product now runs another way, so that what was captured for it is out of date; 0: none.
  * The stream has to be empty, and the step that comes next may not count on x, out and spare. Allocates no device memory of its own; the
  * library and the driver load what was never run. */
 int  gemm_tune_more(struct gemm *g, const struct launch *l, int32_t *changed, struct err *err);
-/* Shapes and buckets that are left for gemm_tune_more. */
+/* Shapes, and layers, of each bucket that are left for gemm_tune_more. */
 int  gemm_tune_left(const struct gemm *g);
 /* One small product through the library, whose first takes 0.1 s: for a thread of its own while the rank's loads weights. Takes a little
  * device memory meanwhile. What fails here fails again where it is told. */

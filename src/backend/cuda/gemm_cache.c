@@ -11,7 +11,7 @@
 
 #include "base/log.h"
 
-static const char magic[] = "sluice-gemm 2 ";
+static const char magic[] = "sluice-gemm 3 ";
 enum { LINE_MAX_BYTES = 512, FILE_MAX_LINES = 4 * GEMM_TABLE_MAX };
 
 int32_t gemm_bucket(int32_t rows)
@@ -49,13 +49,13 @@ bool gemm_table_put(struct gemm_table *t, const struct gemm_entry *entry)
 static bool parse_entry(const char *line, struct gemm_entry *e)
 {
     char algo[16 * GEMM_ALGO_WORDS + 2];
-    int out_f32, silu_mul, how, used = 0;
+    int out_f32, silu_mul, how, flips, in_layer, used = 0;
 
     memset(e, 0, sizeof *e);
-    if (sscanf(line, "%9" SCNd32 " %9" SCNd32 " %9" SCNd32 " %1d %1d %1d %10" SCNu64 " %16f %129s%n",
-               &e->n, &e->k, &e->rows, &out_f32, &silu_mul, &how, &e->workspace_bytes, &e->us, algo, &used) != 9 || line[used] != '\0') return false;
+    if (sscanf(line, "%9" SCNd32 " %9" SCNd32 " %9" SCNd32 " %1d %1d %1d %1d %1d %10" SCNu64 " %16f %129s%n",
+               &e->n, &e->k, &e->rows, &out_f32, &silu_mul, &how, &flips, &in_layer, &e->workspace_bytes, &e->us, algo, &used) != 11 || line[used] != '\0') return false;
     if (e->n <= 0 || e->k <= 0 || e->rows <= 0 || gemm_bucket(e->rows) != e->rows || (out_f32 != 0 && out_f32 != 1)) return false;
-    if ((silu_mul != 0 && silu_mul != 1) || how < 0 || how >= GEMM_NUM_HOW) return false;
+    if ((silu_mul != 0 && silu_mul != 1) || how < 0 || how >= GEMM_NUM_HOW || flips < 0 || flips > FLIP_ALL || in_layer < 0 || in_layer > 1) return false;
     if (!(e->us > 0) || strlen(algo) != 16 * GEMM_ALGO_WORDS || strspn(algo, "0123456789abcdef") != strlen(algo)) return false;
     for (int i = 0; i < GEMM_ALGO_WORDS; i++) {
         char word[17];
@@ -66,6 +66,8 @@ static bool parse_entry(const char *line, struct gemm_entry *e)
     e->out_f32 = out_f32 == 1;
     e->silu_mul = silu_mul == 1;
     e->how = (enum gemm_how)how;
+    e->flips = (uint8_t)flips;
+    e->in_layer = in_layer == 1;
     e->tuned = true;
     return true;
 }
@@ -121,8 +123,8 @@ int gemm_cache_write(const struct gemm_table *t, const char *path, struct err *e
     fprintf(f, "%s%s\n", magic, all->key);
     for (int i = 0; i < all->num_entries; i++) {
         const struct gemm_entry *e = &all->entries[i];
-        fprintf(f, "%" PRId32 " %" PRId32 " %" PRId32 " %d %d %d %" PRIu64 " %.3f ", e->n, e->k, e->rows, e->out_f32, e->silu_mul, (int)e->how,
-                e->workspace_bytes, (double)e->us);
+        fprintf(f, "%" PRId32 " %" PRId32 " %" PRId32 " %d %d %d %d %d %" PRIu64 " %.3f ", e->n, e->k, e->rows, e->out_f32, e->silu_mul, (int)e->how,
+                e->flips, e->in_layer, e->workspace_bytes, (double)e->us);
         for (int j = 0; j < GEMM_ALGO_WORDS; j++) fprintf(f, "%016" PRIx64, e->algo[j]);
         fputc('\n', f);
     }

@@ -1,8 +1,8 @@
 /* gemm_cache.h - how each matrix product runs: own kernel or library, with which cut or algorithm; and the text file that keeps it
  * between starts.
  * Flow: gemm_tune -> table -> file; gemm_open <- file.        Thread: the rank's, no locks.        No CUDA types here.
- * The file: a first line "sluice-gemm 2 <key>", then one line per entry: n k rows out_f32 silu_mul how workspace us algo (128 hex
- * digits).
+ * The file: a first line "sluice-gemm 3 <key>", then one line per entry: n k rows out_f32 silu_mul how flips in_layer workspace us algo
+ * (128 hex digits).
  * key names what an algorithm depends on (GPU, driver, library version): another key, and the file is as good as absent.
  * A line that does not parse is left out with a warning; the file is replaced by rename, so a reader sees the old or the new. */
 #ifndef SLUICE_BACKEND_CUDA_GEMM_CACHE_H
@@ -24,12 +24,21 @@ enum gemm_how {
     GEMM_NUM_HOW,
 };
 
+enum {
+    FLIP_INSIDE = 1,               /* the norm or rotation behind it is not inside it, or is */
+    FLIP_EARLY = 2,                /* it waits for its predecessor before it begins to load */
+    FLIP_BEHIND = 4,               /* the small kernel behind it does not start early, or does */
+    FLIP_ALL = 7,
+};
+
 struct gemm_entry {
     int32_t n, k, rows;            /* weight [n, k]; rows: upper end of the bucket of T */
     bool out_f32;
     bool silu_mul;                 /* the product with silu_mul in it: an entry of its own, beside that of the product alone */
     enum gemm_how how;
+    uint8_t flips;                 /* FLIP_* bits: what is done the other way round than the rules (gemm_ways.h) say */
     bool tuned;                    /* timed, so worth keeping; else the library's first guess */
+    bool in_layer;                 /* timed among its neighbours too (gemm_layer.h) */
     uint64_t workspace_bytes;
     float us;                      /* what it took when it was timed */
     uint64_t algo[GEMM_ALGO_WORDS];

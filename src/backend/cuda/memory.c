@@ -462,12 +462,13 @@ static int tune(struct backend *b, const struct matmul_shape *shapes, int num_sh
         for (; tuned[i].num_w < s->num_w && tuned[i].num_w < GEMM_MAX_COPIES; tuned[i].num_w++) tuned[i].w[tuned[i].num_w] = s->w[tuned[i].num_w]->data;
     }
     return gemm_tune(b->gemm, &(struct gemm_tune_args){ .shapes = tuned, .num_shapes = num_shapes, .max_rows = b->options.max_tokens,
-                                                        .budget_ms = later ? SOME_MS : ALL_MS, .later = later }, &b->launch, err);
+                                                        .layers = cuda_rehearsal(b, shapes, num_shapes), .budget_ms = later ? SOME_MS : ALL_MS, .later = later }, &b->launch, err);
 }
 
-int cuda_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, struct err *err)
+int cuda_loaded(struct backend *b, const struct matmul_shape *shapes, int num_shapes, const struct rehearsal *rehearsal, struct err *err)
 {
     int rc = 0;
+    b->rehearsal = *rehearsal;
     await_warmer(b);
     CUDA_TRY(cudaStreamSynchronize(b->stream), out);
     CUDA_TRY(cudaGetLastError(), out);

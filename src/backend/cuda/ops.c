@@ -24,13 +24,25 @@ static struct launch launch_of_norm(const struct backend *b, int32_t num_rows)
     return launch;
 }
 
-static void cuda_rmsnorm(struct backend *b, const struct rmsnorm_args *args)
+/* The same behind a product [n, k], where layers were found to be faster with the other. */
+static struct launch launch_behind(const struct backend *b, struct launch launch, int32_t num_tokens, int32_t n, int32_t k)
 {
-    struct launch launch = launch_of_norm(b, args->num_tokens);
+    if (b->launch.pdl && gemm_flips_behind(b->gemm, num_tokens, n, k)) launch.pdl = !launch.pdl;
+    return launch;
+}
+
+static void rmsnorm(struct backend *b, const struct rmsnorm_args *args, const struct launch *launch)
+{
     cuda_check(b, launch_rmsnorm(&(struct rmsnorm_kernel){ .x = args->x, .residual = args->residual, .weight = args->weight->data,
                                                            .out = args->out, .num_tokens = args->num_tokens,
                                                            .hidden = args->hidden, .eps = args->eps },
-                                 &launch), "rmsnorm");
+                                 launch), "rmsnorm");
+}
+
+static void cuda_rmsnorm(struct backend *b, const struct rmsnorm_args *args)
+{
+    struct launch launch = launch_of_norm(b, args->num_tokens);
+    rmsnorm(b, args, &launch);
 }
 
 static void cuda_norm_rows(struct backend *b, const struct norm_rows_args *args)
@@ -71,8 +83,9 @@ static void cuda_matmul_norm(struct backend *b, const struct matmul_norm_args *a
 
     if (!gemm_fuses_norm(b->gemm, args->num_tokens, n, k, next_n, args->next_gate_up)) {
         cuda_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->out, .num_tokens = args->num_tokens });
-        cuda_rmsnorm(b, &(struct rmsnorm_args){ .x = args->out, .residual = args->residual, .weight = args->norm, .out = args->normed,
-                                                .num_tokens = args->num_tokens, .hidden = n, .eps = args->eps });
+        struct launch launch = launch_behind(b, launch_of_norm(b, args->num_tokens), args->num_tokens, n, k);
+        rmsnorm(b, &(struct rmsnorm_args){ .x = args->out, .residual = args->residual, .weight = args->norm, .out = args->normed,
+                                           .num_tokens = args->num_tokens, .hidden = n, .eps = args->eps }, &launch);
         return;
     }
     b->scale = (struct norm_scale){ .squares = b->squares, .eps = args->eps };
@@ -81,11 +94,11 @@ static void cuda_matmul_norm(struct backend *b, const struct matmul_norm_args *a
     b->unscaled = args->normed;
 }
 
-static void cuda_silu_mul(struct backend *b, const struct silu_mul_args *args)
+static void silu_mul(struct backend *b, const struct silu_mul_args *args, const struct launch *launch)
 {
-    cuda_check(b, launch_silu_mul(&(struct silu_mul_kernel){ args->gate_up, args->out, args->num_tokens, args->ffn }, &b->launch),
-               "silu_mul");
+    cuda_check(b, launch_silu_mul(&(struct silu_mul_kernel){ args->gate_up, args->out, args->num_tokens, args->ffn }, launch), "silu_mul");
 }
+static void cuda_silu_mul(struct backend *b, const struct silu_mul_args *args) { silu_mul(b, args, &b->launch); }
 
 static void cuda_gate_up(struct backend *b, const struct gate_up_args *args)
 {
@@ -94,7 +107,9 @@ static void cuda_gate_up(struct backend *b, const struct gate_up_args *args)
     product(b, &(struct gemm_args){ .x = args->x, .w = args->w->data, .out = fused ? args->out : args->wide,
                                     .num_tokens = args->num_tokens, .n = n, .k = k, .silu_mul = fused,
                                     .scale = scale_left(b, args->x) }, "gate_up");
-    if (!fused) cuda_silu_mul(b, &(struct silu_mul_args){ args->wide, args->out, args->num_tokens, args->ffn });
+    if (fused) return;
+    struct launch launch = launch_behind(b, b->launch, args->num_tokens, n, k);
+    silu_mul(b, &(struct silu_mul_args){ args->wide, args->out, args->num_tokens, args->ffn }, &launch);
 }
 
 static struct rope_store_kernel rope_kernel(const struct rope_store_args *args)
@@ -107,11 +122,12 @@ static struct rope_store_kernel rope_kernel(const struct rope_store_args *args)
         .block_size = args->block_size, .eps = args->eps };
 }
 
-static void cuda_rope_store(struct backend *b, const struct rope_store_args *args)
+static void rope_store(struct backend *b, const struct rope_store_args *args, const struct launch *launch)
 {
     struct rope_store_kernel rope = rope_kernel(args);
-    cuda_check(b, launch_rope_store(&rope, &b->launch), "rope_store");
+    cuda_check(b, launch_rope_store(&rope, launch), "rope_store");
 }
+static void cuda_rope_store(struct backend *b, const struct rope_store_args *args) { rope_store(b, args, &b->launch); }
 
 static void cuda_matmul_rope(struct backend *b, const struct matmul_rope_args *args)
 {
@@ -123,7 +139,8 @@ static void cuda_matmul_rope(struct backend *b, const struct matmul_rope_args *a
         return;
     }
     cuda_matmul(b, &(struct matmul_args){ .x = args->x, .w = args->w, .out = args->rope.qkv, .num_tokens = args->rope.num_tokens });
-    cuda_rope_store(b, &args->rope);
+    struct launch launch = launch_behind(b, b->launch, args->rope.num_tokens, n, k);
+    rope_store(b, &args->rope, &launch);
 }
 
 static void cuda_attention(struct backend *b, const struct attention_args *args)

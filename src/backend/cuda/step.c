@@ -105,16 +105,10 @@ static uint64_t leads_to(const struct backend *b, const void *array)
     return (uint64_t)(uintptr_t)array - (uint64_t)(uintptr_t)&b->shadow;
 }
 
-static void fill_shadow(struct backend *b, const struct step_plan *plan)
+void cuda_point_shadow(struct backend *b)
 {
     struct step_plan *s = &b->shadow;
     const struct step_arrays *a = &b->arrays;
-    *s = *plan;
-    if (b->bucket >= 0) {
-        int32_t padded = bucket_size(b->bucket);
-        s->num_tokens = s->num_seqs = s->num_decode_seqs = padded;
-        if (plan->num_rows > 0) s->num_rows = padded;
-    }
     s->caps.max_blocks_per_seq = b->sizes.blocks_per_seq;
     s->off_input_ids = leads_to(b, a->input_ids);
     s->off_positions = leads_to(b, a->positions);
@@ -128,6 +122,18 @@ static void fill_shadow(struct backend *b, const struct step_plan *plan)
     s->off_bias_values = leads_to(b, a->bias_values);
     s->off_history = leads_to(b, a->history);
     s->off_history_tokens = leads_to(b, a->history_tokens);
+}
+
+static void fill_shadow(struct backend *b, const struct step_plan *plan)
+{
+    struct step_plan *s = &b->shadow;
+    *s = *plan;
+    if (b->bucket >= 0) {
+        int32_t padded = bucket_size(b->bucket);
+        s->num_tokens = s->num_seqs = s->num_decode_seqs = padded;
+        if (plan->num_rows > 0) s->num_rows = padded;
+    }
+    cuda_point_shadow(b);
 }
 
 const struct step_plan *cuda_upload(struct backend *b, const struct step_plan *plan)

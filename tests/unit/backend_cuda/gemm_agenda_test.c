@@ -12,7 +12,7 @@ static const struct gemm_shape shapes[] = { { .n = 6144, .k = 4096 }, { .n = 245
                                             { .n = 151936, .k = 4096, .out_f32 = true, .max_rows = 100 } };
 enum { QKV, GATE_UP, HEAD, NUM_SHAPES };
 
-static void make(int num_shapes, int32_t max_rows) { gemm_agenda_make(&agenda, &table, shapes, num_shapes, 9, max_rows); }
+static void make(int num_shapes, int32_t max_rows) { gemm_agenda_make(&agenda, &table, shapes, num_shapes, 9, max_rows, 0); }
 
 static void put(int shape, int32_t bucket, bool silu_mul, bool tuned)
 {
@@ -70,7 +70,7 @@ static void what_is_known_is_left_out(void **state)
     put(HEAD, 16, false, false);                           /* a guess is no timing */
     put(GATE_UP, 24, false, true);
     put(GATE_UP, 24, true, true);
-    gemm_agenda_make(&agenda, &table, few, NUM_SHAPES, 9, 24);
+    gemm_agenda_make(&agenda, &table, few, NUM_SHAPES, 9, 24, 0);
     assert_int_equal(agenda.total, 6);
     assert_int_equal(gemm_agenda_left(&agenda), 4);
     expect(GATE_UP, 16, 16);
@@ -80,7 +80,7 @@ static void what_is_known_is_left_out(void **state)
     assert_null(gemm_agenda_next(&agenda));
     for (int i = 0; i < NUM_SHAPES; i++) { put(i, 16, false, true); put(i, 24, false, true); }
     put(GATE_UP, 16, true, true);
-    gemm_agenda_make(&agenda, &table, few, NUM_SHAPES, 9, 24);
+    gemm_agenda_make(&agenda, &table, few, NUM_SHAPES, 9, 24, 0);
     assert_int_equal(agenda.total, 6);
     assert_null(gemm_agenda_next(&agenda));
 }
@@ -96,11 +96,11 @@ static void nothing_for_few_rows_and_no_end_for_many(void **state)
     make(0, 1000);
     assert_int_equal(agenda.total, 0);
     static const struct gemm_shape tiny[] = { { .n = 1536, .k = 576 } };
-    gemm_agenda_make(&agenda, &table, tiny, 1, 1, 7);      /* from the first row on */
+    gemm_agenda_make(&agenda, &table, tiny, 1, 1, 7, 0);      /* from the first row on */
     assert_int_equal(agenda.total, 4);
     for (int32_t rows = 1; rows <= 4; rows *= 2) expect(0, rows, rows);
     expect(0, 8, 7);
-    gemm_agenda_make(&agenda, &table, shapes, 1, 1, 7);    /* of a weight that is not tiny one and two rows are gemv's */
+    gemm_agenda_make(&agenda, &table, shapes, 1, 1, 7, 0);    /* of a weight that is not tiny one and two rows are gemv's */
     assert_int_equal(agenda.total, 2);
     expect(QKV, 4, 4);
     expect(QKV, 8, 7);
@@ -114,11 +114,55 @@ static void nothing_for_few_rows_and_no_end_for_many(void **state)
     assert_int_equal(agenda.items[agenda.num_items - 1].rows, 8192);
 }
 
+static void put_in_layer(int shape, int32_t bucket)
+{
+    put(shape, bucket, false, true);
+    gemm_table_find(&table, shapes[shape].n, shapes[shape].k, bucket, shapes[shape].out_f32, false)->in_layer = true;
+}
+
+static void layers_follow_all_shapes(void **state)
+{
+    struct gemm_shape few[NUM_SHAPES];
+    (void)state;
+    memcpy(few, shapes, sizeof few);
+    few[HEAD].max_rows = 32;
+    gemm_agenda_make(&agenda, &table, few, NUM_SHAPES, 9, 32, 20);
+    assert_int_equal(agenda.total, 3 * 3 + 2);
+    for (int32_t bucket = 16; bucket <= 32; bucket += 8)
+        for (int i = 0; i < NUM_SHAPES; i++) expect(i, bucket, bucket);
+    expect(GEMM_LAYER, 16, 16);
+    expect(GEMM_LAYER, 24, 20);                            /* no step of decodes has more */
+    assert_null(gemm_agenda_next(&agenda));
+}
+
+static void what_was_timed_alone_is_timed_again_for_its_layer(void **state)
+{
+    struct gemm_shape few[NUM_SHAPES];
+    (void)state;
+    memcpy(few, shapes, sizeof few);
+    few[HEAD].max_rows = 16;
+    put(QKV, 16, false, true);
+    put_in_layer(GATE_UP, 16);
+    put(GATE_UP, 16, true, true);
+    gemm_agenda_make(&agenda, &table, few, NUM_SHAPES, 9, 16, 16);
+    expect(QKV, 16, 16);
+    expect(HEAD, 16, 16);
+    expect(GEMM_LAYER, 16, 16);
+    assert_null(gemm_agenda_next(&agenda));
+    put_in_layer(QKV, 16);
+    gemm_agenda_make(&agenda, &table, few, NUM_SHAPES, 9, 16, 16);
+    expect(HEAD, 16, 16);                                  /* is in no layer */
+    assert_null(gemm_agenda_next(&agenda));
+    assert_int_equal(agenda.total, 4);
+    gemm_agenda_make(&agenda, &table, few, 2, 9, 16, 16);
+    assert_int_equal(gemm_agenda_left(&agenda), 0);
+}
+
 static void two_weights_of_one_shape_are_timed_once(void **state)
 {
     struct gemm_shape twice[] = { shapes[QKV], shapes[QKV], shapes[GATE_UP] };
     (void)state;
-    gemm_agenda_make(&agenda, &table, twice, 3, 9, 16);
+    gemm_agenda_make(&agenda, &table, twice, 3, 9, 16, 0);
     assert_int_equal(agenda.total, 2);
     expect(0, 16, 16);
     expect(2, 16, 16);
@@ -129,7 +173,7 @@ static void more_than_fits_is_cut_off(void **state)
     struct gemm_shape many[GEMM_MAX_SHAPES] = { 0 };
     (void)state;
     for (int i = 0; i < GEMM_MAX_SHAPES; i++) many[i] = (struct gemm_shape){ .n = 8 * (i + 1), .k = 64 };
-    gemm_agenda_make(&agenda, &table, many, GEMM_MAX_SHAPES, 9, 8192);
+    gemm_agenda_make(&agenda, &table, many, GEMM_MAX_SHAPES, 9, 8192, 0);
     assert_int_equal(agenda.total, GEMM_MAX_SHAPES * 16);
     assert_in_range(gemm_agenda_left(&agenda), 1, GEMM_AGENDA_MAX);
 }
@@ -139,6 +183,8 @@ int main(void)
     const struct CMUnitTest tests[] = { cmocka_unit_test_setup(few_rows_come_first_and_each_shape_has_its_most, setup),
                                         cmocka_unit_test_setup(what_is_known_is_left_out, setup),
                                         cmocka_unit_test_setup(nothing_for_few_rows_and_no_end_for_many, setup),
+                                        cmocka_unit_test_setup(layers_follow_all_shapes, setup),
+                                        cmocka_unit_test_setup(what_was_timed_alone_is_timed_again_for_its_layer, setup),
                                         cmocka_unit_test_setup(two_weights_of_one_shape_are_timed_once, setup),
                                         cmocka_unit_test_setup(more_than_fits_is_cut_off, setup) };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,7 +14,7 @@ static void fill(struct gemm_table *t, int n)
     snprintf(t->key, sizeof t->key, "NVIDIA H200, 132 SMs, driver 13000, cublasLt 130000, workspace 33554432");
     for (int i = 0; i < n; i++) {
         struct gemm_entry e = { .n = 1 + i, .k = 8 * (i + 1), .rows = gemm_bucket(1 + i), .out_f32 = i % 2, .silu_mul = i % 3 == 0,
-                                .how = (enum gemm_how)(i % GEMM_NUM_HOW), .tuned = true,
+                                .how = (enum gemm_how)(i % GEMM_NUM_HOW), .flips = (uint8_t)(i % (FLIP_ALL + 1)), .in_layer = i % 4 == 1, .tuned = true,
                                 .workspace_bytes = (uint64_t)i << 20, .us = 1.5f + (float)i };
         for (int j = 0; j < GEMM_ALGO_WORDS; j++) e.algo[j] = 0xFEDCBA9876543210u * (uint64_t)(i + 1) + (uint64_t)j;
         assert_true(gemm_table_put(t, &e));
@@ -58,6 +58,8 @@ static void what_was_written_is_read(void **state)
         assert_non_null(b);
         assert_true(b->tuned);
         assert_int_equal(b->how, e->how);
+        assert_int_equal(b->flips, e->flips);
+        assert_int_equal(b->in_layer, e->in_layer);
         assert_int_equal(b->workspace_bytes, e->workspace_bytes);
         assert_memory_equal(b->algo, e->algo, sizeof e->algo);
     }

@@ -1,0 +1,157 @@
+#include "gemm_layer.h"
+
+#include <string.h>
+
+#include "base/log.h"
+
+enum { REPEATS = 6 };
+static const float GAIN = 0.997f, CLEAR = 1.02f;           /* what a trial has to come below: less is noise; what it does not make up for */
+
+void layer_contest_end(struct layer_contest *c)
+{
+    if (c->now) cudaGraphExecDestroy(c->now);
+    c->now = NULL;
+}
+
+void layer_contest_begin(struct layer_contest *c, int32_t bucket, int32_t rows)
+{
+    layer_contest_end(c);
+    *c = (struct layer_contest){ .bucket = bucket, .rows = rows };
+}
+
+void layer_contest_enter(struct layer_contest *c, const struct layer_trial *trial)
+{
+    if (c->num_trials < LAYER_TRIALS) c->trials[c->num_trials++] = *trial;
+}
+
+bool layer_contest_is_over(const struct layer_contest *c) { return c->next >= c->num_trials; }
+
+/* ---- the table under a trial ---- */
+
+/* What a product of silu_mul has in the table: its own entry and that with silu_mul in it. */
+struct standing { struct gemm_entry plain, silu; bool has_plain, has_silu; };
+
+static struct standing standing_of(struct gemm *g, const struct gemm_entry *way)
+{
+    const struct gemm_entry *plain = gemm_table_find(&g->table, way->n, way->k, way->rows, way->out_f32, false);
+    const struct gemm_entry *silu = gemm_table_find(&g->table, way->n, way->k, way->rows, false, true);
+    struct standing s = { .has_plain = plain != NULL, .has_silu = silu != NULL };
+    if (plain) s.plain = *plain;
+    if (silu) s.silu = *silu;
+    return s;
+}
+
+static void put_standing(struct gemm *g, const struct standing *s)
+{
+    if (s->has_plain) gemm_table_put(&g->table, &s->plain);
+    if (s->has_silu) gemm_table_put(&g->table, &s->silu);
+}
+
+static bool same_way(const struct gemm_entry *a, const struct gemm_entry *b)
+{
+    return a->how == b->how && (a->how == GEMM_APART || memcmp(a->algo, b->algo, sizeof a->algo) == 0);
+}
+
+/* What would stand with the trial's change. false: that is what stands already. */
+static bool changed_standing(struct standing *s, const struct layer_trial *t)
+{
+    bool apart = s->has_silu && s->silu.how == GEMM_APART;
+
+    if (t->change == LAYER_FLIP) {
+        struct gemm_entry *e = s->has_silu && !apart ? &s->silu : &s->plain;
+        if (!s->has_plain || !s->plain.tuned || (e == &s->silu && t->flip != FLIP_EARLY)) return false;
+        e->flips ^= t->flip;
+        return true;
+    }
+    if (t->way.silu_mul) {
+        if (!s->has_silu || same_way(&s->silu, &t->way)) return false;
+        s->silu = t->way;
+        return true;
+    }
+    if (!s->has_plain || (t->change == LAYER_APART && !s->has_silu)) return false;
+    if (same_way(&s->plain, &t->way) && (t->change == LAYER_WAY || apart)) return false;
+    s->plain = t->way;
+    if (t->change == LAYER_APART && !apart)
+        s->silu = (struct gemm_entry){ .n = t->way.n, .k = t->way.k, .rows = t->way.rows, .silu_mul = true, .how = GEMM_APART, .us = t->way.us, .tuned = true };
+    return true;
+}
+
+/* ---- timing ---- */
+
+/* The layers by the table, captured. What was never run is loaded before. */
+static cudaGraphExec_t capture(const struct gemm_layers *layers, cudaStream_t stream)
+{
+    cudaGraphExec_t exec = NULL;
+    cudaGraph_t graph = NULL;
+    int rc = layers->run(layers->arg);
+
+    if (rc < 0 || cudaStreamSynchronize(stream) != cudaSuccess) return NULL;
+    if (cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) return NULL;
+    rc = layers->run(layers->arg);
+    if (cudaStreamEndCapture(stream, &graph) == cudaSuccess && rc == 0 && cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess) exec = NULL;
+    if (graph) cudaGraphDestroy(graph);
+    return exec;
+}
+
+static bool launch_timed(cudaGraphExec_t exec, cudaStream_t stream, cudaEvent_t begin, cudaEvent_t end, float *ms)
+{
+    return cudaEventRecord(begin, stream) == cudaSuccess && cudaGraphLaunch(exec, stream) == cudaSuccess && cudaEventRecord(end, stream) == cudaSuccess &&
+           cudaEventSynchronize(end) == cudaSuccess && cudaEventElapsedTime(ms, begin, end) == cudaSuccess;
+}
+
+/* In turns, so that a clock that changes is fair to both; not to the end where it is clear. -1: the device failed. */
+static int is_faster(cudaGraphExec_t next, cudaGraphExec_t now, cudaStream_t stream, cudaEvent_t begin, cudaEvent_t end)
+{
+    float best[2] = { 1e9f, 1e9f }, ms = 0;                /* now, next */
+
+    for (int i = -1; i < REPEATS; i++) {                   /* the first of each warms up */
+        for (int which = 0; which < 2; which++) {
+            if (!launch_timed(which ? next : now, stream, begin, end, &ms)) return -1;
+            if (i >= 0 && ms < best[which]) best[which] = ms;
+        }
+        if (i >= 1 && best[1] > best[0] * CLEAR) return 0;
+    }
+    return best[1] < best[0] * GAIN;
+}
+
+static void mark_timed(struct gemm_table *t, int32_t bucket)
+{
+    for (int i = 0; i < t->num_entries; i++)
+        if (t->entries[i].rows == bucket && !t->entries[i].out_f32) t->entries[i].in_layer = t->entries[i].tuned;
+}
+
+int layer_contest_next(struct layer_contest *c, struct gemm *g, const struct gemm_layers *layers, cudaStream_t stream, cudaEvent_t begin, cudaEvent_t end,
+                       bool *changed, struct err *err)
+{
+    const struct layer_trial *trial = &c->trials[c->next++];
+    struct standing stood = standing_of(g, &trial->way), tried = stood;
+    cudaGraphExec_t next = NULL;
+    int faster = 0;
+
+    *changed = false;
+    if (!changed_standing(&tried, trial)) goto out;
+    if (layers->begin(layers->arg, c->rows) < 0) { faster = -1; goto out; }
+    if (!c->now) c->now = capture(layers, stream);
+    put_standing(g, &tried);
+    next = capture(layers, stream);
+    faster = c->now && next ? is_faster(next, c->now, stream, begin, end) : -1;
+    if (faster == 1) {
+        cudaGraphExec_t before = c->now;
+        c->now = next;
+        next = before;
+        c->improved = *changed = true;
+    } else put_standing(g, &stood);
+out:
+    if (next) cudaGraphExecDestroy(next);
+    if (faster < 0 || cudaGetLastError() != cudaSuccess) return err_set(err, ERR_INTERNAL, "gemm: layers of %d rows do not run", (int)c->rows);
+    if (!layer_contest_is_over(c)) return 0;
+    if (c->improved && !c->again) {                        /* what lost before may win beside what won */
+        c->improved = false;
+        c->again = true;
+        c->next = 0;
+        return 0;
+    }
+    mark_timed(&g->table, c->bucket);
+    layer_contest_end(c);
+    return 0;
+}
