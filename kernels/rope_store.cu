@@ -56,6 +56,8 @@ static __device__ __forceinline__ uint4 pack8(const float *from)
     return x.raw;
 }
 
+static __device__ __forceinline__ void prefetch_l1(const void *at) { asm volatile("prefetch.global.L1 [%0];" :: "l"(at)); }
+
 template <int D>
 __global__ void rope_store_token(const struct rope_args a)
 {
@@ -65,8 +67,9 @@ __global__ void rope_store_token(const struct rope_args a)
     bool has_elements = lane * 8 < HALF;
     int low_at = has_elements ? lane * 8 : 0, high_at = low_at + HALF;     /* idle lanes read what lane 0 reads, store nothing */
 
+    /* What the step's own kernels do not write: positions and slots are there since its first kernel, which triggers last. Their trips to
+     * the L2, and that of the cosines behind them, are over when the product is. */
     pdl_trigger();
-    pdl_wait();
     elem *row = a.qkv + (int64_t)t * heads * D;
     const float *cosines = a.cos_sin + (int64_t)a.positions[t] * D;
     int64_t slot = a.slot_mapping[t];
@@ -75,6 +78,12 @@ __global__ void rope_store_token(const struct rope_args a)
     float c[8], s[8];
     load8(c, cosines + low_at);
     load8(s, cosines + high_at);
+    if (a.q_norm && group < a.num_heads + a.num_kv_heads) {
+        const float *weight = group < a.num_heads ? a.q_norm : a.k_norm;
+        prefetch_l1(weight + low_at);
+        prefetch_l1(weight + high_at);
+    }
+    pdl_wait();
 
     /* Every lane of a warp makes the same number of rounds: the shuffles below need all of them. */
     for (int first = 0; first < heads; first += groups) {

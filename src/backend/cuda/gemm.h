@@ -63,12 +63,13 @@ struct gemm_shape {
     void *x, *out, *spare; size_t spare_bytes;
 };
 /* A few of a model's layers as a step of some rows runs them, products and all between them, through gemm_run. begin() makes ready for
- * so many rows, run() launches; 0 or negative. May be captured. */
+ * so many rows, run() launches; 0 or negative. */
 struct gemm_layers {
     int  (*begin)(void *arg, int32_t rows);
     int  (*run)(void *arg);
     void *arg;
     int32_t max_rows;              /* of a step that is worth it; 0: there are no layers to run */
+    int32_t max_captured;          /* steps of so many rows are captured, others are launched kernel by kernel: so are their layers */
 };
 struct gemm_tune_args {
     const struct gemm_shape *shapes; int num_shapes;       /* GEMM_MAX_SHAPES at most */

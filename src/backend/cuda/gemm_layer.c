@@ -2,8 +2,6 @@
 
 #include <string.h>
 
-#include "base/log.h"
-
 enum { REPEATS = 6 };
 static const float GAIN = 0.997f, CLEAR = 1.02f;           /* what a trial has to come below: less is noise; what it does not make up for */
 
@@ -78,40 +76,77 @@ static bool changed_standing(struct standing *s, const struct layer_trial *t)
 
 /* ---- timing ---- */
 
+/* What a trial is timed with. */
+struct stopwatch { struct gemm *g; const struct gemm_layers *layers; cudaStream_t stream; cudaEvent_t begin, end; };
+
+/* One side of it: what stands in the table, and the layers captured so. NULL: launched kernel by kernel, as such a step is. */
+struct side { const struct standing *standing; cudaGraphExec_t exec; };
+
 /* The layers by the table, captured. What was never run is loaded before. */
-static cudaGraphExec_t capture(const struct gemm_layers *layers, cudaStream_t stream)
+static cudaGraphExec_t capture(const struct stopwatch *w)
 {
     cudaGraphExec_t exec = NULL;
     cudaGraph_t graph = NULL;
-    int rc = layers->run(layers->arg);
+    int rc = w->layers->run(w->layers->arg);
 
-    if (rc < 0 || cudaStreamSynchronize(stream) != cudaSuccess) return NULL;
-    if (cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) return NULL;
-    rc = layers->run(layers->arg);
-    if (cudaStreamEndCapture(stream, &graph) == cudaSuccess && rc == 0 && cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess) exec = NULL;
+    if (rc < 0 || cudaStreamSynchronize(w->stream) != cudaSuccess) return NULL;
+    if (cudaStreamBeginCapture(w->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) return NULL;
+    rc = w->layers->run(w->layers->arg);
+    if (cudaStreamEndCapture(w->stream, &graph) == cudaSuccess && rc == 0 && cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess) exec = NULL;
     if (graph) cudaGraphDestroy(graph);
     return exec;
 }
 
-static bool launch_timed(cudaGraphExec_t exec, cudaStream_t stream, cudaEvent_t begin, cudaEvent_t end, float *ms)
+static bool time_side(const struct stopwatch *w, const struct side *side, float *ms)
 {
-    return cudaEventRecord(begin, stream) == cudaSuccess && cudaGraphLaunch(exec, stream) == cudaSuccess && cudaEventRecord(end, stream) == cudaSuccess &&
-           cudaEventSynchronize(end) == cudaSuccess && cudaEventElapsedTime(ms, begin, end) == cudaSuccess;
+    if (cudaEventRecord(w->begin, w->stream) != cudaSuccess) return false;
+    if (side->exec) {
+        if (cudaGraphLaunch(side->exec, w->stream) != cudaSuccess) return false;
+    } else {
+        put_standing(w->g, side->standing);
+        if (w->layers->run(w->layers->arg) < 0) return false;
+    }
+    return cudaEventRecord(w->end, w->stream) == cudaSuccess && cudaEventSynchronize(w->end) == cudaSuccess &&
+           cudaEventElapsedTime(ms, w->begin, w->end) == cudaSuccess;
 }
 
 /* In turns, so that a clock that changes is fair to both; not to the end where it is clear. -1: the device failed. */
-static int is_faster(cudaGraphExec_t next, cudaGraphExec_t now, cudaStream_t stream, cudaEvent_t begin, cudaEvent_t end)
+static int is_faster(const struct stopwatch *w, const struct side *next, const struct side *now)
 {
     float best[2] = { 1e9f, 1e9f }, ms = 0;                /* now, next */
 
     for (int i = -1; i < REPEATS; i++) {                   /* the first of each warms up */
         for (int which = 0; which < 2; which++) {
-            if (!launch_timed(which ? next : now, stream, begin, end, &ms)) return -1;
+            if (!time_side(w, which ? next : now, &ms)) return -1;
             if (i >= 0 && ms < best[which]) best[which] = ms;
         }
         if (i >= 1 && best[1] > best[0] * CLEAR) return 0;
     }
     return best[1] < best[0] * GAIN;
+}
+
+/* 1: the trial stands now; 0: what stood stands; -1: the device failed. */
+static int try_it(struct layer_contest *c, const struct stopwatch *w, const struct standing *stood, const struct standing *tried)
+{
+    bool captured = c->rows <= w->layers->max_captured;
+    struct side now = { stood, NULL }, next = { tried, NULL };
+    int faster;
+
+    if (w->layers->begin(w->layers->arg, c->rows) < 0) return -1;
+    if (captured) {
+        if (!c->now && !(c->now = capture(w))) return -1;
+        now.exec = c->now;
+        put_standing(w->g, tried);
+        if (!(next.exec = capture(w))) return -1;
+    }
+    faster = is_faster(w, &next, &now);
+    put_standing(w->g, faster == 1 ? tried : stood);
+    if (faster == 1) {
+        c->now = next.exec;
+        next.exec = now.exec;
+    }
+    if (next.exec) cudaGraphExecDestroy(next.exec);
+    return faster;
 }
 
 static void mark_timed(struct gemm_table *t, int32_t bucket)
@@ -123,27 +158,15 @@ static void mark_timed(struct gemm_table *t, int32_t bucket)
 int layer_contest_next(struct layer_contest *c, struct gemm *g, const struct gemm_layers *layers, cudaStream_t stream, cudaEvent_t begin, cudaEvent_t end,
                        bool *changed, struct err *err)
 {
+    const struct stopwatch w = { g, layers, stream, begin, end };
     const struct layer_trial *trial = &c->trials[c->next++];
-    struct standing stood = standing_of(g, &trial->way), tried = stood;
-    cudaGraphExec_t next = NULL;
-    int faster = 0;
+    const struct standing stood = standing_of(g, &trial->way);
+    struct standing tried = stood;
+    int better = changed_standing(&tried, trial) ? try_it(c, &w, &stood, &tried) : 0;
 
-    *changed = false;
-    if (!changed_standing(&tried, trial)) goto out;
-    if (layers->begin(layers->arg, c->rows) < 0) { faster = -1; goto out; }
-    if (!c->now) c->now = capture(layers, stream);
-    put_standing(g, &tried);
-    next = capture(layers, stream);
-    faster = c->now && next ? is_faster(next, c->now, stream, begin, end) : -1;
-    if (faster == 1) {
-        cudaGraphExec_t before = c->now;
-        c->now = next;
-        next = before;
-        c->improved = *changed = true;
-    } else put_standing(g, &stood);
-out:
-    if (next) cudaGraphExecDestroy(next);
-    if (faster < 0 || cudaGetLastError() != cudaSuccess) return err_set(err, ERR_INTERNAL, "gemm: layers of %d rows do not run", (int)c->rows);
+    *changed = better == 1;
+    c->improved = c->improved || *changed;
+    if (better < 0 || cudaGetLastError() != cudaSuccess) return err_set(err, ERR_INTERNAL, "gemm: layers of %d rows do not run", (int)c->rows);
     if (!layer_contest_is_over(c)) return 0;
     if (c->improved && !c->again) {                        /* what lost before may win beside what won */
         c->improved = false;

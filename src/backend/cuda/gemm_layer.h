@@ -1,6 +1,6 @@
 /* gemm_layer.h - the second contest for a bucket of rows. The first (gemm_tune.c) times one product behind a small kernel; which way is
  * fastest in a step depends on the neighbours too: what they leave of the device, whether they take in a norm, how early they end. So the
- * ways that did best alone are tried one after the other in a few layers of the model as a captured step runs them, with their
+ * ways that did best alone are tried one after the other in a few layers of the model as a step runs them (captured, where it is), with
  * attention and norms, and what makes the layers faster stays.
  * Flow: finalists of the first contest -> trials -> the table.        Thread: the rank's, stream empty.
  * Owns: the captured layers between trials (host memory, and what the driver takes for them). Allocates nothing else. */
