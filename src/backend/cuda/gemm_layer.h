@@ -20,6 +20,7 @@ struct layer_trial {
         LAYER_FLIP,                /* what the table has, with one of its flips the other way round */
     } change;
     uint8_t flip;                  /* LAYER_FLIP: which */
+    bool out;                      /* lost clearly: not tried in the second round */
 };
 
 struct layer_contest {

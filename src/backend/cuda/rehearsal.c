@@ -112,5 +112,6 @@ struct gemm_layers cuda_rehearsal(struct backend *b, const struct matmul_shape *
     if (!b->rehearsal.run) return (struct gemm_layers){ 0 };
     b->layer_bytes = 1;
     for (int i = 0; i < num_shapes; i++) b->layer_bytes += shapes[i].out_f32 ? 0 : shapes[i].rows * shapes[i].cols * 2;
-    return (struct gemm_layers){ begin, run, b, (int32_t)rows, b->options.max_seqs < MOST_DECODES ? b->options.max_seqs : MOST_DECODES };
+    int32_t decodes = b->options.max_seqs < MOST_DECODES ? b->options.max_seqs : MOST_DECODES;
+    return (struct gemm_layers){ begin, run, b, (int32_t)rows, b->options.eager ? 0 : decodes };
 }
