@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/ring.h"
+#include "crash_record.h"
 #include "engine_fit.h"
 #include "headroom.h"
 #include "trace.h"
@@ -535,9 +536,10 @@ int engine_run(struct engine *engine)
         engine_publish(engine);
     }
     pthread_setname_np(pthread_self(), "engine-end");
-    if (engine->rank_error)
-        log_error("ranks_failed", "step %llu: %s", (unsigned long long)engine->scheduler.step,
-                  err_name(engine->rank_error));
+    if (engine->rank_error) {
+        log_error("ranks_failed", "step %llu: %s", (unsigned long long)engine->scheduler.step, err_name(engine->rank_error));
+        crash_record(&engine->scheduler);
+    }
     return engine->rank_error;
 }
 
