@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "base/log.h"
+
 enum { REPEATS = 6, REPEATS_LONG = 3 };                    /* of passes; of passes of more than LONG_MS */
 static const float LONG_MS = 2;
 static const float GAIN = 0.997f, CLEAR = 1.02f;           /* what a trial has to come below: less is noise; what it does not make up for */
@@ -83,19 +85,24 @@ struct stopwatch { struct gemm *g; const struct gemm_layers *layers; cudaStream_
 /* One side of it: what stands in the table, and the layers captured so. NULL: launched kernel by kernel, as such a step is. */
 struct side { const struct standing *standing; cudaGraphExec_t exec; };
 
-/* The layers by the table, captured. What was never run is loaded before. */
-static cudaGraphExec_t capture(const struct stopwatch *w)
+enum { LOST = 0, WON = 1, FAILED = -1, NO_ROOM = -2 };      /* what a trial comes to; the device failed; no memory to capture with */
+
+/* The layers by the table, captured. What was never run is loaded before. 0, FAILED, NO_ROOM. */
+static int capture(const struct stopwatch *w, cudaGraphExec_t *exec)
 {
-    cudaGraphExec_t exec = NULL;
     cudaGraph_t graph = NULL;
+    cudaError_t code;
     int rc = w->layers->run(w->layers->arg);
 
-    if (rc < 0 || cudaStreamSynchronize(w->stream) != cudaSuccess) return NULL;
-    if (cudaStreamBeginCapture(w->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) return NULL;
+    *exec = NULL;
+    if (rc < 0 || cudaStreamSynchronize(w->stream) != cudaSuccess) return FAILED;
+    if (cudaStreamBeginCapture(w->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) return FAILED;
     rc = w->layers->run(w->layers->arg);
-    if (cudaStreamEndCapture(w->stream, &graph) == cudaSuccess && rc == 0 && cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess) exec = NULL;
+    code = cudaStreamEndCapture(w->stream, &graph);
+    if (code == cudaSuccess && rc == 0) code = cudaGraphInstantiate(exec, graph, 0);
     if (graph) cudaGraphDestroy(graph);
-    return exec;
+    if (code == cudaErrorMemoryAllocation) cudaGetLastError();             /* it is told */
+    return code == cudaErrorMemoryAllocation ? NO_ROOM : code == cudaSuccess && rc == 0 ? 0 : FAILED;
 }
 
 static bool time_side(const struct stopwatch *w, const struct side *side, float *ms)
@@ -111,44 +118,44 @@ static bool time_side(const struct stopwatch *w, const struct side *side, float 
            cudaEventElapsedTime(ms, w->begin, w->end) == cudaSuccess;
 }
 
-/* In turns, so that a clock that changes is fair to both; not to the end where it is clear (*out). -1: the device failed. */
+/* In turns, so that a clock that changes is fair to both; not to the end where it is clear (*out). */
 static int is_faster(const struct stopwatch *w, const struct side *next, const struct side *now, bool *out)
 {
     float best[2] = { 1e9f, 1e9f }, ms = 0;                /* now, next */
 
     for (int i = -1; i < (ms > LONG_MS ? REPEATS_LONG : REPEATS); i++) {       /* the first of each warms up */
         for (int which = 0; which < 2; which++) {
-            if (!time_side(w, which ? next : now, &ms)) return -1;
+            if (!time_side(w, which ? next : now, &ms)) return FAILED;
             if (i >= 0 && ms < best[which]) best[which] = ms;
         }
         *out = i >= 1 && best[1] > best[0] * CLEAR;
-        if (*out) return 0;
+        if (*out) return LOST;
     }
-    return best[1] < best[0] * GAIN;
+    return best[1] < best[0] * GAIN ? WON : LOST;
 }
 
-/* 1: the trial stands now; 0: what stood stands, *out: by far; -1: the device failed. */
+/* WON: the trial stands now; else what stood. *out: it lost by far. */
 static int try_it(struct layer_contest *c, const struct stopwatch *w, const struct standing *stood, const struct standing *tried, bool *out)
 {
     bool captured = c->rows <= w->layers->max_captured;
     struct side now = { stood, NULL }, next = { tried, NULL };
-    int faster;
+    int outcome = 0;
 
-    if (w->layers->begin(w->layers->arg, c->rows) < 0) return -1;
-    if (captured) {
-        if (!c->now && !(c->now = capture(w))) return -1;
-        now.exec = c->now;
+    if (w->layers->begin(w->layers->arg, c->rows) < 0) return FAILED;
+    if (captured && !c->now) outcome = capture(w, &c->now);
+    now.exec = c->now;
+    if (captured && outcome == 0) {
         put_standing(w->g, tried);
-        if (!(next.exec = capture(w))) return -1;
+        outcome = capture(w, &next.exec);
     }
-    faster = is_faster(w, &next, &now, out);
-    put_standing(w->g, faster == 1 ? tried : stood);
-    if (faster == 1) {
+    if (outcome == 0) outcome = is_faster(w, &next, &now, out);
+    put_standing(w->g, outcome == WON ? tried : stood);
+    if (outcome == WON) {
         c->now = next.exec;
         next.exec = now.exec;
     }
     if (next.exec) cudaGraphExecDestroy(next.exec);
-    return faster;
+    return outcome;
 }
 
 static void mark_timed(struct gemm_table *t, int32_t bucket)
@@ -164,11 +171,17 @@ int layer_contest_next(struct layer_contest *c, struct gemm *g, const struct gem
     struct layer_trial *trial = &c->trials[c->next++];
     const struct standing stood = standing_of(g, &trial->way);
     struct standing tried = stood;
-    int better = !trial->out && changed_standing(&tried, trial) ? try_it(c, &w, &stood, &tried, &trial->out) : 0;
+    int outcome = !trial->out && changed_standing(&tried, trial) ? try_it(c, &w, &stood, &tried, &trial->out) : LOST;
 
-    *changed = better == 1;
+    *changed = outcome == WON;
     c->improved = c->improved || *changed;
-    if (better < 0 || cudaGetLastError() != cudaSuccess) return err_set(err, ERR_INTERNAL, "gemm: layers of %d rows do not run", (int)c->rows);
+    if (outcome == NO_ROOM) {                              /* what stands is good enough; the next start tries again */
+        log_warn("gemm_layer", "no device memory to capture layers of %d rows with: their products stay as they are", (int)c->rows);
+        c->next = c->num_trials;
+        layer_contest_end(c);
+        return 0;
+    }
+    if (outcome == FAILED || cudaGetLastError() != cudaSuccess) return err_set(err, ERR_INTERNAL, "gemm: layers of %d rows do not run", (int)c->rows);
     if (!layer_contest_is_over(c)) return 0;
     if (c->improved && !c->again) {                        /* what lost before may win beside what won */
         c->improved = false;

@@ -37,7 +37,7 @@ void layer_contest_begin(struct layer_contest *c, int32_t bucket, int32_t rows);
 void layer_contest_enter(struct layer_contest *c, const struct layer_trial *trial);
 bool layer_contest_is_over(const struct layer_contest *c);
 /* One trial, some 3 to 60 ms. begin, end: events to time with. *changed: the table has something else now. The last one marks the bucket's
- * entries as timed in their layer. ERR_INTERNAL: the device failed. */
+ * entries as timed in their layer. Without device memory to capture with the contest is over, unmarked. ERR_INTERNAL: the device failed. */
 int  layer_contest_next(struct layer_contest *c, struct gemm *g, const struct gemm_layers *layers, cudaStream_t stream, cudaEvent_t begin, cudaEvent_t end,
                         bool *changed, struct err *err);
 void layer_contest_end(struct layer_contest *c);
