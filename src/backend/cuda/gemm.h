@@ -1,6 +1,6 @@
 /* gemm.h - matrix products of one rank: out [T, N] = x [T, K] * w [N, K]^T, each through what is fastest for its shape.
  * Each goes to launch_gemv, launch_gemm_skinny, launch_gemm or the library (cublasLt), with the cut or algorithm that was fastest when it
- * was timed for this weight shape and bucket of rows. Where none was timed: a few rows to launch_gemv, above to the library's own first
+ * was timed for this weight shape and bucket of rows: by itself (gemm_contest.h), then in layers of the model (gemm_layer.h). Where none was timed: a few rows to launch_gemv, above to the library's own first
  * guess. Devices other than sm_90 have only these two, and time the library alone.
  * Thread: the rank's, unless said.        Owns: the library handle, the table.        Borrows: the workspace (device memory).
  * gemm_run is safe inside a stream capture and never allocates device memory. The bits of a result depend on the way: they may differ

@@ -10,9 +10,9 @@
 
 enum { GEMM_AGENDA_MAX = GEMM_TABLE_MAX };
 
-/* One and two rows of a weight that is not tiny are gemv's and not timed alone: such a contest times a product behind a kernel that has ended, but
- * in a step gemv already loads while its predecessor runs (H200, 0.6B, by contest 0.87 and 0.84 ms a step, so 0.78 and 0.80; 135M: 0.51
- * by contest, else 0.55). */
+/* One and two rows of a weight that is not tiny are gemv's unless a layer is faster otherwise: alone a product is timed behind a kernel
+ * that has ended, but in a step gemv already loads while its predecessor runs (H200, 0.6B: by products timed alone 0.87 and 0.84 ms a
+ * step, so 0.78 and 0.80, by layers 0.72 and 0.73; 135M: 0.51 by products timed alone, else 0.55). */
 static inline bool gemv_always(int32_t rows, int32_t n, int32_t k)
 {
     enum { ROWS = 2, TINY = 2 << 20 };

@@ -57,9 +57,9 @@ struct gemm_entry gemm_rule(const struct gemm *g, int32_t num_tokens, bool silu_
  * begins early on the few multiprocessors that are free, and stays on them. */
 static inline bool gemv_gains_by_norm(int32_t num_tokens, int32_t hidden) { return num_tokens <= 2 || hidden >= 2048; }
 
-/* Whether a step gains where products do the norm between them, and where that of q, k and v does what rope_store does (H200, a step of
- * 128 sequences, 0.6B: 1.99 ms, 2.16 with norms in the products; with norms of heads rope costs a second pass: 16 sequences 0.89 -> 0.79,
- * 64 sequences 1.44 -> 1.63; without them, 8B, 64 sequences: 5.07 -> 4.96). */
+/* The rules that FLIP_INSIDE turns round where a layer is faster so: whether a step gains where products do the norm between them, and where
+ * that of q, k and v does what rope_store does (H200, a step of 128 sequences, 0.6B: 1.99 ms, 2.16 with norms in the products; with norms of
+ * heads rope costs a second pass: 16 sequences 0.89 -> 0.79, 64 sequences 1.44 -> 1.63; without them, 8B, 64 sequences: 5.07 -> 4.96). */
 static inline bool norm_pays(int32_t num_tokens) { return num_tokens <= 64; }
 static inline bool rope_pays(int32_t num_tokens, bool norms_heads) { return num_tokens <= (norms_heads ? 16 : 64); }
 
