@@ -94,7 +94,7 @@ template <bool TMA> __device__ __forceinline__ void slot_read(uint64_t *bar, boo
     }
     __syncwarp();
 #ifdef HOPPER_CODE
-    if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], 32;" :: "r"(smem_address(bar)) : "memory");
+    if (lane == 0) mbar_arrive_for<WARP>(bar);
 #endif
 }
 

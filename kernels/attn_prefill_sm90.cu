@@ -241,7 +241,7 @@ template <class C> __device__ __forceinline__ void fetch(shared_memory<C> &s, co
         __syncwarp();
         const block_id *table = p.a.kv.block_tables + (int64_t)t.seq * p.a.kv.max_blocks_per_seq;
         if (num_tiles == 0) {                                /* lengths and tables are older than the predecessor, Q and K are not */
-            asm volatile("prefetch.global.L1 [%0];" :: "l"(table + max(t.last_key, 0) / p.a.kv.block_size));
+            prefetch_l1(table + max(t.last_key, 0) / p.a.kv.block_size);
             pdl_wait();
         }
         if (q_map && t.num_keys > 0) fetch_queries<C>(s, q_map, p, t, q_it++);

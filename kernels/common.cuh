@@ -122,6 +122,8 @@ static int launch_kernel(const struct launch *l, void (*kernel)(Params...), dim3
 
 /* ---- loads ---- */
 
+__device__ __forceinline__ void prefetch_l1(const void *at) { asm volatile("prefetch.global.L1 [%0];" :: "l"(at)); }
+
 /* Eight elements in one 16-byte access: the widest a thread can do. */
 union elem8 { uint4 raw; elem2 pair[4]; };
 

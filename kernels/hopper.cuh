@@ -48,6 +48,12 @@ __device__ __forceinline__ void mbar_arrive(uint64_t *bar)
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(smem_address(bar)) : "memory");
 }
 
+/* As many arrivals at once. */
+template <int N> __device__ __forceinline__ void mbar_arrive_for(uint64_t *bar)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" :: "r"(smem_address(bar)), "n"(N) : "memory");
+}
+
 /* One arrival, and the phase ends only when `bytes` more have been copied in. */
 __device__ __forceinline__ void mbar_expect(uint64_t *bar, uint32_t bytes)
 {

@@ -56,8 +56,6 @@ static __device__ __forceinline__ uint4 pack8(const float *from)
     return x.raw;
 }
 
-static __device__ __forceinline__ void prefetch_l1(const void *at) { asm volatile("prefetch.global.L1 [%0];" :: "l"(at)); }
-
 template <int D>
 __global__ void rope_store_token(const struct rope_args a)
 {

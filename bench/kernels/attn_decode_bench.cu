@@ -92,10 +92,7 @@ static void run(bench &b, const model &m, const char *what, const std::vector<in
     BENCH_MUST(cudaMemcpy(b.tables, tables.data(), tables.size() * 4, cudaMemcpyHostToDevice));
     BENCH_MUST(cudaMemcpy(b.lens, lens.data(), B * 4, cudaMemcpyHostToDevice));
 
-    attn_decode_shape shape = { m.H, m.Hk, m.D, 0, b.device.multiProcessorCount };
-    std::vector<uint8_t> plan(attn_decode_plan_bytes(shape.num_sms));
-    attn_decode_plan(&shape, lens.data(), B, plan.data());
-    BENCH_MUST(cudaMemcpy(b.plan, plan.data(), plan.size(), cudaMemcpyHostToDevice));
+    upload_plan(b.plan, m, lens, b.device.multiProcessorCount);
 
     attn_decode_kernel a = decode_of(m, B);
     a.q = b.q;

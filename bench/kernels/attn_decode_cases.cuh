@@ -9,6 +9,7 @@
 #include <sluice/kernels.h>
 
 #include "attn_decode_plan.h"
+#include "bench.cuh"
 
 struct model { const char *name; int H, Hk, D; };
 static const model L8B = { "8B", 32, 8, 128 }, Q06B = { "0.6B", 16, 8, 128 };
@@ -37,6 +38,14 @@ static inline attn_decode_kernel decode_of(const model &m, int num_seqs)
     a.head_dim = m.D;
     a.scale = 1 / std::sqrt((float)m.D);
     return a;
+}
+
+static inline void upload_plan(void *device, const model &m, const std::vector<int32_t> &lens, int num_sms)
+{
+    attn_decode_shape shape = { m.H, m.Hk, m.D, 0, num_sms };
+    std::vector<uint8_t> plan(attn_decode_plan_bytes(num_sms));
+    attn_decode_plan(&shape, lens.data(), (int)lens.size(), plan.data());
+    BENCH_MUST(cudaMemcpy(device, plan.data(), plan.size(), cudaMemcpyHostToDevice));
 }
 
 static inline std::vector<int32_t> even(int n, int32_t len) { return std::vector<int32_t>(n, len); }

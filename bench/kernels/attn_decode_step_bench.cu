@@ -122,10 +122,7 @@ static void run(const bench &b, const model &m, const char *what, const std::vec
         positions[i] = lens[i] - 1;
         slots[i] = (int64_t)tables[(size_t)i * per_seq + positions[i] / BLOCK] * BLOCK + positions[i] % BLOCK;
     }
-    attn_decode_shape shape = { m.H, m.Hk, m.D, 0, b.sms };
-    std::vector<uint8_t> plan(attn_decode_plan_bytes(b.sms));
-    attn_decode_plan(&shape, lens.data(), B, plan.data());
-    BENCH_MUST(cudaMemcpy(b.plan, plan.data(), plan.size(), cudaMemcpyHostToDevice));
+    upload_plan(b.plan, m, lens, b.sms);
     BENCH_MUST(cudaMemcpy(b.tables, tables.data(), tables.size() * 4, cudaMemcpyHostToDevice));
     BENCH_MUST(cudaMemcpy(b.lens, lens.data(), B * 4, cudaMemcpyHostToDevice));
     BENCH_MUST(cudaMemcpy(b.positions, positions.data(), B * 4, cudaMemcpyHostToDevice));

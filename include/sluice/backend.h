@@ -177,7 +177,7 @@ struct backend_ops {
     void   (*write)(struct backend *b, void *dst, const void *src, size_t bytes);
     /* All weights, tables and KV are there: waits for copies, may measure (matmul algorithms for these shapes). */
     int    (*loaded)(struct backend *b, const struct matmul_shape *shapes, int num_shapes, const struct rehearsal *rehearsal, struct err *err);
-    /* A slice of what is better done while there is nothing to do, some 10 to 60 ms; no step may be in flight, the next one may run
+    /* A slice of what is better done while there is nothing to do, some 5 to 100 ms; no step may be in flight, the next one may run
      * another way (other last bits). 1: there is more, 0: there is not, negative: the device failed. NULL: nothing ever. */
     int    (*idle)(struct backend *b);
     /* Plan to device. On the CPU the plan itself; on a GPU a plan whose counts may be padded (kernels.h) and whose arrays lie in

@@ -112,6 +112,8 @@ void cuda_check(struct backend *b, int rc, const char *op);
 struct gemm_layers cuda_rehearsal(struct backend *b, const struct matmul_shape *shapes, int num_shapes);
 
 /* ---- step.c ---- */
+/* Decode attention's plan for these lengths: sizes.attn_plan_words of host memory. */
+void cuda_plan_attention(const struct backend *b, const int32_t *context_lens, int32_t num_seqs, void *to);
 /* The shadow plan's arrays are those in device memory. */
 void cuda_point_shadow(struct backend *b);
 const struct step_plan *cuda_upload(struct backend *b, const struct step_plan *plan);

@@ -1,7 +1,8 @@
 /* gemm.h - matrix products of one rank: out [T, N] = x [T, K] * w [N, K]^T, each through what is fastest for its shape.
  * Each goes to launch_gemv, launch_gemm_skinny, launch_gemm or the library (cublasLt), with the cut or algorithm that was fastest when it
- * was timed for this weight shape and bucket of rows: by itself (gemm_contest.h), then in layers of the model (gemm_layer.h). Where none was timed: a few rows to launch_gemv, above to the library's own first
- * guess. Devices other than sm_90 have only these two, and time the library alone.
+ * was timed for this weight shape and bucket of rows: by itself (gemm_contest.h), then in layers of the model (gemm_layer.h). Where none
+ * was timed: a few rows to launch_gemv, above to the library's own first guess. Devices other than sm_90 have only these two, and time
+ * the library alone.
  * Thread: the rank's, unless said.        Owns: the library handle, the table.        Borrows: the workspace (device memory).
  * gemm_run is safe inside a stream capture and never allocates device memory. The bits of a result depend on the way: they may differ
  * between buckets of rows, and before and after a bucket was timed. */
@@ -84,10 +85,10 @@ struct gemm_tune_args {
 /* Times candidates for every shape and bucket that the cache file did not bring, few rows first, and writes the file once nothing is
  * left. Synchronises. */
 int  gemm_tune(struct gemm *g, const struct gemm_tune_args *a, const struct launch *l, struct err *err);
-/* Times one shape and bucket of those left, or one change to a layer, some 10 to 60 ms. 1: more are left; 0: none, and the file was written; negative: the device
- * failed. *changed: the bucket of rows in which a product now runs another way, so that what was captured for it is out of date; 0: none.
- * The stream has to be empty, and the step that comes next may not count on x, out and spare. Allocates no device memory of its own; the
- * library and the driver load what was never run. */
+/* Times one shape and bucket of those left, or one change to a layer, some 5 to 100 ms. 1: more are left; 0: none, and the file was
+ * written; negative: the device failed. *changed: the bucket of rows in which a product now runs another way, so that what was captured
+ * for it is out of date; 0: none. The stream has to be empty, and the step that comes next may not count on x, out and spare. Allocates
+ * no device memory of its own; the library and the driver load what was never run, and hold captured layers until their contest is over. */
 int  gemm_tune_more(struct gemm *g, const struct launch *l, int32_t *changed, struct err *err);
 /* Shapes, and layers, of each bucket that are left for gemm_tune_more. */
 int  gemm_tune_left(const struct gemm *g);

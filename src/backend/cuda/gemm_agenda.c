@@ -43,7 +43,7 @@ void gemm_agenda_make(struct gemm_agenda *a, struct gemm_table *t, const struct 
             any = any || !shapes[i].out_f32;
         }
         a->total += has_layer;
-        if (has_layer && any && num_layers < GEMM_MAX_LAYERS) layers[num_layers++] = bucket;
+        if (in_layer && any && num_layers < GEMM_MAX_LAYERS) layers[num_layers++] = bucket;
     }
     for (int i = 0; i < num_layers && a->num_items < GEMM_AGENDA_MAX; i++)
         a->items[a->num_items++] = (struct gemm_item){ GEMM_LAYER, layers[i], layer_rows < layers[i] ? layer_rows : layers[i] };

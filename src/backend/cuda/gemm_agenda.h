@@ -33,7 +33,8 @@ struct gemm_agenda {
     struct gemm_item items[GEMM_AGENDA_MAX];
 };
 
-/* min_rows: nothing below is timed. max_rows: of shapes that do not say. layer_rows: layers are timed up to so many; 0: none. Items beyond GEMM_AGENDA_MAX are left out: nothing times them. */
+/* min_rows: nothing below is timed. max_rows: of shapes that do not say. layer_rows: layers are timed up to so many; 0: none. Items beyond
+ * GEMM_AGENDA_MAX are left out: nothing times them. */
 void gemm_agenda_make(struct gemm_agenda *a, struct gemm_table *t, const struct gemm_shape *shapes, int num_shapes, int32_t min_rows,
                       int32_t max_rows, int32_t layer_rows);
 /* The next item, taken off; NULL: none is left. */

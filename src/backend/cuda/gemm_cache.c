@@ -14,6 +14,11 @@
 static const char magic[] = "sluice-gemm 3 ";
 enum { LINE_MAX_BYTES = 512, FILE_MAX_LINES = 4 * GEMM_TABLE_MAX };
 
+bool gemm_same_way(const struct gemm_entry *a, const struct gemm_entry *b)
+{
+    return a->how == b->how && (a->how == GEMM_APART || memcmp(a->algo, b->algo, sizeof a->algo) == 0);
+}
+
 int32_t gemm_bucket(int32_t rows)
 {
     static const int32_t ends[] = { 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192 };

@@ -50,6 +50,8 @@ struct gemm_table {
     struct gemm_entry entries[GEMM_TABLE_MAX];
 };
 
+/* The same kernel with the same cut or algorithm; flips may differ. */
+bool gemm_same_way(const struct gemm_entry *a, const struct gemm_entry *b);
 /* The bucket of T rows: products of the same bucket share an algorithm. */
 int32_t gemm_bucket(int32_t rows);
 /* NULL: not there. */

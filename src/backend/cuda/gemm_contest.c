@@ -284,6 +284,12 @@ static void first_round(struct gemm *g, struct bench *b, const struct gemm_shape
     }
 }
 
+/* Where silu is wanted, a way without it stands for the product and silu_mul apart. */
+static void try_in_layer(struct layer_contest *layer, const struct gemm_shape *shape, const struct gemm_entry *way)
+{
+    layer_contest_enter(layer, &(struct layer_trial){ .way = *way, .change = shape->silu_mul && !way->silu_mul ? LAYER_APART : LAYER_WAY });
+}
+
 /* layer: where those that come close are entered; NULL: nowhere. */
 static void final_round(struct gemm *g, struct bench *b, const struct gemm_shape *shape, int32_t rows, struct product *p, const struct contest *c, int runs,
                         struct gemm_entry *best, struct layer_contest *layer)
@@ -305,7 +311,7 @@ static void final_round(struct gemm *g, struct bench *b, const struct gemm_shape
         struct gemm_entry timed = *now.way;
         timed.us = us;
         timed.tuned = true;
-        if (layer) layer_contest_enter(layer, &(struct layer_trial){ .way = timed, .change = shape->silu_mul && !timed.silu_mul ? LAYER_APART : LAYER_WAY });
+        if (layer) try_in_layer(layer, shape, &timed);
         if (!best->tuned || us < best->us) *best = timed;
     }
 }
@@ -316,9 +322,9 @@ static void enter_gemv(struct layer_contest *layer, const struct gemm_shape *sha
     struct gemm_entry way = { .n = shape->n, .k = shape->k, .rows = item->bucket, .silu_mul = silu_mul, .how = GEMM_GEMV, .us = best->us, .tuned = true };
 
     if (item->rows > GEMV_MAX_ROWS) return;
-    layer_contest_enter(layer, &(struct layer_trial){ .way = way, .change = shape->silu_mul && !silu_mul ? LAYER_APART : LAYER_WAY });
+    try_in_layer(layer, shape, &way);
     if (!gemv_always(item->bucket, shape->n, shape->k)) return;
-    layer_contest_enter(layer, &(struct layer_trial){ .way = *best, .change = shape->silu_mul && !silu_mul ? LAYER_APART : LAYER_WAY });
+    try_in_layer(layer, shape, best);
     *best = way;
 }
 

@@ -1,7 +1,5 @@
 #include "gemm_layer.h"
 
-#include <string.h>
-
 #include "base/log.h"
 
 enum { REPEATS = 6, REPEATS_LONG = 3 };                    /* of passes; of passes of more than LONG_MS */
@@ -48,11 +46,6 @@ static void put_standing(struct gemm *g, const struct standing *s)
     if (s->has_silu) gemm_table_put(&g->table, &s->silu);
 }
 
-static bool same_way(const struct gemm_entry *a, const struct gemm_entry *b)
-{
-    return a->how == b->how && (a->how == GEMM_APART || memcmp(a->algo, b->algo, sizeof a->algo) == 0);
-}
-
 /* What would stand with the trial's change. false: that is what stands already. */
 static bool changed_standing(struct standing *s, const struct layer_trial *t)
 {
@@ -65,12 +58,12 @@ static bool changed_standing(struct standing *s, const struct layer_trial *t)
         return true;
     }
     if (t->way.silu_mul) {
-        if (!s->has_silu || same_way(&s->silu, &t->way)) return false;
+        if (!s->has_silu || gemm_same_way(&s->silu, &t->way)) return false;
         s->silu = t->way;
         return true;
     }
     if (!s->has_plain || (t->change == LAYER_APART && !s->has_silu)) return false;
-    if (same_way(&s->plain, &t->way) && (t->change == LAYER_WAY || apart)) return false;
+    if (gemm_same_way(&s->plain, &t->way) && (t->change == LAYER_WAY || apart)) return false;
     s->plain = t->way;
     if (t->change == LAYER_APART && !apart)
         s->silu = (struct gemm_entry){ .n = t->way.n, .k = t->way.k, .rows = t->way.rows, .silu_mul = true, .how = GEMM_APART, .us = t->way.us, .tuned = true };
@@ -139,16 +132,16 @@ static int try_it(struct layer_contest *c, const struct stopwatch *w, const stru
 {
     bool captured = c->rows <= w->layers->max_captured;
     struct side now = { stood, NULL }, next = { tried, NULL };
-    int outcome = 0;
+    int rc = 0, outcome;
 
     if (w->layers->begin(w->layers->arg, c->rows) < 0) return FAILED;
-    if (captured && !c->now) outcome = capture(w, &c->now);
+    if (captured && !c->now) rc = capture(w, &c->now);
     now.exec = c->now;
-    if (captured && outcome == 0) {
+    if (captured && rc == 0) {
         put_standing(w->g, tried);
-        outcome = capture(w, &next.exec);
+        rc = capture(w, &next.exec);
     }
-    if (outcome == 0) outcome = is_faster(w, &next, &now, out);
+    outcome = rc < 0 ? rc : is_faster(w, &next, &now, out);
     put_standing(w->g, outcome == WON ? tried : stood);
     if (outcome == WON) {
         c->now = next.exec;

@@ -1,4 +1,4 @@
-/* gemm_layer.h - the second contest for a bucket of rows. The first (gemm_tune.c) times one product behind a small kernel; which way is
+/* gemm_layer.h - the second contest for a bucket of rows. The first (gemm_contest.h) times one product behind a small kernel; which way is
  * fastest in a step depends on the neighbours too: what they leave of the device, whether they take in a norm, how early they end. So the
  * ways that did best alone are tried one after the other in a few layers of the model as a step runs them (captured, where it is), with
  * attention and norms, and what makes the layers faster stays.
@@ -36,8 +36,8 @@ void layer_contest_begin(struct layer_contest *c, int32_t bucket, int32_t rows);
 /* Beyond LAYER_TRIALS: left out. */
 void layer_contest_enter(struct layer_contest *c, const struct layer_trial *trial);
 bool layer_contest_is_over(const struct layer_contest *c);
-/* One trial, some 3 to 60 ms. begin, end: events to time with. *changed: the table has something else now. The last one marks the bucket's
- * entries as timed in their layer. Without device memory to capture with the contest is over, unmarked. ERR_INTERNAL: the device failed. */
+/* One trial, some 3 to 100 ms. begin, end: events to time with. *changed: the table has something else now. The last one marks the
+ * bucket's entries as timed in their layer. Without device memory to capture with the contest is over, unmarked. ERR_INTERNAL: the device failed. */
 int  layer_contest_next(struct layer_contest *c, struct gemm *g, const struct gemm_layers *layers, cudaStream_t stream, cudaEvent_t begin, cudaEvent_t end,
                         bool *changed, struct err *err);
 void layer_contest_end(struct layer_contest *c);

@@ -104,11 +104,6 @@ static struct gemm_entry entry_now(struct gemm *g, const struct gemm_shape *shap
     return e ? *e : gemm_rule(g, bucket, silu_mul);
 }
 
-static bool other_way(const struct gemm_entry *a, const struct gemm_entry *b)
-{
-    return a->how != b->how || (a->how != GEMM_APART && memcmp(a->algo, b->algo, sizeof a->algo) != 0);
-}
-
 /* Shapes and layers; the layer whose trials have begun is one. */
 static int left_of(const struct gemm_tuner *t) { return gemm_agenda_left(&t->agenda) + (t->trying ? 1 : 0); }
 
@@ -160,9 +155,9 @@ static int time_item(struct gemm *g, struct gemm_tuner *t, int32_t *changed, str
     if (e != cudaSuccess) return err_set(err, ERR_INTERNAL, "gemm: timing failed on the device: %s", cudaGetErrorString(e));
     t->timed++;
     now = entry_now(g, shape, item->bucket, false);
-    if (other_way(&plain, &now)) *changed = item->bucket;
+    if (!gemm_same_way(&plain, &now)) *changed = item->bucket;
     now = entry_now(g, shape, item->bucket, true);
-    if (shape->silu_mul && other_way(&silu, &now)) *changed = item->bucket;
+    if (shape->silu_mul && !gemm_same_way(&silu, &now)) *changed = item->bucket;
     return 0;
 }
 

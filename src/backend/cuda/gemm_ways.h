@@ -1,6 +1,7 @@
-/* gemm_ways.h - the ways to do one matrix product, for gemm.c (which runs them) and gemm_tune.c (which times them); private to both.
+/* gemm_ways.h - the ways to do one matrix product, for gemm.c (which runs them), gemm_contest.c and gemm_layer.c (which
+ * time them) and gemm_tune.c (which has both do so); private to them.
  * The library thinks in columns: out^T [N, T] = w^T' [N, K] * x^T [K, T], so w is its A (transposed) and x its B, as they lie.
- * The only files that use cublasLt are these two. */
+ * The only files that use cublasLt are these and cublaslt.c. */
 #ifndef SLUICE_BACKEND_CUDA_GEMM_WAYS_H
 #define SLUICE_BACKEND_CUDA_GEMM_WAYS_H
 

@@ -1,17 +1,19 @@
-/* rehearsal.c - a few layers of the model on a step of our own making (decodes, or above some rows a prompt), so that products can be timed among their neighbours.
- * The step's arrays are written as an upload writes them; the next upload writes them all again. */
+/* rehearsal.c - a few layers of the model on a step of our own making (decodes, or above some rows a prompt), so that products can be
+ * timed among their neighbours. The step's arrays are written as an upload writes them; the next upload writes them all again. */
 #include "cuda_backend.h"
 
-#include "attn_decode_plan.h"
 #include "base/bug.h"
 
 enum {
     CONTEXT = 128,                 /* tokens of each decode's sequence: attention is there, and does not drown the products */
-    MOST_DECODES = 512,            /* a step of more rows is a prompt */
+    MOST_DECODES = 512,
     MOST_ROWS = 2048,              /* above, the neighbours hardly matter, and the power limit decides */
     DECODE_LAYERS = 6, PROMPT_LAYERS = 3,                  /* to run at least, and at most */
 };
 static const int64_t WEIGHT_BYTES = 700 << 20;             /* of the layers that run: far more than any L2 */
+
+/* A step of more rows than this is a prompt. */
+static int32_t most_decodes(const struct backend *b) { return b->options.max_seqs < MOST_DECODES ? b->options.max_seqs : MOST_DECODES; }
 
 /* So many layers that their weights are cold, and a pass is long beside its launch. */
 static int64_t layers_to_run(const struct backend *b, bool prompt)
@@ -39,14 +41,13 @@ static size_t plan_bytes(const struct backend *b) { return words(b->sizes.attn_p
 /* num_seqs sequences of `context` tokens: each one decode, or each all of its tokens (the last what is left of them). */
 static struct host_arrays fill(struct backend *b, int32_t rows, int32_t num_seqs, int32_t context, int32_t blocks)
 {
-    const struct backend_options *o = &b->options;
     bool prompts = num_seqs < rows;
     size_t used = 0;
     struct host_arrays h = { place(b, &used, words(rows)), place(b, &used, words(rows)), place(b, &used, words(num_seqs + 1)), place(b, &used, words(num_seqs)),
                              place(b, &used, words((int64_t)num_seqs * blocks)), place(b, &used, plan_bytes(b)) };
 
     for (int32_t t = 0; t < rows; t++) {
-        h.ids[t] = (int32_t)(((int64_t)t * 7919 + 13) % o->vocab_size);
+        h.ids[t] = (int32_t)(((int64_t)t * 7919 + 13) % b->options.vocab_size);
         h.positions[t] = prompts ? t % context : context - 1;
     }
     for (int32_t i = 0; i < num_seqs; i++) {
@@ -55,10 +56,7 @@ static struct host_arrays fill(struct backend *b, int32_t rows, int32_t num_seqs
         for (int32_t j = 0; j < blocks; j++) h.tables[i * blocks + j] = (block_id)(((int64_t)i * blocks + j) % b->rehearsal.num_blocks);
     }
     h.cu[num_seqs] = rows;
-    if (!prompts) {
-        struct attn_decode_shape shape = { o->num_heads, o->num_kv_heads, o->head_dim, o->sliding_window, b->launch.num_sms };
-        attn_decode_plan(&shape, h.lens, num_seqs, h.attn_plan);
-    }
+    if (!prompts) cuda_plan_attention(b, h.lens, num_seqs, h.attn_plan);
     return h;
 }
 
@@ -72,7 +70,7 @@ static int begin(void *arg, int32_t rows)
     struct backend *b = arg;
     const struct backend_options *o = &b->options;
     const struct step_arrays *a = &b->arrays;
-    bool prompts = rows > MOST_DECODES || rows > o->max_seqs;
+    bool prompts = rows > most_decodes(b);
     int32_t context = prompts ? rows : CONTEXT, num_seqs;
     if (context > o->max_model_len) context = o->max_model_len;
     num_seqs = prompts ? (rows + context - 1) / context : rows;
@@ -112,6 +110,5 @@ struct gemm_layers cuda_rehearsal(struct backend *b, const struct matmul_shape *
     if (!b->rehearsal.run) return (struct gemm_layers){ 0 };
     b->layer_bytes = 1;
     for (int i = 0; i < num_shapes; i++) b->layer_bytes += shapes[i].out_f32 ? 0 : shapes[i].rows * shapes[i].cols * 2;
-    int32_t decodes = b->options.max_seqs < MOST_DECODES ? b->options.max_seqs : MOST_DECODES;
-    return (struct gemm_layers){ begin, run, b, (int32_t)rows, b->options.eager ? 0 : decodes };
+    return (struct gemm_layers){ begin, run, b, (int32_t)rows, b->options.eager ? 0 : most_decodes(b) };
 }

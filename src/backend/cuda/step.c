@@ -47,14 +47,19 @@ static void pack_tables(struct packer *p, struct step_image *image, const struct
     }
 }
 
-static void pack_attn_plan(struct backend *b, struct packer *p, struct step_image *image, const struct step_plan *plan)
+void cuda_plan_attention(const struct backend *b, const int32_t *context_lens, int32_t num_seqs, void *to)
 {
     const struct backend_options *o = &b->options;
     struct attn_decode_shape shape = { o->num_heads, o->num_kv_heads, o->head_dim, o->sliding_window, b->launch.num_sms };
+    attn_decode_plan(&shape, context_lens, num_seqs, to);
+}
+
+static void pack_attn_plan(struct backend *b, struct packer *p, struct step_image *image, const struct step_plan *plan)
+{
     if (plan->num_decode_seqs == 0) return;
     image->attn_plan_words = b->sizes.attn_plan_words;
     image->off_attn_plan = pack(p, NULL, (size_t)b->sizes.attn_plan_words * sizeof(int32_t));
-    attn_decode_plan(&shape, plan_context_lens(plan), plan->num_decode_seqs, p->base + image->off_attn_plan);
+    cuda_plan_attention(b, plan_context_lens(plan), plan->num_decode_seqs, p->base + image->off_attn_plan);
 }
 
 /* Only decodes: the step can run as a captured graph of its bucket. A history to rebuild stands between the step's begin and the rest. */
