@@ -99,6 +99,18 @@ class Server:
         status = pathlib.Path(f"/proc/{pid or self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", status).group(1))
 
+    def keeps_memory(self, before, limit_kib, again, pid=None):
+        """Less than limit_kib above `before`, after one more turn of the work (again()) if need be, four at most: a turn's own
+        peak comes and goes by some MiB, a leak stays and is larger after each turn."""
+        if SANITIZED:
+            return
+        grown = [self.rss_kib(pid) - before]
+        while grown[-1] >= limit_kib and len(grown) < 5:
+            again()
+            grown.append(self.rss_kib(pid) - before)
+        print(f"\nresident KiB of process {pid or self.process.pid}: {before}, later {grown} more")
+        assert grown[-1] < limit_kib, f"resident memory of process {pid or self.process.pid} grew by {grown} KiB, turn after turn"
+
     def descriptors(self, pid=None):
         return len(os.listdir(f"/proc/{pid or self.process.pid}/fd"))
 
