@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 #include <uv.h>
 
 #include <sluice/metrics.h>
@@ -159,12 +160,38 @@ void deadlines_update(struct router *router, struct generation *gen);      /* it
 void deadlines_remove(struct router *router, struct generation *gen);      /* idempotent */
 struct generation *deadlines_first(const struct router *router, int64_t now_ms);   /* one that is due, or NULL */
 
-/* ---- router.c ---- */
+/* ---- admission.c: which generations there are ---- */
+/* Takes it in, or ends it with done(why not); it belongs to the loop from here on. */
+void router_admit(struct router *router, struct generation *gen);
 struct generation *router_find(const struct router *router, uint64_t generation_id);
 void router_forget(struct router *router, struct generation *gen);         /* out of the map and counters */
 void router_leave_queue(struct router *router, struct choice *choice);     /* its first token, or its end; idempotent */
 /* Aborts when counters and lists disagree. O(choices); runs whenever the router goes idle and before it stops. */
 void router_check(const struct router *router);
+
+/* ---- engine_events.c: what the engines say ---- */
+extern const struct supervisor_events router_engine_events;                /* arg: the router */
+
+/* ---- router.c ---- */
 void router_set_state(struct router *router, enum router_state state);
+void router_end_turn(struct router *router);                               /* after each event: what can be sent is, counts are published */
+
+/* A double that the loop writes and any thread reads. */
+static inline void snapshot_store(uint64_t *bits, double value)
+{
+    uint64_t fresh;
+
+    memcpy(&fresh, &value, sizeof fresh);
+    __atomic_store_n(bits, fresh, __ATOMIC_RELAXED);
+}
+
+static inline double snapshot_load(const uint64_t *bits)
+{
+    uint64_t now = __atomic_load_n(bits, __ATOMIC_RELAXED);
+    double value;
+
+    memcpy(&value, &now, sizeof value);
+    return value;
+}
 
 #endif
