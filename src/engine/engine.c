@@ -17,6 +17,7 @@
 #include "base/ring.h"
 #include "crash_record.h"
 #include "engine_fit.h"
+#include "flights.h"
 #include "headroom.h"
 #include "trace.h"
 
@@ -29,13 +30,6 @@ enum {
     STARVED_MS = 10,                   /* all that wait are too late: their aborts are on the way */
     LONG_STEP_MS = 20,                 /* the step behind such a one is planned late, */
     LONG_STEP_PART = 80,               /* after so many hundredths of it */
-};
-
-/* One plan on the ranks. */
-struct flight {
-    const struct step_plan *plan;
-    int64_t began_ns, host_ns;         /* host_ns: the ranks had nothing to do before */
-    double expected_ms;                /* 0: not known */
 };
 
 struct engine {
@@ -53,13 +47,9 @@ struct engine {
     struct scheduler scheduler;
     struct headroom_watch *headroom;   /* NULL: memory is not watched */
     struct trace *trace;               /* NULL: none is written */
-    struct step_result *results;       /* [num_slots], by micro batch */
-    struct flight *flights;            /* [num_slots], oldest first */
-    int32_t num_slots, num_flights;
+    struct flights flights;
     int rank_error;                    /* ends the loop */
     uint64_t longest_step_ns;
-    int64_t landed_ns;                 /* when the last step ended, */
-    double landed_ms;                  /* and what it took */
     int64_t woken_ns;                  /* when there was work again after there was none */
     struct samples samples;
     struct buf out;                    /* frames of this step; grown before READY, never after */
@@ -201,18 +191,6 @@ void engine_fail(struct engine *engine, int exit_code, const char *message)
     channel_fd_flush(engine->channel, FLUSH_MS);
 }
 
-static int alloc_flights(struct engine *engine, int32_t max_rows)
-{
-    engine->results = calloc((size_t)engine->num_slots, sizeof *engine->results);
-    engine->flights = calloc((size_t)engine->num_slots, sizeof *engine->flights);
-    if (!engine->results || !engine->flights) return ERR_NO_MEMORY;
-    for (int32_t i = 0; i < engine->num_slots; i++) {
-        engine->results[i].rows = calloc((size_t)max_rows, sizeof *engine->results[i].rows);
-        if (!engine->results[i].rows) return ERR_NO_MEMORY;
-    }
-    return 0;
-}
-
 /* The largest step: an event per sequence and note, top logprobs per sequence, stats. */
 static int alloc_out(struct engine *engine, int32_t max_num_seqs)
 {
@@ -255,7 +233,6 @@ int engine_start(struct engine *engine, const struct engine_setup *setup, struct
 
     engine->ranks = setup->ranks;
     engine_fit_scheduler(&o, setup->ranks);
-    engine->num_slots = o.num_plans;
     if (o.max_model_len < setup->scheduler.max_model_len) {
         log_warn("context_shrunk", "max_model_len %d does not fit into %d KV blocks of %d tokens: now %d",
                  setup->scheduler.max_model_len, o.num_blocks, o.block_size, o.max_model_len);
@@ -268,7 +245,7 @@ int engine_start(struct engine *engine, const struct engine_setup *setup, struct
     engine->limits = engine_submission_limits(&o, secret, setup->model_digest);
     /* all that can be alive at once: sequences, inbox, and what is being given back */
     size_t most = (size_t)o.max_sequences + 2 * INBOX_MESSAGES;
-    if (alloc_flights(engine, o.max_num_seqs) < 0 || alloc_out(engine, o.max_num_seqs) < 0 ||
+    if (flights_init(&engine->flights, setup->ranks, o.num_plans, o.max_num_seqs) < 0 || alloc_out(engine, o.max_num_seqs) < 0 ||
         ring_init(&engine->give_back, most) < 0)
         return err_set(err, ERR_NO_MEMORY, "engine: no memory for %d sequences", o.max_num_seqs);
     if (setup->free_memory && (rc = headroom_open(&engine->headroom, setup->headroom_bytes, setup->free_memory,
@@ -389,7 +366,7 @@ static struct submission *await_message(struct engine *engine)
 {
     struct submission *sub;
 
-    if (!engine->starved && (scheduler_num_sequences(&engine->scheduler) || engine->num_flights)) return ring_pop(&engine->inbox);
+    if (!engine->starved && (scheduler_num_sequences(&engine->scheduler) || engine->flights.num)) return ring_pop(&engine->inbox);
     if (engine->starved) sub = ring_pop_within(&engine->inbox, STARVED_MS);
     else if (!engine->headroom) sub = ring_pop_wait(&engine->inbox);
     else if (!(sub = ring_pop_within(&engine->inbox, HEADROOM_MS))) engine->stats_stale = true;
@@ -402,11 +379,11 @@ static struct submission *await_message(struct engine *engine)
  * ended, or has. */
 static bool too_early(const struct engine *engine)
 {
-    if (!engine->scheduler.options.overlap || engine->num_flights != 1 || atomic_load(&engine->stopping)) return false;
-    const struct flight *flight = &engine->flights[0];
-    if (flight->expected_ms < LONG_STEP_MS || ranks_finished(engine->ranks)) return false;
-    int64_t began_ns = flight->began_ns > engine->landed_ns ? flight->began_ns : engine->landed_ns;
-    return (double)(clock_now_ns() - began_ns) / 1e6 < flight->expected_ms * LONG_STEP_PART / 100;
+    const struct flights *flights = &engine->flights;
+
+    if (!engine->scheduler.options.overlap || flights->num != 1 || atomic_load(&engine->stopping)) return false;
+    if (flights->at[0].expected_ms < LONG_STEP_MS || ranks_finished(engine->ranks)) return false;
+    return flights_alone_ms(flights, clock_now_ns()) < flights->at[0].expected_ms * LONG_STEP_PART / 100;
 }
 
 /* New requests and aborts. */
@@ -439,62 +416,49 @@ static void tell_begun(struct engine *engine)
 
 static void launch(struct engine *engine, const struct step_plan *plan)
 {
-    int64_t now = clock_now_ns(), free_ns = engine->landed_ns > engine->woken_ns ? engine->landed_ns : engine->woken_ns;
-    int64_t host_ns = engine->num_flights ? 0 : now - free_ns;
+    const struct flights *flights = &engine->flights;
+    int64_t now = clock_now_ns(), free_ns = flights->landed_ns > engine->woken_ns ? flights->landed_ns : engine->woken_ns;
+    struct flight flight = { .plan = plan, .began_ns = now, .host_ns = flights->num ? 0 : now - free_ns,
+                             .expected_ms = scheduler_expected_ms(&engine->scheduler, plan) };
 
     if (engine->page) __atomic_store_n(&engine->page->step_began_ns, now, __ATOMIC_RELAXED);
-    engine->flights[engine->num_flights++] = (struct flight){ plan, now, host_ns, scheduler_expected_ms(&engine->scheduler, plan) };
-    engine->rank_error = ranks_submit(engine->ranks, plan, &engine->results[plan->micro_batch]);
+    engine->rank_error = flights_launch(&engine->flights, &flight);
     tell_begun(engine);
 }
 
 /* The oldest plan's result. */
-static const struct step_result *land(struct engine *engine, struct flight *flight)
+static bool land(struct engine *engine, struct flight *flight)
 {
-    struct step_result *result = NULL;
-    int rc = ranks_wait(engine->ranks, &result);
-    uint64_t took_ns;
-
-    *flight = engine->flights[0];
-    memmove(engine->flights, engine->flights + 1, (size_t)--engine->num_flights * sizeof *engine->flights);
-    if (rc < 0 || result->rc < 0) {
-        engine->rank_error = rc < 0 ? rc : result->rc;
-        return NULL;
-    }
-    BUG_ON(result->step != flight->plan->step);
-    int64_t now_ns = clock_now_ns();
-    took_ns = (uint64_t)(now_ns - flight->began_ns);
-    /* what it took alone: in a pipeline it also waited for the one before */
-    int64_t since_ns = flight->began_ns > engine->landed_ns ? flight->began_ns : engine->landed_ns;
-    engine->landed_ms = (double)(now_ns - since_ns) / 1e6;
-    engine->landed_ns = now_ns;
-    engine->scheduler.stats.last_step_ms = (float)engine->landed_ms;
+    if ((engine->rank_error = flights_land(&engine->flights, flight))) return false;
+    uint64_t took_ns = (uint64_t)(flight->landed_ns - flight->began_ns);
+    engine->scheduler.stats.last_step_ms = (float)flight->alone_ms;
     engine->stats_stale = true;
     if (took_ns > engine->longest_step_ns) engine->longest_step_ns = took_ns;
-    if (!engine->page) return result;
+    if (!engine->page) return true;
     page_set(&engine->page->longest_step_ns, engine->longest_step_ns);
     page_set(&engine->page->steps, engine->scheduler.stats.steps + 1);
-    __atomic_store_n(&engine->page->step_began_ns, engine->num_flights ? engine->flights[0].began_ns : 0,
-                     __ATOMIC_RELAXED);
-    return result;
+    __atomic_store_n(&engine->page->step_began_ns, engine->flights.num ? engine->flights.at[0].began_ns : 0, __ATOMIC_RELAXED);
+    return true;
 }
 
-/* Starts plan (may be NULL); gives the oldest result when the pipeline is full or nothing else could start. */
-static const struct step_result *execute(struct engine *engine, const struct step_plan *plan, struct flight *flight)
+/* Starts plan (may be NULL); true with the oldest one landed when the pipeline is full or nothing else could start. */
+static bool execute(struct engine *engine, const struct step_plan *plan, struct flight *flight)
 {
+    const struct flights *flights = &engine->flights;
+
     if (plan) launch(engine, plan);
-    if (engine->rank_error || !engine->num_flights || (plan && engine->num_flights < engine->num_slots)) return NULL;
+    if (engine->rank_error || !flights->num || (plan && flights->num < flights->num_slots)) return false;
     return land(engine, flight);
 }
 
 static const struct step_plan *plan_next(struct engine *engine)
 {
-    bool idle = !scheduler_num_sequences(&engine->scheduler) && !engine->num_flights;
+    bool idle = !scheduler_num_sequences(&engine->scheduler) && !engine->flights.num;
     int64_t now_ns = clock_now_ns();
 
     if (idle && trace_wants_start(engine->trace)) trace_restart(engine->trace, &engine->scheduler);
     const struct step_plan *plan = scheduler_next_step(&engine->scheduler, now_ns);
-    engine->starved = !plan && !engine->num_flights && scheduler_num_sequences(&engine->scheduler);
+    engine->starved = !plan && !engine->flights.num && scheduler_num_sequences(&engine->scheduler);
     trace_step(engine->trace, &engine->scheduler, plan, now_ns);
     return plan;
 }
@@ -506,21 +470,20 @@ static void sample_step(struct engine *engine, const struct flight *flight)
     bool decode = plan->num_decode_seqs == plan->num_seqs;
     enum sample_kind kind = decode ? SAMPLE_STEP_DECODE : plan->num_decode_seqs ? SAMPLE_STEP_MIXED : SAMPLE_STEP_PREFILL;
 
-    sample_add(&engine->samples, kind, engine->landed_ms / 1e3);
+    sample_add(&engine->samples, kind, flight->alone_ms / 1e3);
     sample_add(&engine->samples, SAMPLE_STEP_HOST, (double)flight->host_ns / 1e9);
     sample_add(&engine->samples, SAMPLE_STEP_TOKENS, plan->num_tokens);
     sample_add(&engine->samples, SAMPLE_STEP_SEQUENCES, plan->num_seqs);
 }
 
-static void commit(struct engine *engine, const struct flight *flight, const struct step_result *result)
+static void commit(struct engine *engine, const struct flight *flight)
 {
-    const struct step_plan *plan = flight->plan;
     int64_t now_ns = clock_now_ns();
 
     sample_step(engine, flight);
-    trace_result(engine->trace, plan, result, engine->landed_ms, now_ns);
-    scheduler_measured(&engine->scheduler, plan, engine->landed_ms);
-    scheduler_commit(&engine->scheduler, plan, result, now_ns);
+    trace_result(engine->trace, flight->plan, flight->result, flight->alone_ms, now_ns);
+    scheduler_measured(&engine->scheduler, flight->plan, flight->alone_ms);
+    scheduler_commit(&engine->scheduler, flight->plan, flight->result, now_ns);
 }
 
 int engine_run(struct engine *engine)
@@ -531,8 +494,7 @@ int engine_run(struct engine *engine)
         engine_receive(engine);
         watch_memory(engine);
         const struct step_plan *plan = plan_next(engine);
-        const struct step_result *result = execute(engine, plan, &flight);
-        if (result) commit(engine, &flight, result);
+        if (execute(engine, plan, &flight)) commit(engine, &flight);
         engine_publish(engine);
     }
     pthread_setname_np(pthread_self(), "engine-end");
@@ -562,9 +524,7 @@ void engine_close(struct engine *engine)
     engine_end_watch(engine);
     trace_close(engine->trace);
     scheduler_release(&engine->scheduler);
-    for (int32_t i = 0; engine->results && i < engine->num_slots; i++) free(engine->results[i].rows);
-    free(engine->results);
-    free(engine->flights);
+    flights_release(&engine->flights);
     buf_release(&engine->out);
     engine_page_unmap(engine->page);
     pthread_mutex_destroy(&engine->progress_lock);

@@ -2,25 +2,19 @@
 #include <sluice/offline.h>
 
 #include <stdlib.h>
-#include <string.h>
 
-#include "base/bug.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "engine_fit.h"
 #include "engine_load.h"
-
-struct flight { const struct step_plan *plan; int64_t began_ns; };
+#include "flights.h"
 
 struct offline {
     struct model_source *src;
     struct engine_setup setup;
     struct scheduler scheduler;
     struct submission_limits limits;
-    struct step_result *results;       /* [num_slots], by micro batch */
-    struct flight *flights;            /* [num_slots], oldest first */
-    int32_t num_flights;
-    int64_t landed_ns;                 /* of the step before; 0 = there was nothing to do since */
+    struct flights flights;
     struct offline_info info;
 };
 
@@ -28,18 +22,6 @@ int offline_exit_code(int code) { return engine_exit_code(code); }
 const struct offline_info *offline_info(const struct offline *offline) { return &offline->info; }
 
 /* ---- start and end ---- */
-
-static int alloc_flights(struct offline *o)
-{
-    size_t num_slots = (size_t)o->info.num_slots, max_rows = (size_t)ranks_max_rows(o->setup.ranks);
-
-    o->results = calloc(num_slots, sizeof *o->results);
-    o->flights = calloc(num_slots, sizeof *o->flights);
-    if (!o->results || !o->flights) return ERR_NO_MEMORY;
-    for (size_t i = 0; i < num_slots; i++)
-        if (!(o->results[i].rows = calloc(max_rows, sizeof *o->results[i].rows))) return ERR_NO_MEMORY;
-    return 0;
-}
 
 /* A table of its own gives a step one row per token; a tied one is read whole, as the head. Backends keep it in 16 bits,
  * the oracle in 32, and a GGUF file's in its own format: there its share of the bytes is taken to be that of the elements. */
@@ -92,7 +74,8 @@ static int start_scheduler(struct offline *o, int32_t max_sequences, struct err 
     o->info.max_num_seqs = options.max_num_seqs;
     o->info.max_num_batched_tokens = options.max_num_batched_tokens;
     o->limits = engine_submission_limits(&options, no_secret, o->setup.model_digest);
-    return alloc_flights(o) < 0 ? err_set(err, ERR_NO_MEMORY, "no memory for %d sequences", options.max_num_seqs) : 0;
+    rc = flights_init(&o->flights, o->setup.ranks, o->info.num_slots, ranks_max_rows(o->setup.ranks));
+    return rc < 0 ? err_set(err, rc, "no memory for %d sequences", options.max_num_seqs) : 0;
 }
 
 int offline_open(struct offline **out, const struct config *config, int32_t max_sequences, struct err *err)
@@ -124,9 +107,7 @@ void offline_close(struct offline *o)
     if (!o) return;
     if (o->setup.ranks) ranks_stop(o->setup.ranks);
     scheduler_release(&o->scheduler);
-    for (int32_t i = 0; o->results && i < o->info.num_slots; i++) free(o->results[i].rows);
-    free(o->results);
-    free(o->flights);
+    flights_release(&o->flights);
     if (o->src) model_source_close(o->src);
     free(o);
 }
@@ -162,12 +143,11 @@ void offline_abort(struct offline *o, uint64_t id)
 
 /* ---- steps ---- */
 
-static void describe_step(const struct offline *o, const struct flight *flight, const struct step_result *result,
-                          struct offline_step *step)
+static void describe_step(const struct flight *flight, int64_t landed_before_ns, struct offline_step *step)
 {
     const struct step_plan *plan = flight->plan;
+    const struct step_result *result = flight->result;
     const struct stage_time *last = &result->stages[result->num_stages - 1];
-    int64_t now_ns = clock_now_ns();
 
     step->num_tokens = plan->num_tokens;
     step->num_seqs = plan->num_seqs;
@@ -175,29 +155,25 @@ static void describe_step(const struct offline *o, const struct flight *flight, 
     step->context_tokens = 0;
     for (int32_t b = 0; b < plan->num_seqs; b++) step->context_tokens += plan_context_lens(plan)[b];
     step->submitted_ns = flight->began_ns;
-    step->landed_ns = now_ns;
-    step->since_ns = now_ns - (o->landed_ns ? o->landed_ns : flight->began_ns);
+    step->landed_ns = flight->landed_ns;
+    step->since_ns = flight->landed_ns - (landed_before_ns ? landed_before_ns : flight->began_ns);
     step->busy_ns = result->num_stages > 0 && last->end_ns > last->begin_ns ? last->end_ns - last->begin_ns : 0;
 }
 
 /* The oldest plan comes back and is committed. */
 static int land(struct offline *o, struct offline_step *step, struct err *err)
 {
-    struct flight flight = o->flights[0];
-    struct step_result *result = NULL;
-    int rc = ranks_wait(o->setup.ranks, &result);
+    int64_t landed_before_ns = o->flights.landed_ns;
+    struct flight flight;
+    int rc = flights_land(&o->flights, &flight);
 
-    memmove(o->flights, o->flights + 1, (size_t)--o->num_flights * sizeof *o->flights);
-    if (rc < 0 || result->rc < 0) return err_set(err, rc < 0 ? rc : result->rc, "%s", ranks_failure(o->setup.ranks));
-    BUG_ON(result->step != flight.plan->step);
-    describe_step(o, &flight, result, step);
-    int64_t since_ns = flight.began_ns > o->landed_ns ? flight.began_ns : o->landed_ns;
-    o->landed_ns = step->landed_ns;
-    scheduler_measured(&o->scheduler, flight.plan, (double)(step->landed_ns - since_ns) / 1e6);
-    scheduler_commit(&o->scheduler, flight.plan, result, step->landed_ns);
+    if (rc < 0) return err_set(err, rc, "%s", ranks_failure(o->setup.ranks));
+    describe_step(&flight, landed_before_ns, step);
+    scheduler_measured(&o->scheduler, flight.plan, flight.alone_ms);
+    scheduler_commit(&o->scheduler, flight.plan, flight.result, flight.landed_ns);
     step->num_events = o->scheduler.num_outcomes;
     free_finished(o);
-    step->host_ns += clock_now_ns() - step->landed_ns;
+    step->host_ns += clock_now_ns() - flight.landed_ns;
     return 1;
 }
 
@@ -209,16 +185,15 @@ int offline_step(struct offline *o, struct offline_step *step, struct err *err)
         int64_t began_ns = clock_now_ns();
         const struct step_plan *plan = scheduler_next_step(&o->scheduler, began_ns);
         if (plan) {
-            o->flights[o->num_flights++] = (struct flight){ plan, clock_now_ns() };
-            int rc = ranks_submit(o->setup.ranks, plan, &o->results[plan->micro_batch]);
+            int rc = flights_launch(&o->flights, &(struct flight){ .plan = plan, .began_ns = clock_now_ns() });
             if (rc < 0) return err_set(err, rc, "%s", ranks_failure(o->setup.ranks));
         }
         step->host_ns += clock_now_ns() - began_ns;
-        if (!o->num_flights) {
-            o->landed_ns = 0;
+        if (!o->flights.num) {
+            o->flights.landed_ns = 0;
             return 0;
         }
-        if (!plan || o->num_flights == o->info.num_slots) return land(o, step, err);
+        if (!plan || o->flights.num == o->flights.num_slots) return land(o, step, err);
     }
 }
 
