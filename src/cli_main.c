@@ -12,6 +12,7 @@ struct command {
 
 static const struct command commands[] = {
     { "check",   "print the effective options and their origins; look into the model's files", cli_check },
+    { "plan",    "which layout of the GPUs holds the model, and what its memory then holds",   cli_plan },
     { "options", "print every option: as text, Markdown or YAML",                              cli_options },
     { "health",  "ask a running sluiced whether it is ready or alive",                         cli_health },
     { "bench",   "measure a running server: bench serve",                                      cli_bench },

@@ -2,6 +2,7 @@
  * heartbeat page at 4); loads the model, builds the ranks, says READY, runs until it is stopped or the socket closes.
  * sluice-engine replay [--dump] TRACE: the steps that --trace recorded, again or as text.
  * sluice-engine bench COMMAND: measurements of a replica without a gateway.
+ * sluice-engine plan MODEL: what each layout of the GPUs would hold; `sluice plan` is this.
  * Exit: 0 asked to, 70 internal fault, 78 bad configuration or model (the reason is on stderr and in MSG_FAILED). */
 #include <fcntl.h>
 #include <signal.h>
@@ -21,6 +22,7 @@
 #include "engine/engine_load.h"
 #include "engine/replay.h"
 #include "engine_cmd/bench.h"
+#include "engine_cmd/plan.h"
 
 static void leave(int exit_code) { _exit(exit_code); }
 
@@ -85,6 +87,7 @@ int main(int argc, char **argv)
     }
     if (argc > 1 && !strcmp(argv[1], "replay")) return replay_main(argc - 2, argv + 2);
     if (argc > 1 && !strcmp(argv[1], "bench")) return bench_main(argc - 2, argv + 2);
+    if (argc > 1 && !strcmp(argv[1], "plan")) return plan_main(argc - 2, argv + 2);
     int rc = config_load(&config, argc - 1, argv + 1, &help, &err);
     if (help) {
         config_release(&config);

@@ -5,6 +5,7 @@
 #define SLUICE_CLI_H
 
 int cli_check(int argc, char **argv);       /* effective options and origins; opens the model */
+int cli_plan(int argc, char **argv);        /* layouts and memory, by the sluice-engine beside it: its backend knows the sizes */
 int cli_options(int argc, char **argv);     /* the option table as text, Markdown or YAML */
 int cli_health(int argc, char **argv);      /* asks a running sluiced */
 int cli_bench(int argc, char **argv);       /* load on a running server, timed */

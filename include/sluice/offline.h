@@ -49,6 +49,7 @@ struct offline_info {
 int  offline_open(struct offline **out, const struct config *config, int32_t max_sequences, struct err *err);
 void offline_close(struct offline *offline);
 int  offline_exit_code(int code);
+const struct backend_ops *offline_gpu_backend(void);   /* NULL in a program without CUDA */
 const struct offline_info *offline_info(const struct offline *offline);
 /* ERR_QUEUE_FULL, ERR_CONTEXT_LENGTH, ERR_NO_MEMORY. Ends the validity of the last step's events. */
 int  offline_add(struct offline *offline, const struct offline_request *request);

@@ -84,6 +84,22 @@ int  ranks_plan(struct rank_plan *plans, const struct model_config *config, cons
 /* The table of them, a line at a time: line -1 is the heading, line n_ranks the sum. No newline. */
 enum { RANK_LINE_MAX = 256 };
 void ranks_plan_line(char line[RANK_LINE_MAX], const struct rank_plan *plans, int num_ranks, int i);
+/* What each layout of a host's GPUs would give; `sluice plan` prints it. Arithmetic only. */
+enum { MAX_HOST_GPUS = 8, MAX_LAYOUTS = 16, LAYOUT_ROOM_SHARE = 5 };
+struct layout_offer {
+    int tp_size, pp_size, dp_size;         /* dp_size replicas, together all of the GPUs */
+    bool fits;                             /* else only `why` says something */
+    struct memory_plan memory;             /* of the fullest rank */
+    uint64_t room_bytes;                   /* what that rank has for KV under the headroom, used or not */
+    struct err why;
+};
+/* Every tp x pp that divides num_gpus (1..MAX_HOST_GPUS), in order of ranks per replica, then of pp. options: its tp_size, pp_size and
+ * layer_partition are not looked at. device_bytes: of one GPU; context_bytes of them are taken before. Returns how many. */
+int  layouts_offered(struct layout_offer offers[MAX_LAYOUTS], const struct model_config *config, const struct ranks_options *options,
+                     int num_gpus, uint64_t device_bytes, uint64_t context_bytes);
+/* The one to take: of those that leave 1/LAYOUT_ROOM_SHARE of the memory to KV the one with the fewest ranks per replica (most replicas,
+ * least traffic), tp before pp; when none does, the one with the most room. -1: none fits. */
+int  layouts_best(const struct layout_offer *offers, int n);
 /* Host memory this process may still take: MemAvailable, or what its cgroup leaves if that is less. 0: unknown. */
 uint64_t host_memory_bytes(void);
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/bug.h"
+#include "base/program.h"
 #include "options.h"
 #include "yaml_read.h"
 
@@ -498,17 +499,6 @@ out:
     return rc;
 }
 
-/* The folder of the running program. */
-static void find_program_dir(char *dir, size_t size)
-{
-    ssize_t len = readlink("/proc/self/exe", dir, size - 1);
-    char *slash = NULL;
-
-    dir[len > 0 ? len : 0] = '\0';
-    slash = strrchr(dir, '/');
-    if (slash) *slash = '\0';
-}
-
 int config_load(struct config *config, int argc, char *const *argv, bool *help, struct err *err)
 {
     char dir[PATH_MAX];
@@ -516,7 +506,7 @@ int config_load(struct config *config, int argc, char *const *argv, bool *help, 
     bool asked = false;
     int rc = 0;
 
-    find_program_dir(dir, sizeof dir);
+    program_dir(dir, sizeof dir);
     rc = config_load_from(config, &sources, &asked, err);
     if (help) *help = asked;
     if (rc == 0 && asked) config_print_help(stdout, "usage: sluiced [MODEL] [options]");
@@ -529,7 +519,7 @@ int config_load_again(struct config *config, int argc, char *const *argv, char *
     struct config_sources sources = { .argc = argc, .argv = argv, .env = env, .program_dir = dir };
     bool asked = false;
 
-    find_program_dir(dir, sizeof dir);
+    program_dir(dir, sizeof dir);
     return config_load_from(config, &sources, &asked, err);
 }
 

@@ -12,6 +12,7 @@ static const struct backend_ops *const cuda = NULL;
 static const struct comm_ops *const cuda_comm = NULL;
 #endif
 
+const struct backend_ops *engine_gpu_backend(void) { return cuda; }
 int engine_exit_code(int code) { return code == ERR_CONFIG || code == ERR_MODEL_FILE ? EXIT_CONFIG : EXIT_FAULT; }
 
 static enum scheduler_policy policy_of(const char *name)

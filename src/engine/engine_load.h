@@ -3,6 +3,7 @@
 #ifndef SLUICE_ENGINE_LOAD_H
 #define SLUICE_ENGINE_LOAD_H
 
+#include <sluice/backend.h>
 #include <sluice/config.h>
 #include <sluice/err.h>
 #include <sluice/loader.h>
@@ -13,6 +14,8 @@
  * error too when they are not NULL. progress: as in ranks_start. ERR_CONFIG, ERR_MODEL_FILE, ERR_NO_MEMORY, ERR_IO. */
 int engine_load(struct engine_setup *setup, struct model_source **src, const struct config *config,
                 void (*progress)(void *arg, double share), void *progress_arg, struct err *err);
+/* The GPUs' backend, NULL in a program without. */
+const struct backend_ops *engine_gpu_backend(void);
 /* The exit code for an error of engine_load. */
 int engine_exit_code(int code);
 

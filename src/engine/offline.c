@@ -19,6 +19,7 @@ struct offline {
 };
 
 int offline_exit_code(int code) { return engine_exit_code(code); }
+const struct backend_ops *offline_gpu_backend(void) { return engine_gpu_backend(); }
 const struct offline_info *offline_info(const struct offline *offline) { return &offline->info; }
 
 /* ---- start and end ---- */

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/program.h"
 #include "bench_private.h"
 
 #define SUFFIX "_bench"
@@ -18,17 +19,6 @@ static int is_bench(const struct dirent *entry)
     size_t len = strlen(entry->d_name), end = strlen(SUFFIX);
 
     return len > end && !strcmp(entry->d_name + len - end, SUFFIX) && strcmp(entry->d_name, "scheduler_bench") != 0;
-}
-
-static bool program_dir(char dir[PATH_MAX])
-{
-    ssize_t len = readlink("/proc/self/exe", dir, PATH_MAX - 1);
-    char *slash;
-
-    dir[len > 0 ? len : 0] = '\0';
-    slash = strrchr(dir, '/');
-    if (slash) *slash = '\0';
-    return slash != NULL;
 }
 
 /* The exit code of the program. */
@@ -68,7 +58,7 @@ int bench_kernels(int argc, char **argv)
         return 0;
     }
     const char *only = argc > 1 && argv[1][0] != '-' ? argv[1] : NULL;
-    int num = program_dir(dir) ? scandir(dir, &found, is_bench, alphasort) : 0;
+    int num = program_dir(dir, sizeof dir) ? scandir(dir, &found, is_bench, alphasort) : 0;
     for (int i = 0; i < num; i++) {
         if (chosen(only, found[i]->d_name) && !code) {
             fprintf(stderr, "%s\n", found[i]->d_name);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/program.h"
 
 enum {
     BACKOFF_FIRST_MS = 1000,
@@ -420,16 +422,10 @@ static void on_heartbeat(uv_timer_t *timer)
 /* sluice-engine beside the running program unless the configuration names one. */
 static char *find_engine(const struct config *config)
 {
-    char self[4096];
+    char beside[PATH_MAX];
 
     if (config->engine_path && config->engine_path[0]) return strdup(config->engine_path);
-    ssize_t len = readlink("/proc/self/exe", self, sizeof self - 32);
-    if (len <= 0) return strdup("sluice-engine");
-    self[len] = '\0';
-    char *slash = strrchr(self, '/');
-    if (!slash) return strdup("sluice-engine");
-    memcpy(slash + 1, "sluice-engine", sizeof "sluice-engine");
-    return strdup(self);
+    return strdup(program_beside(beside, sizeof beside, "sluice-engine") ? beside : "sluice-engine");
 }
 
 /* argv[0] and the options; config_engine_args gives the options alone. */

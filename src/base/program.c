@@ -1,0 +1,25 @@
+#include "base/program.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+bool program_dir(char *dir, size_t size)
+{
+    ssize_t len = readlink("/proc/self/exe", dir, size);
+
+    if (len <= 0 || (size_t)len >= size) len = 0;
+    dir[len] = '\0';
+    char *slash = strrchr(dir, '/');
+    if (slash) *slash = '\0';
+    return slash != NULL;
+}
+
+bool program_beside(char *path, size_t size, const char *name)
+{
+    char dir[PATH_MAX];
+    int n = program_dir(dir, sizeof dir) ? snprintf(path, size, "%s/%s", dir, name) : snprintf(path, size, "%s", name);
+
+    return n >= 0 && (size_t)n < size;
+}
