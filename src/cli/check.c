@@ -51,12 +51,13 @@ static void print_model(const struct config *config, const struct model_source *
     if (f16) printf("  %-26s %" PRId64 " bytes (f16)\n", "KV cache per token", kv_bytes_per_token(model, DTYPE_F16));
 }
 
-/* On a GPU that is not here the room for KV is unknown: the column shows what one full context takes. */
+/* What a GPU holds is known to its backend, which this program lacks: the column shows what one full context takes, and nothing is
+ * refused for want of the host's memory. */
 static bool size_unknown_room(const struct config *config, struct ranks_options *options, uint64_t *host_bytes)
 {
-    bool unknown = strcmp(config->device, "cuda") == 0;
+    bool on_gpu = strcmp(config->device, "cuda") == 0 || (strcmp(config->device, "auto") == 0 && gpus_visible() > 0);
 
-    if (!unknown) return false;
+    if (!on_gpu) return false;
     *host_bytes = UINT64_MAX / 4;
     if (options->kv_cache_bytes || options->num_blocks_override > 0) return true;
     options->num_blocks_override = (options->max_model_len + options->block_size - 1) / options->block_size;
@@ -77,11 +78,11 @@ static int print_ranks(const struct config *config, const struct model_config *m
 
     if (rc < 0) return rc;
     int num_ranks = options.tp_size * options.pp_size;
-    bool unknown = size_unknown_room(config, &options, &host_bytes);
+    bool on_gpu = size_unknown_room(config, &options, &host_bytes);
     if ((rc = ranks_plan(plans, model, &options, host_bytes, NULL, err)) < 0) return rc;
     printf("\nlayout: %d replica%s of %d rank%s, tp %d x pp %d, %s%s\n", (int)config->data_parallel_size,
            config->data_parallel_size > 1 ? "s" : "", num_ranks, num_ranks > 1 ? "s" : "", options.tp_size,
-           options.pp_size, options.ops->name, unknown ? "; KV of one full context, GPU memory is not known here" : "");
+           options.pp_size, on_gpu ? "cuda" : options.ops->name, on_gpu ? "; sizes as on a CPU with KV of one full context: sluice plan has the GPU's" : "");
     for (int i = -1; i <= num_ranks; i++) {
         ranks_plan_line(line, plans, num_ranks, i);
         printf("  %s\n", line);

@@ -64,6 +64,18 @@ def test_impossible_layouts_are_refused(program, flags, numbers, nearest):
     assert '"event":"replica' not in done.stderr        # no engine was started
 
 
+def test_check_does_not_ask_for_the_hosts_memory_where_gpus_are(tmp_path):
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16384, "intermediate_size": 65536,
+              "num_hidden_layers": 200, "num_attention_heads": 128, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
+              "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))          # a trillion parameters
+    argv = [str(BIN / "sluice"), "check", str(tmp_path), "--load-format", "dummy", "--tensor-parallel-size", "8"]
+    gpus = subprocess.run(argv, capture_output=True, text=True, timeout=20, env={**os.environ, "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"})
+    assert gpus.returncode == 0 and "tp 8 x pp 1, cuda" in gpus.stdout, gpus.stderr
+    cpu = subprocess.run(argv, capture_output=True, text=True, timeout=20, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert cpu.returncode == 78 and "weights" in cpu.stderr
+
+
 def test_check_prints_the_layout():
     argv = [str(BIN / "sluice"), "check", "--model", str(MODEL), "--tensor-parallel-size", "3", "--pipeline-parallel-size", "2"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
