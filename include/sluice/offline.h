@@ -49,7 +49,9 @@ struct offline_info {
 int  offline_open(struct offline **out, const struct config *config, int32_t max_sequences, struct err *err);
 void offline_close(struct offline *offline);
 int  offline_exit_code(int code);
-const struct backend_ops *offline_gpu_backend(void);   /* NULL in a program without CUDA */
+/* What offline_open asks its ranks for; layers: storage that options points into. ERR_CONFIG. */
+int  offline_ranks_options(struct ranks_options *options, int layers[MAX_PP], const struct config *config, const struct model_config *model,
+                           struct err *err);
 const struct offline_info *offline_info(const struct offline *offline);
 /* ERR_QUEUE_FULL, ERR_CONTEXT_LENGTH, ERR_NO_MEMORY. Ends the validity of the last step's events. */
 int  offline_add(struct offline *offline, const struct offline_request *request);

@@ -46,6 +46,8 @@ struct layout {
     int num_devices;                     /* GPUs to place the ranks on; 0: no limit (CPU) or unknown */
 };
 void layout_of_config(struct layout *layout, const struct config *config);
+/* Whether its ranks belong on GPUs, as far as one can tell here: device cuda, or auto where one is visible. */
+bool layout_on_gpus(const struct config *config);
 static inline const int *layout_layers(const struct layout *layout) { return layout->told ? layout->layers : NULL; }
 /* Before anything loads: ERR_CONFIG in one line with the numbers and the nearest layout that is possible. */
 int layout_check(const struct layout *layout, const struct model_config *config, struct err *err);

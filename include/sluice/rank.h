@@ -68,6 +68,7 @@ struct memory_plan {
     int32_t block_size, max_model_len;
     uint64_t kv, total;
 };
+#define MEMORY_PLAN_WAYS_OUT ". Ways out: "      /* what follows the reason when it refuses */
 /* device_bytes: of this rank; context_bytes of them are taken already. KV blocks: kv_cache_bytes, else num_blocks_override, else the least of what is left under
  * the headroom, what max_num_seqs x max_model_len can use, and (host memory) 1 GiB for all ranks, but room for one
  * sequence of max_model_len. ERR_CONFIG naming the term that does not fit and three ways out. */
@@ -93,11 +94,15 @@ struct layout_offer {
     uint64_t room_bytes;                   /* what that rank has for KV under the headroom, used or not */
     struct err why;
 };
+static inline bool layout_is_roomy(const struct layout_offer *offer)
+{
+    return offer->room_bytes >= offer->memory.device_bytes / LAYOUT_ROOM_SHARE;
+}
 /* Every tp x pp that divides num_gpus (1..MAX_HOST_GPUS), in order of ranks per replica, then of pp. options: its tp_size, pp_size and
  * layer_partition are not looked at. device_bytes: of one GPU; context_bytes of them are taken before. Returns how many. */
 int  layouts_offered(struct layout_offer offers[MAX_LAYOUTS], const struct model_config *config, const struct ranks_options *options,
                      int num_gpus, uint64_t device_bytes, uint64_t context_bytes);
-/* The one to take: of those that leave 1/LAYOUT_ROOM_SHARE of the memory to KV the one with the fewest ranks per replica (most replicas,
+/* The one to take: of those that leave 1/LAYOUT_ROOM_SHARE of the memory to KV (the roomy ones) the one with the fewest ranks per replica (most replicas,
  * least traffic), tp before pp; when none does, the one with the most room. -1: none fits. */
 int  layouts_best(const struct layout_offer *offers, int n);
 /* Host memory this process may still take: MemAvailable, or what its cgroup leaves if that is less. 0: unknown. */

@@ -23,3 +23,10 @@ bool program_beside(char *path, size_t size, const char *name)
 
     return n >= 0 && (size_t)n < size;
 }
+
+bool wants_help(int argc, char **argv)
+{
+    for (int i = 0; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) return true;
+    return false;
+}

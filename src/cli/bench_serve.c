@@ -10,6 +10,7 @@
 
 #include <sluice/bench.h>
 
+#include "base/program.h"
 #include "load.h"
 #include "say.h"
 #include "serve_report.h"

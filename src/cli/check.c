@@ -10,6 +10,7 @@
 #include <sluice/parallel.h>
 #include <sluice/rank.h>
 
+#include "base/program.h"
 #include "say.h"
 
 static const char *format_name(enum load_format format)
@@ -55,9 +56,7 @@ static void print_model(const struct config *config, const struct model_source *
  * refused for want of the host's memory. */
 static bool size_unknown_room(const struct config *config, struct ranks_options *options, uint64_t *host_bytes)
 {
-    bool on_gpu = strcmp(config->device, "cuda") == 0 || (strcmp(config->device, "auto") == 0 && gpus_visible() > 0);
-
-    if (!on_gpu) return false;
+    if (!layout_on_gpus(config)) return false;
     *host_bytes = UINT64_MAX / 4;
     if (options->kv_cache_bytes || options->num_blocks_override > 0) return true;
     options->num_blocks_override = (options->max_model_len + options->block_size - 1) / options->block_size;

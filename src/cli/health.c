@@ -8,6 +8,7 @@
 
 #include <sluice/config.h>
 
+#include "base/program.h"
 #include "say.h"
 #include "url.h"
 

@@ -14,6 +14,7 @@
 
 #include <sluice/bench.h>
 
+#include "base/program.h"
 #include "load.h"
 #include "say.h"
 #include "serve_report.h"

@@ -36,10 +36,3 @@ int say_done(const char *command)
     fprintf(stderr, "sluice %s: writing: %s\n", command, strerror(errno));
     return EXIT_FAULT;
 }
-
-bool wants_help(int argc, char **argv)
-{
-    for (int i = 0; i < argc && strcmp(argv[i], "--") != 0; i++)
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) return true;
-    return false;
-}

@@ -12,6 +12,5 @@ int  say_error(const char *command, const struct err *err);
 int  say_refused(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Was all of stdout written? 0 or EXIT_FAULT with a message (a full disk must not look like success). */
 int  say_done(const char *command);
-bool wants_help(int argc, char **argv);     /* --help or -h before any "--" */
 
 #endif

@@ -7,6 +7,7 @@
 #include <sluice/config.h>
 #include <sluice/version.h>
 
+#include "base/program.h"
 #include "say.h"
 
 #define OPTIONS_USAGE "usage: sluice options [--markdown | --yaml]"

@@ -12,7 +12,6 @@ static const struct backend_ops *const cuda = NULL;
 static const struct comm_ops *const cuda_comm = NULL;
 #endif
 
-const struct backend_ops *engine_gpu_backend(void) { return cuda; }
 int engine_exit_code(int code) { return code == ERR_CONFIG || code == ERR_MODEL_FILE ? EXIT_CONFIG : EXIT_FAULT; }
 
 static enum scheduler_policy policy_of(const char *name)
@@ -44,6 +43,14 @@ static void setup_of(struct engine_setup *setup, const struct config *config, co
     model_source_digest(src, setup->model_digest);
 }
 
+int engine_ranks_options(struct ranks_options *options, int layers[MAX_PP], const struct config *config, const struct model_config *model,
+                         struct err *err)
+{
+    if (!cuda && !strcmp(config->device, "cuda"))
+        return err_set(err, ERR_CONFIG, "--device: this sluice-engine was built without CUDA");
+    return ranks_options_of(options, layers, config, model, cuda, err);
+}
+
 static uint64_t free_memory(void *ranks) { return ranks_free_memory(ranks); }
 
 int engine_load(struct engine_setup *setup, struct model_source **src, const struct config *config,
@@ -55,9 +62,7 @@ int engine_load(struct engine_setup *setup, struct model_source **src, const str
 
     if (!config->model || !config->model[0]) return err_set(err, ERR_CONFIG, "--model: no model given");
     if ((rc = model_source_open(src, config->model, load_format_from_name(config->load_format), err)) < 0) return rc;
-    if (!cuda && !strcmp(config->device, "cuda"))
-        return err_set(err, ERR_CONFIG, "--device: this sluice-engine was built without CUDA");
-    if ((rc = ranks_options_of(&options, layers, config, model_source_config(*src), cuda, err)) < 0) return rc;
+    if ((rc = engine_ranks_options(&options, layers, config, model_source_config(*src), err)) < 0) return rc;
     setup_of(setup, config, *src, options.max_model_len);
     bool on_gpu = cuda && (options.ops == cuda || options.ops == cuda->f16);
     if (on_gpu) options.comm_ops = cuda_comm;

@@ -3,10 +3,10 @@
 #ifndef SLUICE_ENGINE_LOAD_H
 #define SLUICE_ENGINE_LOAD_H
 
-#include <sluice/backend.h>
 #include <sluice/config.h>
 #include <sluice/err.h>
 #include <sluice/loader.h>
+#include <sluice/rank.h>
 
 #include "engine.h"
 
@@ -14,8 +14,9 @@
  * error too when they are not NULL. progress: as in ranks_start. ERR_CONFIG, ERR_MODEL_FILE, ERR_NO_MEMORY, ERR_IO. */
 int engine_load(struct engine_setup *setup, struct model_source **src, const struct config *config,
                 void (*progress)(void *arg, double share), void *progress_arg, struct err *err);
-/* The GPUs' backend, NULL in a program without. */
-const struct backend_ops *engine_gpu_backend(void);
+/* ranks_options_of with the GPUs' backend, if this program has it; device cuda is refused if not. */
+int engine_ranks_options(struct ranks_options *options, int layers[MAX_PP], const struct config *config, const struct model_config *model,
+                         struct err *err);
 /* The exit code for an error of engine_load. */
 int engine_exit_code(int code);
 

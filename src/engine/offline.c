@@ -19,7 +19,13 @@ struct offline {
 };
 
 int offline_exit_code(int code) { return engine_exit_code(code); }
-const struct backend_ops *offline_gpu_backend(void) { return engine_gpu_backend(); }
+
+int offline_ranks_options(struct ranks_options *options, int layers[MAX_PP], const struct config *config, const struct model_config *model,
+                          struct err *err)
+{
+    return engine_ranks_options(options, layers, config, model, err);
+}
+
 const struct offline_info *offline_info(const struct offline *offline) { return &offline->info; }
 
 /* ---- start and end ---- */

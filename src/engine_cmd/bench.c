@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/program.h"
 #include "bench_private.h"
 
 static const struct {
@@ -43,13 +44,6 @@ int bench_main(int argc, char **argv)
 }
 
 /* ---- one run ---- */
-
-static bool wants_help(int argc, char **argv)
-{
-    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
-        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return true;
-    return false;
-}
 
 static void print_help(const struct bench_run *run)
 {
@@ -92,7 +86,7 @@ int bench_run_open(struct bench_run *run, const int64_t *max_sequences, struct e
 {
     int rc;
 
-    if (wants_help(run->argc, run->argv)) {
+    if (wants_help(run->argc - 1, run->argv + 1)) {
         print_help(run);
         return 1;
     }

@@ -13,8 +13,9 @@
 #include <sluice/offline.h>
 #include <sluice/rank.h>
 
+#include "base/program.h"
+
 enum { CONTEXT_MIB = 1024 };       /* what a driver takes of a GPU before anybody else, where none is there to say */
-#define WAYS_OUT ". Ways out: "    /* the end of what the memory plan refuses with */
 static const double GIB = 1073741824.0;
 
 static const char usage[] =
@@ -73,7 +74,7 @@ static int find_place(struct place *place, const struct plan_args *args, const s
 {
     if (options->ops->device_memory) return find_gpus(place, args, options, err);
     if (args->gpus > 0 || args->gpu_memory > 0)
-        return err_set(err, ERR_CONFIG, "--gpus and --gpu-memory: %s", offline_gpu_backend() ? "--device cpu has none" : "this sluice-engine was built without CUDA");
+        return err_set(err, ERR_CONFIG, "--gpus and --gpu-memory: what is planned for is the CPU (--device)");
     place->device_bytes = host_memory_bytes();
     return 0;
 }
@@ -98,8 +99,8 @@ static void print_offers(const struct layout_offer *offers, int n, int best)
         const struct memory_plan *memory = &offer->memory;
         printf("%c  %3d %3d %9d ", i == best ? '*' : ' ', offer->tp_size, offer->pp_size, offer->dp_size);
         if (!offer->fits) {
-            const char *why = offer->why.message;
-            printf("%12s  %.*s\n", "no:", (int)(strstr(why, WAYS_OUT) ? strstr(why, WAYS_OUT) - why : (ptrdiff_t)strlen(why)), why);
+            const char *why = offer->why.message, *ways = strstr(why, MEMORY_PLAN_WAYS_OUT);
+            printf("%12s  %.*s\n", "no:", (int)(ways ? (size_t)(ways - why) : strlen(why)), why);
             continue;
         }
         int64_t tokens = (int64_t)memory->num_blocks * memory->block_size;
@@ -110,12 +111,10 @@ static void print_offers(const struct layout_offer *offers, int n, int best)
 
 static void print_choice(const struct place *place, const struct layout_offer *offer, const struct config *config)
 {
-    bool roomy = offer->room_bytes >= offer->memory.device_bytes / LAYOUT_ROOM_SHARE;
-
     if (place->num_gpus) {
         printf("\n* sluiced %s --tensor-parallel-size %d --pipeline-parallel-size %d --data-parallel-size %d\n", config->model, offer->tp_size,
                offer->pp_size, offer->dp_size);
-        if (roomy) printf("  The smallest replica that leaves a fifth of a GPU to the KV cache: most replicas, and the least traffic between GPUs.\n");
+        if (layout_is_roomy(offer)) printf("  The smallest replica that leaves a fifth of a GPU to the KV cache: most replicas, and the least traffic between GPUs.\n");
         else printf("  No layout leaves a fifth of a GPU to the KV cache: this one leaves the most.\n");
     }
     printf("\n%s:\n", place->num_gpus > 1 ? "the fullest of its GPUs" : place->num_gpus ? "the GPU" : "the host's memory");
@@ -135,8 +134,7 @@ static int plan(const struct config *config, const struct plan_args *args, const
 
     one.tensor_parallel_size = one.pipeline_parallel_size = one.data_parallel_size = 1;
     one.pp_layer_partition.n = 0;
-    if (!offline_gpu_backend() && !strcmp(config->device, "cuda")) return err_set(err, ERR_CONFIG, "--device: this sluice-engine was built without CUDA");
-    if ((rc = ranks_options_of(&options, layers, &one, model, offline_gpu_backend(), err)) < 0) return rc;
+    if ((rc = offline_ranks_options(&options, layers, &one, model, err)) < 0) return rc;
     if ((rc = find_place(&place, args, &options, err)) < 0) return rc;
     options.src = src;
     int n = layouts_offered(offers, model, &options, place.num_gpus ? place.num_gpus : 1, place.device_bytes, place.context_bytes);
@@ -144,7 +142,7 @@ static int plan(const struct config *config, const struct plan_args *args, const
     print_place(&place, config, &options);
     print_offers(offers, n, best);
     if (best < 0) {
-        const char *ways = strstr(offers[n - 1].why.message, WAYS_OUT);
+        const char *ways = strstr(offers[n - 1].why.message, MEMORY_PLAN_WAYS_OUT);
         return err_set(err, ERR_CONFIG, "no layout holds this model at these options%s", ways ? ways : "");
     }
     print_choice(&place, &offers[best], config);
@@ -163,8 +161,7 @@ int plan_main(int argc, char **argv)
     struct model_source *src = NULL;
     struct err err = { 0 };
 
-    for (int i = 0; i < argc && strcmp(argv[i], "--") != 0; i++) {
-        if (strcmp(argv[i], "--help") != 0 && strcmp(argv[i], "-h") != 0) continue;
+    if (wants_help(argc, argv)) {
         fputs(usage, stdout);
         bench_options_help(options, NUM_OPTIONS, stdout);
         puts("\nAll engine options of sluiced --help are accepted too: what is planned is what would start.");

@@ -10,12 +10,14 @@
 struct model_arch_desc {
     const char *name;
     struct weight_groups weights;
-    int (*forward)(struct model *model, const struct step_plan *plan, float **logits);
+    int (*layers)(struct model *model, const struct step_plan *plan, int64_t num_layers);     /* the embedding and the first layers */
+    int (*forward)(struct model *model, const struct step_plan *plan, float **logits);        /* all of them, and the head */
 };
 
 extern const struct model_arch_desc arch_llama, arch_qwen2, arch_qwen3;
 
-/* The forward of every Llama-shaped decoder. */
+/* Those of every Llama-shaped decoder. */
+int llama_layers(struct model *model, const struct step_plan *plan, int64_t num_layers);
 int llama_forward(struct model *model, const struct step_plan *plan, float **logits);
 
 struct model {

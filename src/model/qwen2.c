@@ -6,5 +6,6 @@ const struct model_arch_desc arch_qwen2 = {
     .name = "qwen2",
     .weights = { .once = { SLOT_GROUP(embedding_slots) },
                  .layer = { SLOT_GROUP(decoder_slots), SLOT_GROUP(qkv_bias_slots) } },
+    .layers = llama_layers,
     .forward = llama_forward,
 };

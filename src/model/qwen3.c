@@ -11,5 +11,6 @@ const struct model_arch_desc arch_qwen3 = {
     .name = "qwen3",
     .weights = { .once = { SLOT_GROUP(embedding_slots) },
                  .layer = { SLOT_GROUP(decoder_slots), SLOT_GROUP(qk_norm_slots), SLOT_GROUP(qkv_bias_slots) } },
+    .layers = llama_layers,
     .forward = llama_forward,
 };

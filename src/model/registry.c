@@ -148,10 +148,7 @@ static struct matmul_shape shape_of(const struct model *model, enum weight_id id
 static void rehearse(void *arg, const struct step_plan *plan, int64_t num_layers)
 {
     struct model *model = arg;
-    if (layer_embed(model, plan) < 0) return;              /* nothing fails without other ranks */
-    layer_first_norm(model, plan, false);
-    for (int64_t layer = 0; layer < num_layers; layer++)
-        if (layer_attention(model, plan, layer) < 0 || layer_mlp(model, plan, layer) < 0) return;
+    model->arch->layers(model, plan, num_layers);          /* nothing fails without other ranks */
 }
 
 /* The shapes of every product of a step, once each. */

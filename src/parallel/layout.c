@@ -139,6 +139,11 @@ int layout_check(const struct layout *layout, const struct model_config *config,
     return check_devices(layout, err);
 }
 
+bool layout_on_gpus(const struct config *config)
+{
+    return strcmp(config->device, "cuda") == 0 || (strcmp(config->device, "auto") == 0 && gpus_visible() > 0);
+}
+
 void layout_of_config(struct layout *layout, const struct config *config)
 {
     const struct str_list *told = &config->pp_layer_partition;

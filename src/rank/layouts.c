@@ -57,9 +57,8 @@ int layouts_best(const struct layout_offer *offers, int n)
     int best = -1;
 
     for (int i = 0; i < n; i++) {
-        const struct memory_plan *memory = &offers[i].memory;
         if (!offers[i].fits) continue;
-        if (offers[i].room_bytes >= memory->device_bytes / LAYOUT_ROOM_SHARE) return i;      /* they stand in order */
+        if (layout_is_roomy(&offers[i])) return i;      /* they stand in order */
         if (best < 0 || offers[i].room_bytes > offers[best].room_bytes) best = i;
     }
     return best;

@@ -130,7 +130,7 @@ static int choose_blocks(struct memory_plan *plan, const struct model_config *co
         const char *term = largest_fixed_term(plan);
         return err_set(err, ERR_CONFIG,
                        "memory plan: weights %.0f MiB + activations %.0f + workspace %.0f + rope table %.0f + "
-                       "driver and libraries %.0f do not fit into %.0f MiB (%.0f less headroom %.0f); the largest term is %s. Ways out: a "
+                       "driver and libraries %.0f do not fit into %.0f MiB (%.0f less headroom %.0f); the largest term is %s" MEMORY_PLAN_WAYS_OUT "a "
                        "smaller max_num_batched_tokens or max_num_seqs, a smaller model, more memory or ranks",
                        mib(plan->weights), mib(plan->activations), mib(plan->workspace), mib(plan->rope_table),
                        mib(plan->context + plan->library), mib(usable), mib(plan->device_bytes), mib(plan->headroom_bytes), term);
@@ -142,7 +142,7 @@ static int choose_blocks(struct memory_plan *plan, const struct model_config *co
         if (blocks < one_seq) {
             return err_set(err, ERR_CONFIG,
                            "memory plan: kv has room for %" PRIu64 " blocks of %d tokens (%.2f MiB each), one "
-                           "sequence of max_model_len %d needs %" PRIu64 ". Ways out: a smaller max_model_len, a "
+                           "sequence of max_model_len %d needs %" PRIu64 MEMORY_PLAN_WAYS_OUT "a smaller max_model_len, a "
                            "larger kv_cache_memory_bytes or smaller headroom, kv_cache_dtype bf16 or more ranks",
                            blocks, (int)options->block_size, mib(plan->kv_per_block), (int)options->max_model_len,
                            one_seq);
@@ -151,7 +151,7 @@ static int choose_blocks(struct memory_plan *plan, const struct model_config *co
     if (blocks > INT32_MAX || blocks > (usable - fixed) / plan->kv_per_block) {
         return err_set(err, ERR_CONFIG,
                        "memory plan: kv of %" PRIu64 " blocks (%.2f MiB each) does not fit into the %.0f MiB "
-                       "that weights, activations and workspace leave. Ways out: fewer blocks (kv_cache_memory_bytes, "
+                       "that weights, activations and workspace leave" MEMORY_PLAN_WAYS_OUT "fewer blocks (kv_cache_memory_bytes, "
                        "num_gpu_blocks_override), smaller headroom, kv_cache_dtype bf16 or more ranks",
                        blocks, mib(plan->kv_per_block), mib(usable - fixed));
     }

@@ -142,7 +142,7 @@ int ranks_options_of(struct ranks_options *options, int layers[MAX_PP], const st
         return err_set(err, ERR_CONFIG, "max_model_len: %lld is above the model's %d", (long long)config->max_model_len,
                        (int)model->max_position_embeddings);
     }
-    if (strcmp(config->device, "cpu") == 0 || (strcmp(config->device, "auto") == 0 && gpus_visible() == 0)) cuda = NULL;
+    if (!layout_on_gpus(config)) cuda = NULL;
     if ((rc = dtype_check(config, cuda || strcmp(config->device, "cuda") == 0, fast, err)) < 0) return rc;
     if (cuda && cuda->f16 && asks_f16(config, model)) cuda = cuda->f16;
     layout_of_config(&layout, config);
